@@ -1,0 +1,40 @@
+# prefixkit: `make demo` trains a prefix on real reviews; `make test` runs the checks. Both set up everything first.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PY := .venv/bin/python
+# Tests use few threads: two OpenMP threads fighting for a busy core are slower than one.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test test-all lint setup format clean
+
+demo: setup
+	@$(PY) -m prefixkit train positive-reviews --resume
+
+test: setup lint
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+
+test-all: setup lint
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+
+format: setup
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+setup: .venv/ready
+
+# torch first: its CPU build satisfies everyone else's range, so no CUDA build is pulled in behind it.
+.venv/ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (once; a few minutes)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch .venv/ready
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,47 @@
+"""prefixkit: prefix tuning for frozen language models.
+
+    base = pk.load_base_model("smollm2-135m")
+    prefix = pk.Prefix.load("runs/positive-reviews")
+    with pk.attach(base.model, prefix):
+        base.model.generate(...)
+
+Names are imported when first used, so that `import prefixkit` alone loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefixkit.config import Recipe as Recipe
+    from prefixkit.config import load_recipe as load_recipe
+    from prefixkit.errors import PrefixkitError as PrefixkitError
+    from prefixkit.injection import Handle as Handle
+    from prefixkit.injection import attach as attach
+    from prefixkit.models import Base as Base
+    from prefixkit.models import load_base_model as load_base_model
+    from prefixkit.prefix import Prefix as Prefix
+    from prefixkit.prefix import PrefixEncoder as PrefixEncoder
+    from prefixkit.prefix import PrefixStates as PrefixStates
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Base": "models",
+    "Handle": "injection",
+    "Prefix": "prefix",
+    "PrefixEncoder": "prefix",
+    "PrefixStates": "prefix",
+    "PrefixkitError": "errors",
+    "Recipe": "config",
+    "attach": "injection",
+    "load_base_model": "models",
+    "load_recipe": "config",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefixkit' has no attribute {name!r}")
+    return getattr(import_module(f"prefixkit.{_HOMES[name]}"), name)

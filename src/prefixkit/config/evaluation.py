@@ -1,0 +1,28 @@
+"""Settings of the evaluation."""
+
+from pydantic import Field
+
+from prefixkit.config.section import Section
+
+
+class EvaluationConfig(Section):
+    """What is measured after training, and on how much."""
+
+    heldout_rows: int = Field(128, ge=1)
+    """Test rows the held-out loss is measured on."""
+    contrast_rows: int = Field(128, ge=0)
+    """Test rows of other labels; the gap between the two losses is the steering."""
+    samples: int = Field(256, ge=0)
+    """Texts generated per system; 0 leaves the measures on generated text out."""
+    prompts: list[str] | None = Field(None, min_length=1)
+    """What the generations continue, in turn; left out, data.prompt for texts, test inputs otherwise."""
+    instruction: str | None = None
+    """A hand-written instruction for the base model: the baseline every prefix must beat."""
+    judge: bool = True
+    """Train a sentiment judge on the judge rows and score generations with it; needs labels."""
+    bootstrap: int = Field(1000, ge=100)
+    """Resamples behind each 95% interval."""
+    novelty_n: int = Field(5, ge=2)
+    """Length of the n-grams novelty counts."""
+    seed: int = Field(0, ge=0)
+    """Seed of sampling and resampling; separate from train.seed so that every run meets the same dice."""

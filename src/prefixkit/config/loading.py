@@ -1,0 +1,169 @@
+"""From a YAML file and `a.b=c` overrides to a `Recipe`, with errors a person can act on."""
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from prefixkit.config.recipe import Recipe
+from prefixkit.errors import ConfigError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers include 5e-3 (YAML 1.1 reads that as a word) and whose keys are unique."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ConfigError(f"{min(twice)}: given twice in the same section; keep one")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with prefixkit."""
+    folder = resources.files("prefixkit") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_text(name_or_path: str) -> str:
+    """Return the text of a recipe file, or of a shipped recipe by its name.
+
+    Raises:
+        ConfigError: there is no such file and no such recipe.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not a UTF-8 text file; a recipe is YAML") from None
+    name = path.name.removesuffix(".yaml")
+    if name in recipe_names() and path.parent.name in ("", "recipes"):
+        return (resources.files("prefixkit") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    hint = did_you_mean(name, recipe_names())
+    raise ConfigError(f"{name_or_path}: no such recipe file{hint or '; see `prefixkit recipes list`'}")
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as ``prefix.num_virtual_tokens=50``.
+
+    Args:
+        name_or_path: a YAML file, or the name of a shipped recipe.
+        overrides: ``section.key=value`` texts; values are read as YAML.
+
+    Raises:
+        ConfigError: a key is unknown, a value has the wrong type or range, or the file is not YAML. The message
+            starts with the path of the field.
+    """
+    return parse_recipe(recipe_text(name_or_path), overrides, source=name_or_path)
+
+
+def parse_recipe(text: str, overrides: Iterable[str] = (), *, source: str = "recipe") -> Recipe:
+    """Like `load_recipe`, from the recipe's text."""
+    values = _parse_yaml(text, source)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected sections such as `prefix:`, got {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    return validate_recipe(values)
+
+
+def validate_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Turn plain values into a `Recipe`.
+
+    Raises:
+        ConfigError: as for `load_recipe`.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error.errors()[0])) from None
+
+
+def dump_recipe(recipe: Recipe, *, only_changes: bool = False) -> str:
+    """Return a recipe as YAML, whole or only where it differs from the defaults."""
+    values = recipe.model_dump(mode="json", exclude_defaults=only_changes)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with one more number format
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, equals, raw = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{override}: expected key=value, such as prefix.num_virtual_tokens=50")
+    *parents, leaf = path.split(".")
+    for depth, parent in enumerate(parents):
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        values = child
+    values[leaf] = _parse_yaml(raw, path)
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line for one pydantic error: the field's path, what was expected, what was given."""
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(location) or "recipe"
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        hint = did_you_mean(location[-1], _keys_at(location[:-1]))
+        return f"{path}: unknown key{hint or '; see `prefixkit recipes show` for the known ones'}"
+    if kind == "value_error":
+        return f"{path}: {context['error']}"
+    bounds = _bounds(location)
+    if bounds and kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        return f"{path}: expected {bounds}, got {given!r}"
+    expected = error["msg"].removeprefix("Input should be ")
+    return f"{path}: expected {expected}, got {given!r}"
+
+
+def _section_at(location: list[str]) -> type[BaseModel] | None:
+    section: type[BaseModel] = Recipe
+    for part in location:
+        field = section.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        section = field.annotation
+    return section
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    section = _section_at(location)
+    return list(section.model_fields) if section else []
+
+
+def _bounds(location: list[str]) -> str:
+    """Return the range of a numeric field, such as ``0-3`` or ``at least 1``."""
+    section = _section_at(location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    if field is None:
+        return ""
+    limits = {name: getattr(item, name) for item in field.metadata for name in ("ge", "gt", "le", "lt")
+              if getattr(item, name, None) is not None}  # fmt: skip
+    if limits.keys() == {"ge", "le"}:
+        return f"{limits['ge']}-{limits['le']}"
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return " and ".join(f"{words[name]} {limit:g}" for name, limit in limits.items())

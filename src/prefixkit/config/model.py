@@ -1,0 +1,37 @@
+"""Settings of the frozen base model."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from prefixkit.config.section import Section
+
+
+class Dtype(StrEnum):
+    """Number format of the base model's weights."""
+
+    AUTO = "auto"
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Attention(StrEnum):
+    """Attention implementation of transformers that prefixkit prepends the prefix for."""
+
+    SDPA = "sdpa"
+    EAGER = "eager"
+
+
+class ModelConfig(Section):
+    """Which base model to freeze, and how to load it."""
+
+    base: str = Field("smollm2-135m", min_length=1)
+    """A packaged model (smollm2-135m), a folder, a .gguf file, or a hub id such as gpt2."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the default branch if left out."""
+    dtype: Dtype = Field(Dtype.AUTO, strict=False)
+    """auto takes bfloat16 where the hardware computes it natively, else float32."""
+    attention: Attention = Field(Attention.SDPA, strict=False)
+    """sdpa is faster; eager also returns attention weights."""

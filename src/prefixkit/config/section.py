@@ -1,0 +1,9 @@
+"""What every part of a recipe has in common: strict, frozen, and its field texts are the help."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """One part of a recipe. Unknown keys are errors; values are never converted silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)

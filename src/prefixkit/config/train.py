@@ -1,0 +1,78 @@
+"""Settings of the training run."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from prefixkit.config.section import Section
+
+
+class Schedule(StrEnum):
+    """Shape of the learning rate after warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class OnDivergence(StrEnum):
+    """What to do when loss or gradients leave the rails."""
+
+    STOP = "stop"
+    ROLLBACK = "rollback"
+
+
+class DivergenceConfig(Section):
+    """When a run counts as diverged, and what happens then."""
+
+    action: OnDivergence = Field(OnDivergence.ROLLBACK, strict=False)
+    """stop: end with an error, the last checkpoint kept; rollback: return to it once with half the learning rate."""
+    loss_ratio: float = Field(3.0, gt=1)
+    """A loss above this many times the running median counts as exploded."""
+    max_rollbacks: int = Field(2, ge=0)
+    """After this many rollbacks the run stops."""
+
+
+class TrainConfig(Section):
+    """How the prefix is trained."""
+
+    seed: int = Field(0, ge=0)
+    """The run's one seed: initialisation, order of the data, dropout and generation derive from it."""
+    steps: int = Field(200, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(8, ge=1)
+    """Examples per forward pass."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes per optimiser step."""
+    learning_rate: float = Field(5e-3, gt=0)
+    """Peak rate of AdamW. Prefixes want rates ten to a hundred times those of full fine-tuning."""
+    schedule: Schedule = Field(Schedule.LINEAR, strict=False)
+    """Decay after warm-up."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    autocast: bool = False
+    """Mixed precision for a float32 base model: compute in bfloat16 where that is safe."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    group_by_length: bool = True
+    """Put examples of similar length in one batch, so that little is padded."""
+    evaluate_every: int = Field(50, ge=1)
+    """Steps between held-out losses."""
+    validation_rows: int = Field(64, ge=1)
+    """Held-out rows early stopping looks at."""
+    patience: int | None = Field(5, ge=1)
+    """Stop after this many held-out losses without a new best; left out, never."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints to keep."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; left out, as many as the machine (or its container) gives."""
+    report_to: list[str] = []
+    """Trackers of transformers' Trainer, such as tensorboard, wandb or mlflow."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    """What counts as divergence, and what happens then."""

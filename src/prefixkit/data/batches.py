@@ -1,0 +1,107 @@
+"""Batches: padding on the right, and an order that puts texts of similar length together."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from prefixkit.data.examples import NO_LOSS, Example
+from prefixkit.seeding import derive
+
+_BATCHES_PER_POOL = 50
+"""Texts are sorted within pools of this many batches: enough to pad little, few enough to mix well."""
+
+
+class Collator:
+    """Turns examples into a batch, padded on the right to the longest of them."""
+
+    def __init__(self, pad_token_id: int | None):
+        """Take the id to pad with; None (a tokenizer without one) pads with 0, which is masked as well."""
+        self.pad_token_id = 0 if pad_token_id is None else pad_token_id
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Int[Tensor, "b t"]]:
+        """Return `input_ids`, `attention_mask` (1 for text, 0 for padding) and `labels` (-100 on padding)."""
+        width = max(len(example.input_ids) for example in examples)
+
+        def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])  # [b, t]
+
+        return {
+            "input_ids": padded([example.input_ids for example in examples], self.pad_token_id),
+            "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0),
+            "labels": padded([example.labels for example in examples], NO_LOSS),
+        }
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A shuffled order of rows in which every `batch_size` in a row are of similar length.
+
+    The order depends on the seed, the epoch, the lengths and the batch size alone: not on torch's global
+    state, not on how often or how far it was iterated. A run that resumes sets the epoch and skips what it
+    has seen. accelerate and transformers' Trainer call `set_epoch` by themselves.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        group_by_length: bool = True,
+        longest_first: bool = False,
+    ):
+        """Describe the order.
+
+        Args:
+            lengths: tokens of every row.
+            batch_size: rows per batch; the batches themselves are cut by the data loader.
+            seed: the run's seed.
+            group_by_length: false gives a plain shuffled order.
+            longest_first: begin each epoch with the batch that holds the longest row, so that a run that will
+                exhaust memory does so in its first step.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.lengths = tuple(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self.longest_first = longest_first
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the row numbers of one epoch, each once."""
+        generator = torch.Generator().manual_seed(derive(self.seed, f"data.order/{self.epoch}"))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.group_by_length:
+            order = self._grouped(order, generator)
+        yield from order
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
+        """Sort within pools, cut into batches, and shuffle the batches; a short batch comes last."""
+        pool = self.batch_size * _BATCHES_PER_POOL
+        batches = []
+        for start in range(0, len(order), pool):
+            by_length = sorted(order[start : start + pool], key=lambda row: -self.lengths[row])
+            batches += [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
+        # The data loader cuts every batch_size rows: a short batch anywhere but last would shift all after
+        # it.
+        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        if self.longest_first and shuffled:
+            longest = max(range(len(shuffled)), key=lambda i: self.lengths[shuffled[i][0]])
+            shuffled.insert(0, shuffled.pop(longest))
+        return [row for batch in [*shuffled, *short] for row in batch]

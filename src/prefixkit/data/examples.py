@@ -1,0 +1,157 @@
+"""From rows to examples: the token ids a model reads, and which of them it is asked to predict.
+
+Labels follow transformers' convention: `labels[i]` is `input_ids[i]` where position i has loss and -100 where
+it has none; the model shifts them. The first token of an example never has loss, for nothing stands before
+it: with a BOS that is the BOS, which predicts the text's first token from the prefix; without BOS and prompt
+it is the text's own first token, which is then read but not learned.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from prefixkit.config import DataConfig, Format
+from prefixkit.data.chat import (
+    chat_prompt,
+    check_template,
+    conversation_pieces,
+    encode_marked,
+    template_marks_turns,
+)
+from prefixkit.data.encoding import Ids, Piece, encode_pieces, opening_ids
+from prefixkit.data.rows import Row
+from prefixkit.errors import DataError
+
+NO_LOSS = -100
+"""Label of a position without loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text, ready for the model.
+
+    Attributes:
+        prompt: what generation continues. Tokenised with the tokenizer's own special tokens, it gives the ids
+            the example begins with (in a conversation of several replies: up to the last one).
+        text: what is learned, as text.
+        input_ids: the whole example, BOS and EOS included where the tokenizer and the length ask for them.
+        labels: as many as `input_ids`; -100 where there is no loss.
+    """
+
+    prompt: str
+    text: str
+    input_ids: Ids
+    labels: Ids
+
+    @property
+    def loss_tokens(self) -> int:
+        """Number of tokens with loss."""
+        return sum(label != NO_LOSS for label in self.labels)
+
+
+@dataclass(frozen=True)
+class BuiltExamples:
+    """Examples, and what became of the rows they came from.
+
+    Attributes:
+        examples: in the order of the rows.
+        truncated: examples cut at `max_tokens`.
+        without_loss: rows left out because nothing learned remained of them within `max_tokens`.
+    """
+
+    examples: tuple[Example, ...]
+    truncated: int
+    without_loss: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A row's whole ids, before any cut."""
+
+    prompt: str
+    ids: Ids
+    is_learned: tuple[bool, ...]
+
+
+def build_examples(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> BuiltExamples:
+    """Turn rows into examples of at most `config.max_tokens` tokens.
+
+    A text that fits whole ends in EOS, with loss, so that the model learns to stop; a text that was cut does
+    not.
+
+    Raises:
+        DataError: a row is longer than `max_tokens` and `truncate` is off; or, for conversations, the
+            tokenizer has no chat template, or one that cannot be cut into turns.
+    """
+    encode = _encode_conversations if config.format is Format.MESSAGES else _encode_texts
+    examples, truncated = [], 0
+    for row, encoded in zip(rows, encode(rows, config, tokenizer), strict=True):
+        length = len(encoded.ids)
+        if length > config.max_tokens and not config.truncate:
+            raise DataError(
+                f"row {row.number}: {length} tokens, more than data.max_tokens ({config.max_tokens}); "
+                "raise it, or set data.truncate to true to cut longer rows"
+            )
+        truncated += length > config.max_tokens
+        ids = encoded.ids[: config.max_tokens]
+        labels = tuple(
+            token if learned and place > 0 else NO_LOSS
+            for place, (token, learned) in enumerate(zip(ids, encoded.is_learned, strict=False))
+        )
+        examples.append(Example(encoded.prompt, row.learned, ids, labels))
+    kept = tuple(example for example in examples if example.loss_tokens)
+    return BuiltExamples(kept, truncated=truncated, without_loss=len(examples) - len(kept))
+
+
+def text_pieces(row: Row, config: DataConfig) -> tuple[Piece, Piece]:
+    """Return what stands before the learned text, and the learned text.
+
+    For plain text a space joins the two unless the prompt is empty or ends in white space; for pairs the
+    separator does, as part of what stands before.
+    """
+    if row.input is not None:
+        return Piece(row.input + config.separator, is_learned=False), Piece(row.learned, is_learned=True)
+    joint = " " if config.prompt and not config.prompt[-1].isspace() else ""
+    return Piece(config.prompt, is_learned=False), Piece(joint + row.learned, is_learned=True)
+
+
+def _encode_texts(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[_Encoded]:
+    opening = opening_ids(tokenizer)
+    closing = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    pieces = [text_pieces(row, config) for row in rows]
+    for (before, _), (prompt_ids, text_ids) in zip(pieces, encode_pieces(pieces, tokenizer), strict=True):
+        read, learned = opening + tuple(prompt_ids), tuple(text_ids) + closing
+        yield _Encoded(before.text, read + learned, (False,) * len(read) + (True,) * len(learned))
+
+
+def _encode_conversations(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[_Encoded]:
+    check_template(tokenizer)
+    opening = opening_ids(tokenizer)
+    prompts = [chat_prompt(row, tokenizer, opening) for row in rows]
+    if template_marks_turns(tokenizer):
+        for row, prompt in zip(rows, prompts, strict=True):
+            yield _Encoded(prompt, *encode_marked(row, tokenizer))
+        return
+    pieces = [conversation_pieces(row, tokenizer) for row in rows]
+    for row_pieces, parts, prompt in zip(pieces, encode_pieces(pieces, tokenizer), prompts, strict=True):
+        ids: list[int] = []
+        learned: list[bool] = []
+        for piece, part in zip(row_pieces, parts, strict=True):
+            used = _until_stop(part, tokenizer.eos_token_id) if piece.is_learned else 0
+            ids += part
+            learned += [True] * used + [False] * (len(part) - used)
+        yield _Encoded(prompt, tuple(ids), tuple(learned))
+
+
+def _until_stop(ids: Ids, eos_token_id: int | None) -> int:
+    """Length of a reply up to its EOS; a template's line break after it is never generated."""
+    if eos_token_id is None or eos_token_id not in ids:
+        return len(ids)
+    return len(ids) - ids[::-1].index(eos_token_id)

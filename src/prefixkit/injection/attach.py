@@ -1,0 +1,189 @@
+"""Attach a prefix to a model, and take it off again without a trace.
+
+    with attach(model, prefix):                     one prefix for every row
+        model.generate(...)
+    with attach(model, [positive, negative, None]):  one per row, any lengths
+        ...
+    handle = attach(model, encoder)                 a prefix in training
+    ...
+    handle.detach()
+
+Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are
+changed and restored: the name of the attention implementation, a slot on each attention layer, one hook on the
+decoder stack (it runs the encoder once per forward pass and moves the positions past the prefix), and, with one
+prefix per row, `generate` (it may repeat rows for beams; a plain forward may not).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefixkit.errors import InjectionError
+from prefixkit.injection.attention import NAMES
+from prefixkit.injection.positions import check_context, moved_positions, past_tokens
+from prefixkit.injection.slots import Current, Slot, clear, has_slot, place
+from prefixkit.models.fingerprint import check_base
+from prefixkit.models.inspect import Anatomy, inspect_model
+from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
+
+Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
+
+
+def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int | None = None) -> "Handle":
+    """Make a frozen model read a prefix.
+
+    Args:
+        model: a decoder-only transformers model with nothing attached.
+        prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
+            encoder to train; or None, which leaves the model alone.
+        position_offset: for an encoder, the position of the first text token; its longest site if left out.
+
+    Returns:
+        A handle: a context manager, or call its `detach`.
+
+    Raises:
+        UnsupportedModelError: the model cannot take a prefix.
+        BaseMismatchError: a prefix was trained on another base model.
+        InjectionError: something is attached already, or a prefix has another geometry.
+    """
+    anatomy = inspect_model(model)
+    if any(has_slot(module) for module in anatomy.attention):
+        raise InjectionError("a prefix is attached to this model already; detach it first")
+    if isinstance(prefix, PrefixEncoder):
+        source = _from_encoder(anatomy, prefix, position_offset)
+    else:
+        if position_offset is not None:
+            raise InjectionError("position_offset: a saved prefix brings its own; give it for an encoder only")
+        bank = _build_bank(model, anatomy, prefix)
+        source = None if bank is None else lambda: bank
+    rows = len(prefix) if isinstance(prefix, Sequence) else None
+    return Handle(model, anatomy, source, rows)
+
+
+class Handle(AbstractContextManager["Handle"]):
+    """What is attached to a model; `detach` restores the model exactly. Made by `attach`.
+
+    Args:
+        model: the model.
+        anatomy: its sites.
+        source: gives the bank of a forward pass; None attaches nothing.
+        rows: number of rows the bank describes, or None for one prefix shared by all rows.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, anatomy: Anatomy, source: Callable[[], Bank] | None, rows: int | None
+    ) -> None:
+        self._model, self._anatomy, self._source, self._rows = model, anatomy, source, rows
+        self._current = Current()
+        self._repeats = False
+        self._restore: list[Callable[[], object]] = []
+        if source is not None:
+            self._install()
+
+    def detach(self) -> None:
+        """Restore the model; calling it again does nothing."""
+        while self._restore:
+            self._restore.pop()()
+        self._current.bank = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach."""
+        self.detach()
+
+    def _install(self) -> None:
+        model, implementation = self._model, self._model.config._attn_implementation
+        for site, module in enumerate(self._anatomy.attention):
+            place(module, Slot(site, implementation, self._current))
+            self._restore.append(lambda module=module: clear(module))
+        self._restore.append(lambda: model.set_attn_implementation(implementation))
+        model.set_attn_implementation(NAMES[implementation])
+        hook = self._anatomy.stack.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._restore.append(hook.remove)
+        if self._rows is not None:
+            model.generate = self._generate  # type: ignore[method-assign]
+            self._restore.append(lambda: delattr(model, "generate"))
+
+    def _before_forward(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Choose each row's prefix and move the text's positions, before the first layer runs."""
+        assert self._source is not None
+        call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
+        inputs: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+        batch, tokens = inputs.shape[:2]
+        bank = self._source()
+        if self._rows is not None:
+            bank = bank.rows(self._row_index(batch))
+        self._current.bank = bank
+        positions = moved_positions(
+            call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._model.config.model_type == "opt"
+        )
+        if call.get("position_ids") is None:
+            most = past_tokens(call) + tokens + int(bank.offsets.max())
+            check_context(positions, self._anatomy.context_tokens, most)
+        elif self._anatomy.context_tokens is not None:
+            check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
+        return (), call | {"position_ids": positions}
+
+    def _row_index(self, batch: int) -> Tensor:
+        """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
+        assert self._rows is not None
+        repeats, rest = divmod(batch, self._rows)
+        if rest or repeats == 0 or (repeats > 1 and not self._repeats):
+            raise InjectionError(
+                f"prefixes for {self._rows} rows are attached, the batch has {batch}; attach one prefix (or None) per row"
+            )
+        return torch.arange(self._rows).repeat_interleave(repeats)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = next((kwargs[k] for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+        inputs = args[0] if args else inputs
+        if inputs is not None and len(inputs) != self._rows:
+            self._row_index(-1)
+        with self._repeating():
+            return type(self._model).generate(self._model, *args, **kwargs)
+
+    @contextmanager
+    def _repeating(self) -> Iterator[None]:
+        self._repeats = True
+        try:
+            yield
+        finally:
+            self._repeats = False
+
+
+def _from_encoder(anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> Callable[[], Bank]:
+    if encoder.geometry != anatomy.geometry:
+        raise InjectionError("the encoder was made for a model of another geometry")
+    offset = max(encoder.lengths) if offset is None else offset
+    return lambda: stack([encoder()], [offset])
+
+
+def _build_bank(
+    model: PreTrainedModel, anatomy: Anatomy, prefix: Prefix | Sequence[Prefix | None] | None
+) -> Bank | None:
+    """Stack saved prefixes, each distinct one once per row it serves; None if there is nothing to attach."""
+    rows = [prefix] if isinstance(prefix, Prefix) or prefix is None else list(prefix)
+    if not rows:
+        raise InjectionError("no rows: give one prefix (or None) per row of the batch")
+    for each in rows:
+        if not isinstance(each, Prefix | None):
+            raise InjectionError(f"expected a Prefix or None per row, got {type(each).__name__}")
+        if each is not None:
+            if each.states.geometry != anatomy.geometry:
+                raise InjectionError(
+                    f"the prefix of {each.card.base.id} has another geometry than this model; load its base model"
+                )
+            check_base(model, each.card.base)
+    if all(each is None for each in rows):
+        return None
+    return stack(
+        [None if each is None else each.states for each in rows],
+        [0 if each is None else each.position_offset for each in rows],
+    )

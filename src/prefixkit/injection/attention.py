@@ -1,0 +1,114 @@
+"""How a frozen model reads a prefix: its attention sees the prefix's keys and values before its own.
+
+This is one of the two files to read first (the other is `prefix/encoder.py`: what a prefix is). Li & Liang
+(2021), §4.2 put trained activations to the left of the text; with keys and values that is, for every head of
+every layer (He et al., 2022, Eq. 5),
+
+    head = softmax(q [P_K; K]^T * scale) [P_V; V]
+
+    query        [b, h, t, d]
+    key, value   [b, g, s, d]  ->  [b, g, p + s, d]       P_K, P_V: [b, g, p, d]
+    mask         [b, 1, t, s]  ->  [b, 1, t, p + s]       a row sees its own virtual tokens, all of them, always
+    output       [b, t, h, d]
+
+transformers asks a registry for the attention function of a model. The functions below stand in that registry
+under names of their own, prepend, and call the model's own implementation, so that rotary embedding,
+grouped-query attention, soft-capping, sinks, caches and gradient checkpointing stay the model's business.
+Masks are made for the text alone: a sliding window slides over text, and never hides the prefix.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from prefixkit.compat import eager_attention, eager_mask, sdpa_attention, sdpa_mask
+from prefixkit.errors import InjectionError
+from prefixkit.injection.slots import slot_of
+from prefixkit.prefix import SiteBank
+
+Output = tuple[Tensor, Tensor | None]
+
+#: The model's own implementation -> the name under which ours calls it.
+NAMES = {"sdpa": "prefixkit_sdpa", "eager": "prefixkit_eager"}
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> Output:
+    """Attend to the prefix and the text: what transformers calls in place of the model's implementation.
+
+    Args:
+        module: the attention layer that asks.
+        query: `[b, h, t, d]`.
+        key: `[b, g, s, d]`, the text's, earlier tokens from the cache included.
+        value: `[b, g, s, d]`.
+        attention_mask: `[b, 1, t, s]`, boolean (sdpa) or added to the scores (eager).
+        options: dropout, scaling and whatever else the model gives its implementation; passed on.
+
+    Returns:
+        The output `[b, t, h, d]`, and the attention weights `[b, h, t, p + s]` if the implementation has them.
+
+    Raises:
+        InjectionError: nothing is attached to this layer, or the model gave no mask.
+    """
+    slot = slot_of(module)
+    own = eager_attention(module) if slot.implementation == "eager" else sdpa_attention
+    prefix = slot.read(batch_size=key.shape[0])
+    if prefix.length == 0:
+        return own(module, query, key, value, attention_mask, **options)
+    if attention_mask is None:
+        raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
+    prefix = prefix.to(key.device, key.dtype)
+    with_prefix = own(
+        module,
+        query,
+        torch.cat([_per_row(prefix.key, key), key], dim=2),  # [b, g, p + s, d]
+        torch.cat([_per_row(prefix.value, value), value], dim=2),  # [b, g, p + s, d]
+        torch.cat([_columns(prefix, attention_mask), attention_mask], dim=3),  # [b, 1, t, p + s]
+        **options | {"is_causal": False},  # the mask says it all; a causal flag would be aligned wrongly
+    )
+    if prefix.gate is None:
+        return with_prefix
+    return _blend(own(module, query, key, value, attention_mask, **options), with_prefix, prefix.gate)
+
+
+def _per_row(states: Float[Tensor, "n g p d"], like: Float[Tensor, "b g s d"]) -> Float[Tensor, "b g p d"]:
+    """One prefix for all rows is shared, not copied."""
+    return states.expand(like.shape[0], -1, -1, -1)
+
+
+def _columns(prefix: SiteBank, mask: Tensor) -> Tensor:
+    """Mask columns for the prefix, [b, 1, t, p], in the kind of mask the implementation takes."""
+    rows, _, queries, _ = mask.shape
+    seen: Bool[Tensor, "n p"] = torch.ones(1, prefix.length, dtype=torch.bool, device=mask.device)
+    if prefix.mask is not None:
+        seen = prefix.mask
+    seen = seen[:, None, None, :].expand(rows, mask.shape[1], queries, -1)  # [n, p] -> [b, 1, t, p]
+    if mask.dtype == torch.bool:
+        return seen
+    return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
+def _blend(plain: Output, prefixed: Output, gate: Float[Tensor, "n h"]) -> Output:
+    """Move from the plain attention to the prefixed one by the gate's share; at gate 0 nothing changes.
+
+    As He et al. (2022), Eq. 7 write prefix tuning, h <- (1 - λ) h + λ Δh, with λ learned per head on top of the
+    softmax's own; a start at 0 follows LLaMA-Adapter (Zhang et al., 2023, §3.2).
+    """
+    share = gate[:, None, :, None]  # [n, 1, h, 1]
+    output = plain[0] + share * (prefixed[0] - plain[0])  # [b, t, h, d]
+    if plain[1] is None or prefixed[1] is None:
+        return output, None
+    own = nn.functional.pad(plain[1], (prefixed[1].shape[3] - plain[1].shape[3], 0))  # [b, h, t, p + s]
+    share = gate[:, :, None, None]  # [n, h, 1, 1]
+    return output, own + share * (prefixed[1] - own)
+
+
+AttentionInterface.register(NAMES["sdpa"], attend)
+AttentionInterface.register(NAMES["eager"], attend)
+AttentionMaskInterface.register(NAMES["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(NAMES["eager"], eager_mask)

@@ -1,0 +1,79 @@
+"""Where the text stands: positions of its tokens, moved past the prefix, and the context they must fit."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from prefixkit.errors import InjectionError
+
+
+def moved_positions(
+    call: dict[str, Any], offsets: Int[Tensor, "n"], *, batch: int, tokens: int, from_mask: bool
+) -> Int[Tensor, "n t"]:
+    """Return the position ids of one forward call, moved by each row's offset.
+
+    Args:
+        call: the keyword arguments of the model's forward.
+        offsets: one for all rows, or one per row.
+        batch: rows of the call.
+        tokens: tokens per row of the call.
+        from_mask: the model counts default positions by its attention mask (OPT), not by columns.
+
+    Raises:
+        InjectionError: the positions given do not match the batch.
+    """
+    given: Tensor | None = call.get("position_ids")
+    device = _device(call)
+    if given is None:
+        given = _default_positions(call, tokens, from_mask).to(device)
+    if given.dim() != 2 or given.shape[0] not in (1, batch):
+        raise InjectionError(
+            f"position_ids: expected shape [{batch}, {tokens}] or [1, {tokens}], got {list(given.shape)}"
+        )
+    return given + offsets.to(given.device)[:, None]  # [1 or b, t]
+
+
+def check_context(positions: Int[Tensor, "n t"], context_tokens: int | None, most: int) -> None:
+    """Refuse a text that, after the prefix, runs past the positions the model was made for.
+
+    Args:
+        positions: the moved position ids.
+        context_tokens: the model's limit; None for no limit.
+        most: a bound on the positions known without looking at them (spares a device synchronisation).
+
+    Raises:
+        InjectionError: a position lies beyond the limit.
+    """
+    if context_tokens is None or most <= context_tokens:
+        return
+    needed = int(positions.max()) + 1
+    if needed > context_tokens:
+        raise InjectionError(
+            f"prefix and text need {needed} positions, the base model has {context_tokens}; "
+            "shorten the text or the prefix"
+        )
+
+
+def past_tokens(call: dict[str, Any]) -> int:
+    """Return how many tokens the cache of a call already holds."""
+    cache = call.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _default_positions(call: dict[str, Any], tokens: int, from_mask: bool) -> Int[Tensor, "n t"]:
+    """What the model itself would take when no position ids are given."""
+    past = past_tokens(call)
+    mask = call.get("attention_mask")
+    if from_mask and mask is not None:
+        return (torch.cumsum(mask, dim=1) * mask - 1).long()[:, past : past + tokens]
+    return torch.arange(past, past + tokens)[None]
+
+
+def _device(call: dict[str, Any]) -> torch.device:
+    inputs = call.get("input_ids")
+    if inputs is None:
+        inputs = call["inputs_embeds"]
+    device: torch.device = inputs.device
+    return device

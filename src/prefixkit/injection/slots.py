@@ -1,0 +1,80 @@
+"""Slots: the link from an attention layer to the prefix it reads.
+
+A slot sits on the attention module itself, so that it follows the module wherever the module goes, and holds
+the site's share of what is attached. The bank of the present forward pass is set by `attach`'s hook before the
+first layer runs; gradient checkpointing reads the same bank again in the backward pass.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from prefixkit.errors import InjectionError
+from prefixkit.prefix import Bank, SiteBank
+
+_ATTRIBUTE = "_prefixkit_slot"
+
+
+@dataclass
+class Current:
+    """The bank of the present forward pass, shared by all slots of a model."""
+
+    bank: Bank | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One attention layer's view of what is attached.
+
+    Attributes:
+        site: index of the layer's site in the geometry.
+        implementation: the model's own attention, ``"sdpa"`` or ``"eager"``.
+        current: the bank of the present forward pass.
+    """
+
+    site: int
+    implementation: str
+    current: Current = field(repr=False)
+
+    def read(self, batch_size: int) -> SiteBank:
+        """Return this site's part of the bank.
+
+        Raises:
+            InjectionError: no forward pass of the whole model is under way, or its rows are not these.
+        """
+        bank = self.current.bank
+        if bank is None:
+            raise InjectionError("an attention layer was called on its own; call the whole model inside attach()")
+        if len(bank) not in (1, batch_size):
+            raise InjectionError(f"prefixes for {len(bank)} rows are attached, the attention layer got {batch_size}")
+        return bank.sites[self.site]
+
+
+def place(module: nn.Module, slot: Slot) -> None:
+    """Put a slot on an attention layer."""
+    setattr(module, _ATTRIBUTE, slot)
+
+
+def clear(module: nn.Module) -> None:
+    """Take the slot off again."""
+    delattr(module, _ATTRIBUTE)
+
+
+def has_slot(module: nn.Module) -> bool:
+    """Whether something is attached to this layer."""
+    return hasattr(module, _ATTRIBUTE)
+
+
+def slot_of(module: nn.Module) -> Slot:
+    """Return the slot of a layer.
+
+    Raises:
+        InjectionError: nothing is attached to it.
+    """
+    slot = getattr(module, _ATTRIBUTE, None)
+    if not isinstance(slot, Slot):
+        raise InjectionError(
+            f"{type(module).__name__} asks for prefixkit's attention but has no prefix; "
+            "its configuration was copied from a model while a prefix was attached"
+        )
+    return slot

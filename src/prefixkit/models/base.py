@@ -1,0 +1,183 @@
+"""Loading a frozen base model: complete, in evaluation mode, with a tokenizer that can pad, or not at all.
+
+transformers fills weights a file does not hold with random numbers and says so in a warning. Here that is an
+error: a prefix trained on such a model would belong to nothing.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from prefixkit.config import Attention, Dtype
+from prefixkit.errors import ConfigError, ModelError, PrefixkitError
+from prefixkit.logs import get_logger
+from prefixkit.models.hardware import choose_dtype
+from prefixkit.models.licences import find_licence
+from prefixkit.models.packaged import PACKAGED_MODELS, packaged_folder
+from prefixkit.models.quiet import quiet_transformers
+from prefixkit.models.refusals import explain_failure, require_causal, require_complete
+from prefixkit.models.sources import Source, SourceKind, resolve_source
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model and its tokenizer."""
+
+    id: str
+    """The name it was asked for by: packaged name, folder, file or hub id."""
+    model: PreTrainedModel
+    """In evaluation mode; no parameter wants a gradient."""
+    tokenizer: PreTrainedTokenizerBase
+    """Always has a padding token."""
+    dtype: torch.dtype
+    """Number format of the weights."""
+    licence: str
+    """As its package or model card says; ``unknown`` where neither does."""
+    revision: str | None = None
+    """Commit of a hub model, version of a packaged one, None for folders and files."""
+    is_pad_eos: bool = False
+    """True where the end-of-text token pads, for want of another; the embeddings are not resized."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest text the model has positions for, virtual tokens included; None where it names no limit."""
+        config = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+
+@dataclass(frozen=True)
+class _Location:
+    """What transformers' `from_pretrained` methods are called with."""
+
+    where: str
+    options: dict[str, Any]
+
+
+# Unless told, transformers asks on stdin whether to run a repository's own code; that is never run here.
+_NO_FOREIGN_CODE: dict[str, Any] = {"trust_remote_code": False}
+
+
+def load_base_model(
+    base: str,
+    *,
+    revision: str | None = None,
+    dtype: Dtype | str = Dtype.AUTO,
+    attention: Attention | str = Attention.SDPA,
+) -> Base:
+    """Load a frozen causal language model and its tokenizer.
+
+    Args:
+        base: a packaged model (``smollm2-135m``), a folder, a .gguf file, or a hub id, tried in this order.
+        revision: branch, tag or commit of a hub model.
+        dtype: number format of the weights; ``auto`` takes bfloat16 where the hardware computes it natively.
+        attention: transformers' attention implementation.
+
+    Raises:
+        ModelError: the model cannot be found, read or verified; the message is one line and says what to do.
+        UnsupportedModelError: it is no decoder-only causal language model, or of an unknown architecture.
+        ConfigError: dtype or attention is none of those prefixkit knows.
+    """
+    source = resolve_source(base)
+    if revision is not None and source.kind is not SourceKind.HUB:
+        raise ModelError(f"model.revision: {base} is no hub model; leave the revision out, got {revision!r}")
+    chosen = choose_dtype(dtype)
+    attention = _require_attention(attention)
+    location = _locate(source, revision)
+    if source.kind is SourceKind.HUB:
+        log.info("asking the model hub for %s", base)
+    model, tokenizer, loading = _load(source, location, chosen, attention, revision)
+    require_complete(base, model, loading)
+    is_pad_eos = _ensure_padding(base, tokenizer)
+    _freeze(model, tokenizer)
+    found, licence = _provenance(source, model.config)
+    return Base(base, model, tokenizer, chosen, licence, found, is_pad_eos)
+
+
+def _load(
+    source: Source, location: _Location, dtype: torch.dtype, attention: Attention, revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Call transformers, quietly; whatever it raises becomes one line."""
+    watching = source.kind is SourceKind.HUB and sys.stderr.isatty()
+    try:
+        with quiet_transformers(bars=watching):
+            config = AutoConfig.from_pretrained(location.where, **location.options)
+            require_causal(source.name, config)
+            # Weights of other shapes are let through here, for `require_complete` to name the first.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                location.where,
+                **location.options,
+                dtype=dtype,
+                attn_implementation=attention.value,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(location.where, **location.options)
+    except PrefixkitError:
+        raise
+    except Exception as error:
+        raise explain_failure(source, error, revision=revision) from None
+    model, loading = loaded
+    return model, tokenizer, loading
+
+
+def _locate(source: Source, revision: str | None) -> _Location:
+    """Turn a source into arguments for `from_pretrained`, building the packaged model where needed."""
+    options = dict(_NO_FOREIGN_CODE)
+    if source.kind is SourceKind.PACKAGED:
+        return _Location(str(packaged_folder(PACKAGED_MODELS[source.name])), options)
+    if source.path is None:
+        return _Location(source.name, options | {"revision": revision or "main"})
+    if source.kind is SourceKind.GGUF:
+        path = source.path.resolve()
+        return _Location(str(path.parent), options | {"gguf_file": path.name})
+    return _Location(str(source.path), options)
+
+
+def _require_attention(attention: Attention | str) -> Attention:
+    names = [item.value for item in Attention]
+    if attention not in names:
+        raise ConfigError(f"model.attention: expected {' or '.join(names)}, got {str(attention)!r}")
+    return Attention(attention)
+
+
+def _ensure_padding(base: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Let the end-of-text token pad where there is no padding token; tell whether that was needed."""
+    if tokenizer.pad_token is not None:
+        return False
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            f"{base}: its tokenizer has neither a padding nor an end-of-text token; set pad_token in it"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    return True
+
+
+def _freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Evaluation mode, no gradients, and a padding id so that generation need not guess one."""
+    model.eval()
+    model.requires_grad_(False)
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _provenance(source: Source, config: Any) -> tuple[str | None, str]:
+    """Return the revision that was loaded, and its licence."""
+    if source.kind is SourceKind.PACKAGED:
+        file = PACKAGED_MODELS[source.name].file
+        return file.version, file.licence
+    if source.kind is SourceKind.HUB:
+        commit: str | None = getattr(config, "_commit_hash", None)
+        return commit, find_licence(hub_id=source.name, revision=commit)
+    folder = source.path if source.kind is SourceKind.FOLDER else Path(source.path or ".").parent
+    return None, find_licence(folder=folder)

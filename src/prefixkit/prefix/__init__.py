@@ -1,0 +1,34 @@
+"""The heart: what a prefix is. Knows torch, not transformers.
+
+`encoder` is the file to read first.
+"""
+
+from prefixkit.prefix.artefact import CARD_NAME, TENSORS_NAME, Prefix
+from prefixkit.prefix.bank import Bank, SiteBank, stack
+from prefixkit.prefix.card import BaseCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.encoder import PrefixEncoder
+from prefixkit.prefix.geometry import Geometry, Site
+from prefixkit.prefix.init import init_mlp, init_random, init_zero, reproduce
+from prefixkit.prefix.states import PrefixStates, SiteStates
+
+__all__ = [
+    "CARD_NAME",
+    "TENSORS_NAME",
+    "Bank",
+    "BaseCard",
+    "Geometry",
+    "Prefix",
+    "PrefixCard",
+    "PrefixEncoder",
+    "PrefixStates",
+    "Site",
+    "SiteBank",
+    "SiteCard",
+    "SiteStates",
+    "TrainingCard",
+    "init_mlp",
+    "init_random",
+    "init_zero",
+    "reproduce",
+    "stack",
+]

@@ -1,0 +1,199 @@
+"""The artefact: a prefix as a folder of two files, loaded with checks and never with pickle.
+
+    prefix.safetensors   <placement>.<layer>.key, .value   [g, p, d]     .gate   [h]
+    prefix.json          the card: geometry, base model, training, scores, SHA-256 of the file above
+
+A site of length 0 has no tensors. A folder named ``training/`` may stand beside them with what is needed to
+train on; deleting it leaves a deployable prefix.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prefixkit.errors import ArtefactError
+from prefixkit.files import atomic_path, read_json, sha256_file, write_json
+from prefixkit.prefix.card import SCHEMA_VERSION, BaseCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.geometry import Geometry, Site
+from prefixkit.prefix.states import PrefixStates, SiteStates
+
+TENSORS_NAME = "prefix.safetensors"
+CARD_NAME = "prefix.json"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A materialised prefix: its states, and the card that says what they are.
+
+    Attributes:
+        states: keys and values per site.
+        card: geometry, base model, position offset, training, scores.
+    """
+
+    states: PrefixStates
+    card: PrefixCard
+
+    @classmethod
+    def from_states(
+        cls,
+        states: PrefixStates,
+        *,
+        base: BaseCard,
+        position_offset: int | None = None,
+        training: TrainingCard | None = None,
+        licence: str = "",
+    ) -> "Prefix":
+        """Make a prefix from states.
+
+        Args:
+            states: keys and values per site; copied, so later training steps do not change the prefix.
+            base: the model they belong to.
+            position_offset: position of the first text token; the longest site's length if left out.
+            training: how they were trained, if they were.
+            licence: terms of the base model and the data.
+        """
+        card = PrefixCard(
+            base=base,
+            position_offset=states.num_virtual_tokens if position_offset is None else position_offset,
+            sites=tuple(
+                SiteCard(
+                    placement=site.placement,
+                    layer=site.layer,
+                    query_heads=site.query_heads,
+                    kv_heads=site.kv_heads,
+                    head_dim=site.head_dim,
+                    num_virtual_tokens=length,
+                )
+                for site, length in zip(states.geometry.sites, states.lengths, strict=True)
+            ),
+            training=training,
+            licence=licence,
+        )
+        return cls(states.detach(), card)
+
+    @property
+    def position_offset(self) -> int:
+        """Position of the first text token."""
+        return self.card.position_offset
+
+    def with_scores(self, scores: dict[str, float]) -> "Prefix":
+        """Return the same prefix with what evaluation measured."""
+        return replace(self, card=self.card.model_copy(update={"scores": scores}))
+
+    def save(self, folder: str | Path) -> "Prefix":
+        """Write the artefact, tensors first and card last, each whole or not at all.
+
+        Returns:
+            The prefix with the content hash of what was written.
+
+        Raises:
+            ArtefactError: the folder cannot be written to; files already there are untouched.
+        """
+        folder = Path(folder)
+        tensors = _to_tensors(self.states)
+        try:
+            with atomic_path(folder / TENSORS_NAME) as path:
+                save_file(tensors, path)
+                content_hash = sha256_file(path)
+                card = self.card.model_copy(update={"content_hash": content_hash})
+            write_json(folder / CARD_NAME, card.model_dump(mode="json"))
+        except (OSError, SafetensorError) as error:
+            raise ArtefactError(f"{folder}: cannot save the prefix: {error}") from None
+        return replace(self, card=card)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Prefix":
+        """Read an artefact and check it: schema, hash, shapes against the geometry, finite numbers.
+
+        Args:
+            folder: an artefact, or a run folder.
+
+        Raises:
+            ArtefactError: something is missing, damaged, or from a newer schema; the message says what.
+        """
+        folder = Path(folder)
+        card = _read_card(folder)
+        path = folder / TENSORS_NAME
+        if not path.is_file():
+            raise ArtefactError(f"{folder}: has {CARD_NAME} but no {TENSORS_NAME}; copy the whole folder again")
+        found = sha256_file(path)
+        if found != card.content_hash:
+            raise ArtefactError(
+                f"{path}: content hash {found[:12]} is not the card's {card.content_hash[:12]}; "
+                "the file was truncated or changed, copy it again"
+            )
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ArtefactError(f"{path}: not a readable safetensors file: {error}") from None
+        return cls(_from_tensors(tensors, card, path), card)
+
+
+def _to_tensors(states: PrefixStates) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for site, own in zip(states.geometry.sites, states.sites, strict=True):
+        if own.length:
+            tensors[f"{site.name}.key"] = own.key.detach().cpu().contiguous()
+            tensors[f"{site.name}.value"] = own.value.detach().cpu().contiguous()
+            if own.gate is not None:
+                tensors[f"{site.name}.gate"] = own.gate.detach().cpu().contiguous()
+    return tensors
+
+
+def _from_tensors(tensors: dict[str, Tensor], card: PrefixCard, path: Path) -> PrefixStates:
+    geometry = card.geometry()
+    sites = tuple(_take_site(tensors, card_site, site, path) for card_site, site in zip(card.sites, geometry.sites, strict=True))
+    if tensors:
+        raise ArtefactError(f"{path}: unexpected tensor {min(tensors)}")
+    return PrefixStates(geometry, sites)
+
+
+def _take_site(tensors: dict[str, Tensor], card: SiteCard, site: Site, path: Path) -> SiteStates:
+    length = card.num_virtual_tokens
+    if length == 0:
+        empty = torch.zeros(site.kv_heads, 0, site.head_dim)
+        return SiteStates(empty, empty)
+    shapes = {"key": (site.kv_heads, length, site.head_dim), "value": (site.kv_heads, length, site.head_dim)}
+    if f"{site.name}.gate" in tensors:
+        shapes["gate"] = (site.query_heads,)
+    parts: dict[str, Any] = {}
+    for part, shape in shapes.items():
+        tensor = tensors.pop(f"{site.name}.{part}", None)
+        if tensor is None:
+            raise ArtefactError(f"{path}: tensor {site.name}.{part} is missing")
+        if tuple(tensor.shape) != shape:
+            raise ArtefactError(
+                f"{path}: {site.name}.{part}: expected shape {list(shape)}, got {list(tensor.shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ArtefactError(f"{path}: {site.name}.{part} holds NaN or infinite numbers")
+        parts[part] = tensor
+    return SiteStates(**parts)
+
+
+def _read_card(folder: Path) -> PrefixCard:
+    path = folder / CARD_NAME
+    if not path.is_file():
+        what = "no such folder" if not folder.is_dir() else f"has no {CARD_NAME}"
+        raise ArtefactError(f"{folder}: {what}; expected an artefact or a finished run")
+    try:
+        values = read_json(path)
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{path}: not readable as JSON: {error}") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{path}: schema version {version!r}, this prefixkit reads {SCHEMA_VERSION}; upgrade prefixkit"
+        )
+    try:
+        return PrefixCard.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path}: {where}: {first['msg']}") from None

@@ -1,0 +1,125 @@
+"""The bank: the prefixes of one batch, stored once, and which row sees which.
+
+Prefixes of different lengths are padded to the longest and masked, site by site; rows without a prefix see
+only masked columns. What is stored is `n` distinct prefixes, however many rows share them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from prefixkit.errors import InjectionError
+from prefixkit.prefix.states import PrefixStates, SiteStates
+
+
+@dataclass(frozen=True)
+class SiteBank:
+    """What one site prepends for a batch.
+
+    Attributes:
+        key: one entry for all rows (n = 1), or one per row (n = b).
+        value: likewise.
+        mask: which columns each entry may see; None where all may see all.
+        gate: per query head; None where no entry is gated.
+    """
+
+    key: Float[Tensor, "n g p d"]
+    value: Float[Tensor, "n g p d"]
+    mask: Bool[Tensor, "n p"] | None
+    gate: Float[Tensor, "n h"] | None
+
+    @property
+    def length(self) -> int:
+        """Columns prepended here."""
+        return self.key.shape[2]
+
+    def rows(self, index: Int[Tensor, "b"]) -> "SiteBank":
+        """Return the entries of each row of a batch."""
+        return SiteBank(
+            self.key[index],
+            self.value[index],
+            None if self.mask is None else self.mask[index],
+            None if self.gate is None else self.gate[index],
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "SiteBank":
+        """Return the bank on a device, its numbers in a dtype."""
+        return SiteBank(
+            self.key.to(device, dtype),
+            self.value.to(device, dtype),
+            None if self.mask is None else self.mask.to(device),
+            None if self.gate is None else self.gate.to(device, dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Several prefixes stacked, ready to be prepended.
+
+    Attributes:
+        sites: one `SiteBank` per site of the geometry.
+        offsets: position of the first text token under each entry.
+    """
+
+    sites: tuple[SiteBank, ...]
+    offsets: Int[Tensor, "n"]
+
+    def __len__(self) -> int:
+        """Number of entries, `n`."""
+        return len(self.offsets)
+
+    def rows(self, index: Int[Tensor, "b"]) -> "Bank":
+        """Return a bank with one entry per row of a batch."""
+        return Bank(tuple(site.rows(index.to(site.key.device)) for site in self.sites), self.offsets[index])
+
+
+def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int]) -> Bank:
+    """Stack prefixes into a bank.
+
+    Args:
+        prefixes: states of one geometry; None for rows without a prefix. At least one must be states.
+        offsets: position of the first text token, one per entry.
+
+    Raises:
+        InjectionError: the prefixes belong to models of different geometry, or there is none.
+    """
+    present = [prefix for prefix in prefixes if prefix is not None]
+    if not present:
+        raise InjectionError("a bank needs at least one prefix")
+    geometry = present[0].geometry
+    if any(prefix.geometry != geometry for prefix in present):
+        raise InjectionError("prefixes of models with different geometry cannot share a batch")
+    sites = tuple(
+        _stack_site([None if prefix is None else prefix.sites[i] for prefix in prefixes])
+        for i in range(len(geometry.sites))
+    )
+    return Bank(sites, torch.tensor(list(offsets), dtype=torch.long))
+
+
+def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
+    lengths = [0 if entry is None else entry.length for entry in entries]
+    longest = max(lengths)
+    some = next(entry for entry in entries if entry is not None)
+
+    def padded(part: str) -> Float[Tensor, "n g p d"]:
+        tensors = [
+            some.key.new_zeros(some.key.shape[0], longest, some.key.shape[2])
+            if entry is None
+            else torch.nn.functional.pad(getattr(entry, part), (0, 0, 0, longest - entry.length))
+            for entry in entries
+        ]
+        return torch.stack(tensors)
+
+    mask = None
+    if min(lengths) < longest:
+        columns = torch.arange(longest, device=some.key.device)
+        mask = columns < torch.tensor(lengths, device=some.key.device)[:, None]  # [n, p]
+    gate = None
+    gates = [None if entry is None else entry.gate for entry in entries]
+    known = next((g for g in gates if g is not None), None)
+    if known is not None:
+        gate = torch.stack([torch.ones_like(known) if g is None else g for g in gates])  # [n, h]
+    return SiteBank(padded("key"), padded("value"), mask, gate)

@@ -1,0 +1,83 @@
+"""The card of an artefact (`prefix.json`): what the numbers beside it mean and where they come from."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefixkit.config import Placement
+from prefixkit.prefix.geometry import Geometry, Site
+
+#: Raised by one when a reader of the old schema would misread the new one.
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SiteCard(_Part):
+    """One attention layer and how many virtual tokens it holds."""
+
+    placement: Placement
+    layer: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    num_virtual_tokens: int = Field(ge=0)
+
+    def site(self) -> Site:
+        """Return the geometry of this layer."""
+        return Site(self.placement, self.layer, self.query_heads, self.kv_heads, self.head_dim)
+
+
+class BaseCard(_Part):
+    """The base model a prefix belongs to."""
+
+    id: str
+    """What the model was loaded as."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    fingerprint: str | None = None
+    """Identity of configuration and weights, the same for every dtype; None accepts any model that fits."""
+
+
+class TrainingCard(_Part):
+    """How a prefix was trained."""
+
+    recipe: dict[str, Any]
+    """The whole recipe."""
+    seed: int
+    """The run's seed."""
+    steps: int
+    """Optimiser steps taken."""
+    data_hash: str
+    """Hash of the examples it was trained on, in order."""
+    trained_parameters: int
+    """Numbers that were trained; with an MLP more than the artefact holds."""
+    base_weights_hash: str
+    """SHA-256 over all base weights, the same before and after training."""
+    versions: dict[str, str]
+    """Versions of the libraries."""
+
+
+class PrefixCard(_Part):
+    """Everything about a prefix but its numbers."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    base: BaseCard
+    position_offset: int = Field(ge=0)
+    """Position of the first text token."""
+    sites: tuple[SiteCard, ...]
+    """The geometry, with the length at each site."""
+    training: TrainingCard | None = None
+    """None for a prefix that was made, not trained (from a text, say)."""
+    scores: dict[str, float] = {}
+    """What evaluation measured, as in scores.json."""
+    licence: str = ""
+    """Terms of the base model and the data."""
+    content_hash: str = ""
+    """SHA-256 of prefix.safetensors."""
+
+    def geometry(self) -> Geometry:
+        """Return the geometry of the base model."""
+        return Geometry(tuple(card.site() for card in self.sites))

@@ -1,0 +1,131 @@
+"""What a prefix is: a few virtual tokens, trained as keys and values of every attention layer.
+
+This is one of the two files to read first (the other is `injection/attention.py`: how a frozen model reads a
+prefix). Li & Liang (2021), §4.3: a prefix of `p` virtual tokens is a matrix ``P`` with one row per token,
+holding that token's keys and values for all layers. Training ``P`` itself is reparameterisation depth 0. With
+depth ``n >= 1`` it is produced from a smaller table ``P'`` by an MLP shared by all virtual tokens,
+
+    P[i, :] = MLP(P'[i, :])                                                         (§4.3)
+
+and after training only ``P`` is kept: `materialise` runs the MLP once and drops it.
+
+    table P'           [p, w]
+      hidden layers    [p, w] -> [p, w]     (depth - 1 of them, each followed by the activation)
+      last layer       [p, w] -> [p, o]     o = sum over sites of 2 * g * d
+    split per site     key, value: [g, p, d] each
+
+The encoder runs once per training step on `p` rows, whatever the batch size: all rows of a batch share its
+output (PEFT runs its MLP on ``b * p`` rows). Where the paper's table is as wide as the model, ours is `w` wide.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prefixkit.config import Activation
+from prefixkit.errors import ConfigError
+from prefixkit.prefix.geometry import Geometry
+from prefixkit.prefix.states import PrefixStates, SiteStates
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    Activation.TANH: nn.Tanh,
+    Activation.RELU: nn.ReLU,
+    Activation.GELU: nn.GELU,
+    Activation.SILU: nn.SiLU,
+}
+
+
+class PrefixEncoder(nn.Module):
+    """The trainable prefix; calling it returns the prefix states of the present step.
+
+    Args:
+        geometry: the sites of the base model.
+        lengths: number of virtual tokens per site; 0 leaves a site alone and costs no parameters at depth 0.
+        depth: layers of the reparameterisation MLP, 0-3.
+        width: `w`, width of the MLP and its table; ignored at depth 0.
+        activation: non-linearity after each hidden layer.
+        dropout: share of keys and values set to zero while training (the rest is scaled up).
+        gated: adds a gate per site and query head that starts at 0, so that step 0 is the base model exactly.
+        dtype: number format of the parameters; float32 keeps small updates even for a bfloat16 base model.
+
+    Raises:
+        ConfigError: depth is outside 0-3, or every length is 0.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        lengths: Sequence[int],
+        *,
+        depth: int = 0,
+        width: int = 512,
+        activation: Activation = Activation.TANH,
+        dropout: float = 0.0,
+        gated: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if not 0 <= depth <= 3:
+            raise ConfigError(f"prefix.reparam_depth: expected 0-3, got {depth}")
+        if not any(lengths):
+            raise ConfigError("prefix: every layer has length 0; nothing would be trained")
+        self.geometry = geometry
+        self.lengths = tuple(lengths)
+        self.depth = depth
+        self.dropout = dropout
+        if depth == 0:
+            self.states = nn.ParameterList(
+                torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype)
+                for site, p in zip(geometry.sites, self.lengths, strict=True)
+            )
+        else:
+            self.table = nn.Parameter(torch.zeros(max(self.lengths), width, dtype=dtype))
+            hidden = [
+                layer
+                for _ in range(depth - 1)
+                for layer in (nn.Linear(width, width, dtype=dtype), _ACTIVATIONS[activation]())
+            ]
+            self.hidden = nn.Sequential(*hidden)
+            self.last = nn.Linear(width, geometry.numbers_per_token, dtype=dtype)
+        self.gates = (
+            nn.ParameterList(torch.zeros(site.query_heads, dtype=dtype) for site in geometry.sites)
+            if gated
+            else None
+        )
+
+    def forward(self) -> PrefixStates:
+        """Return the prefix states, with gradients to the encoder's parameters."""
+        pairs = list(self.states) if self.depth == 0 else self._split(self.last(self.hidden(self.table)))
+        pairs = [nn.functional.dropout(pair, self.dropout, self.training) for pair in pairs]
+        gates = list(self.gates) if self.gates is not None else [None] * len(pairs)
+        return PrefixStates(
+            self.geometry,
+            tuple(SiteStates(pair[0], pair[1], gate) for pair, gate in zip(pairs, gates, strict=True)),
+        )
+
+    def _split(self, rows: Float[Tensor, "p o"]) -> list[Float[Tensor, "2 g q d"]]:
+        """Cut the MLP's output into keys and values per site; a site of length q < p takes the first q rows."""
+        parts = rows.split([site.numbers_per_token for site in self.geometry.sites], dim=1)
+        return [
+            part[:q].view(q, 2, site.kv_heads, site.head_dim).permute(1, 2, 0, 3)  # [q, 2gd] -> [2, g, q, d]
+            for part, site, q in zip(parts, self.geometry.sites, self.lengths, strict=True)
+        ]
+
+    @torch.no_grad()
+    def materialise(self) -> PrefixStates:
+        """Return the prefix as plain tensors: the MLP is folded away, dropout does not apply.
+
+        The result equals what `forward` returns in evaluation mode, bit for bit.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self().detach()
+        finally:
+            self.train(was_training)
+
+    def num_parameters(self) -> int:
+        """Numbers that are trained (with an MLP, more than the materialised prefix keeps)."""
+        return sum(parameter.numel() for parameter in self.parameters())

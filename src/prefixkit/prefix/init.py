@@ -1,0 +1,122 @@
+"""Where a prefix starts. Initialisation and learning rate decide the result more than anything else.
+
+Every kind comes down to one question, which states should the encoder produce at step 0, and one operation,
+`reproduce`: at depth 0 the states are copied; through an MLP its last layer is solved for by least squares, so
+that the MLP reproduces them (the paper's code fits it with 500 Adam steps; a linear layer needs no steps).
+
+Li & Liang (2021), §7.4 and Figure 5: real words beat random numbers, most of all with little data.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prefixkit.errors import ConfigError, InjectionError
+from prefixkit.prefix.encoder import PrefixEncoder
+from prefixkit.prefix.states import PrefixStates
+
+#: Largest allowed error of reproduced states, relative to their root mean square.
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def init_mlp(encoder: PrefixEncoder, generator: torch.Generator, *, orthogonal: bool = True) -> None:
+    """Initialise the table and the MLP; does nothing at depth 0.
+
+    Args:
+        encoder: the encoder to change in place.
+        generator: source of randomness, on the CPU.
+        orthogonal: orthogonal weights (Saxe et al., 2014) keep the virtual tokens' rows apart through every
+            layer; otherwise normal numbers with variance ``1 / width``.
+    """
+    if encoder.depth == 0:
+        return
+    encoder.table.copy_(torch.randn(encoder.table.shape, generator=generator))
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            weight = torch.empty(layer.weight.shape)
+            if orthogonal:
+                nn.init.orthogonal_(weight, generator=generator)
+            else:
+                weight.normal_(std=layer.in_features**-0.5, generator=generator)
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+
+
+@torch.no_grad()
+def init_random(encoder: PrefixEncoder, generator: torch.Generator, *, std: float) -> None:
+    """Start from normal numbers with standard deviation `std` (through an MLP: scaled to it)."""
+    if encoder.depth == 0:
+        for pair in encoder.states:
+            pair.copy_(std * torch.randn(pair.shape, generator=generator))
+        return
+    rows = encoder.last(encoder.hidden(encoder.table))  # [p, o]
+    encoder.last.weight.mul_(std / rows.std())
+
+
+@torch.no_grad()
+def init_zero(encoder: PrefixEncoder) -> None:
+    """Start from zeros. Not neutral: zero keys still take a share of every softmax (use a gate for that)."""
+    for parameter in list(encoder.states) if encoder.depth == 0 else list(encoder.last.parameters()):
+        parameter.zero_()
+
+
+@torch.no_grad()
+def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
+    """Make the encoder produce the target states, and its gates those of the target where it has any.
+
+    Args:
+        encoder: the encoder to change in place.
+        target: states of the same geometry; sites are cut or repeated to the encoder's lengths.
+
+    Returns:
+        The largest error relative to the target's root mean square: 0 at depth 0, below `TOLERANCE` otherwise.
+
+    Raises:
+        InjectionError: the target has another geometry.
+        ConfigError: the MLP is too narrow to reproduce that many virtual tokens.
+    """
+    if target.geometry != encoder.geometry:
+        raise InjectionError("init: the states belong to a model of another geometry")
+    empty = [s.name for s, have, want in zip(target.geometry.sites, target.lengths, encoder.lengths, strict=True)
+             if want and not have]  # fmt: skip
+    if empty:
+        raise InjectionError(f"init: the states are empty at {empty[0]}, where the prefix has virtual tokens")
+    if target.has_gate and encoder.gates is None:
+        raise ConfigError("prefix.gate: the prefix to start from is gated; set prefix.gate=true")
+    if target.has_gate and encoder.gates is not None:
+        for gate, states in zip(encoder.gates, target.sites, strict=True):
+            gate.copy_(torch.ones_like(gate) if states.gate is None else states.gate)
+    if encoder.depth == 0:
+        for pair, states in zip(encoder.states, target.slice(encoder.lengths).sites, strict=True):
+            pair[0].copy_(states.key)
+            pair[1].copy_(states.value)
+        return 0.0
+    error = _solve_last_layer(encoder, _rows(target.slice((len(encoder.table),) * len(target.sites))))
+    if error > TOLERANCE:
+        raise ConfigError(
+            f"prefix.reparam_width: {encoder.table.shape[1]} is too narrow for the MLP to reproduce "
+            f"{len(encoder.table)} virtual tokens (error {error:.1g}); use at least {len(encoder.table)}"
+        )
+    return error
+
+
+def _rows(states: PrefixStates) -> Float[Tensor, "p o"]:
+    """Lay out states as the MLP puts them out: one row per virtual token."""
+    parts = [torch.stack([s.key, s.value]).permute(2, 0, 1, 3).flatten(1) for s in states.sites]  # [p, 2gd]
+    return torch.cat(parts, dim=1)
+
+
+def _solve_last_layer(encoder: PrefixEncoder, target: Float[Tensor, "p o"]) -> float:
+    """Change the last layer by the smallest amount that makes the MLP produce `target`."""
+    features = encoder.hidden(encoder.table).double()  # [p, w]
+    features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)  # [p, w + 1], for the bias
+    layer = encoder.last
+    present = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()  # [o, w + 1]
+    residual = target.double() - features @ present.T  # [p, o]
+    change = torch.linalg.lstsq(features, residual, driver="gelsd").solution.T  # [o, w + 1], least norm
+    layer.weight.add_(change[:, :-1])
+    layer.bias.add_(change[:, -1])
+    produced = layer(encoder.hidden(encoder.table)).double()
+    scale = target.double().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((produced - target).abs().max() / scale)

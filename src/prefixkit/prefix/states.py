@@ -1,0 +1,104 @@
+"""Prefix states: the keys and values themselves, as every layer's attention sees them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prefixkit.errors import InjectionError
+from prefixkit.prefix.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class SiteStates:
+    """Keys and values of one site.
+
+    Attributes:
+        key: after rotary embedding, that is, as the attention multiplies it with queries.
+        value: as the attention sums it.
+        gate: share of the prefixed attention in the result, per query head; None means 1 (no gate).
+    """
+
+    key: Float[Tensor, "g p d"]
+    value: Float[Tensor, "g p d"]
+    gate: Float[Tensor, "h"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of virtual tokens here."""
+        return self.key.shape[1]
+
+
+@dataclass(frozen=True)
+class PrefixStates:
+    """Keys and values of every site of a model; lengths may differ from site to site and may be 0."""
+
+    geometry: Geometry
+    sites: tuple[SiteStates, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sites) != len(self.geometry.sites):
+            raise InjectionError(
+                f"prefix states for {len(self.sites)} sites do not fit a geometry of {len(self.geometry.sites)}"
+            )
+        for site, states in zip(self.geometry.sites, self.sites, strict=True):
+            expected = (site.kv_heads, states.length, site.head_dim)
+            for part, tensor in (("key", states.key), ("value", states.value)):
+                if tuple(tensor.shape) != expected:
+                    raise InjectionError(
+                        f"{site.name}.{part}: expected shape {list(expected)}, got {list(tensor.shape)}"
+                    )
+            if states.gate is not None and states.gate.shape != (site.query_heads,):
+                raise InjectionError(
+                    f"{site.name}.gate: expected shape [{site.query_heads}], got {list(states.gate.shape)}"
+                )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Number of virtual tokens per site."""
+        return tuple(states.length for states in self.sites)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """The longest site's length."""
+        return max(self.lengths)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether any site is gated."""
+        return any(states.gate is not None for states in self.sites)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "PrefixStates":
+        """Return states with `change` applied to every tensor."""
+        return PrefixStates(
+            self.geometry,
+            tuple(
+                SiteStates(change(s.key), change(s.value), None if s.gate is None else change(s.gate))
+                for s in self.sites
+            ),
+        )
+
+    def detach(self) -> "PrefixStates":
+        """Return copies that no gradient reaches and no training step changes."""
+        return self.map(lambda tensor: tensor.detach().clone())
+
+    def slice(self, lengths: tuple[int, ...]) -> "PrefixStates":
+        """Return the first `lengths[i]` virtual tokens of each site.
+
+        A site with too few is repeated from its start; an empty one is filled with zeros.
+        """
+
+        def take(tensor: Float[Tensor, "g s d"], length: int) -> Float[Tensor, "g p d"]:
+            if tensor.shape[1] == 0:
+                return tensor.new_zeros(tensor.shape[0], length, tensor.shape[2])
+            return tensor[:, torch.arange(length, device=tensor.device) % tensor.shape[1]]
+
+        return PrefixStates(
+            self.geometry,
+            tuple(
+                SiteStates(take(s.key, p), take(s.value, p), s.gate)
+                for s, p in zip(self.sites, lengths, strict=True)
+            ),
+        )

@@ -1,0 +1,104 @@
+"""The loss: cross-entropy at scored positions only, without ever holding all logits.
+
+A language model's head is frozen, so the gradient with respect to its input is known as soon as the logits are:
+``(softmax(z) - onehot(y)) @ W``. `ScoredLoss` computes it chunk by chunk in the forward pass and keeps nothing
+else; padding and unscored positions are never multiplied with the vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixkit.models.inspect import inspect_model
+
+#: Label of a position without loss, as everywhere in transformers.
+IGNORED = -100
+#: Positions whose logits exist at the same time.
+_CHUNK = 256
+
+
+class ScoredLoss(torch.autograd.Function):
+    """Sum of cross-entropies of a frozen linear head, in nats."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "k e"],
+        targets: Int[Tensor, "k"],
+        weight: Float[Tensor, "v e"],
+        bias: Float[Tensor, "v"] | None,
+    ) -> Float[Tensor, ""]:
+        """Return the summed loss; the gradient of `hidden` is computed on the way.
+
+        Args:
+            ctx: autograd's notebook.
+            hidden: the head's input at the scored positions.
+            targets: the token each position should predict.
+            weight: the head's weight, frozen.
+            bias: the head's bias, frozen, or None.
+        """
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), _CHUNK):
+            part, expected = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+            logits = nn.functional.linear(part, weight, bias).to(total.dtype)  # [c, v]
+            log_sum = logits.logsumexp(dim=1, keepdim=True)  # [c, 1]
+            total += (log_sum - logits.gather(1, expected)).sum()
+            if gradient is not None:
+                slope = logits.sub_(log_sum).exp_()  # softmax, in place
+                slope.scatter_add_(1, expected, torch.full_like(expected, -1, dtype=slope.dtype))
+                gradient[start : start + _CHUNK] = slope.to(part.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+        """Scale the gradient that the forward pass left."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0].to(gradient.dtype), None, None, None
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether a model's logits are exactly its output embedding applied to its last hidden state.
+
+    Families that scale or soft-cap logits (Gemma 2, Cohere, Granite) are not; the model is asked, with one token.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=token, use_cache=False).logits
+            return torch.equal(logits, head(inspect_model(model).stack(input_ids=token, use_cache=False)[0]))
+    except (RuntimeError, AttributeError, IndexError):  # an output between stack and head, say
+        return False
+    finally:
+        model.train(was_training)
+
+
+def summed_loss(
+    model: PreTrainedModel, batch: dict[str, Tensor], labels: Int[Tensor, "b t"], *, plain_head: bool
+) -> Float[Tensor, ""]:
+    """Return the summed cross-entropy of one batch, in nats.
+
+    Args:
+        model: the base model, with a prefix attached.
+        batch: the model's inputs, such as input_ids and attention_mask.
+        labels: the tokens themselves, `IGNORED` where there is no loss; position t is predicted from t - 1.
+        plain_head: `has_plain_head` of the model; if not, all logits are computed as the model does.
+    """
+    expected = labels[:, 1:]  # [b, t - 1]
+    scored = expected != IGNORED
+    if plain_head:
+        hidden = inspect_model(model).stack(**batch, use_cache=False)[0][:, :-1][scored]  # [k, e]
+        head = model.get_output_embeddings()
+        return ScoredLoss.apply(hidden, expected[scored], head.weight, head.bias)  # type: ignore[no-any-return]
+    logits = model(**batch, use_cache=False).logits[:, :-1][scored]  # [k, v]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(logits, expected[scored], reduction="sum")

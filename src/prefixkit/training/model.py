@@ -1,0 +1,75 @@
+"""What the trainer trains: a frozen base model that reads the prefix encoder's output."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixkit.injection import attach
+from prefixkit.prefix import PrefixEncoder
+from prefixkit.training.loss import has_plain_head, summed_loss
+
+
+class PrefixModel(nn.Module):
+    """A base model with a prefix in training attached; only the encoder has trainable parameters.
+
+    Args:
+        base: the frozen base model.
+        encoder: the prefix.
+        position_offset: position of the first text token.
+    """
+
+    #: Tells transformers' Trainer that the loss is divided by `num_items_in_batch` here.
+    accepts_loss_kwargs = True
+
+    def __init__(self, base: PreTrainedModel, encoder: PrefixEncoder, position_offset: int) -> None:
+        super().__init__()
+        self.plain_head = has_plain_head(base)
+        self.base = base.requires_grad_(False)
+        self.encoder = encoder
+        self.position_offset = position_offset
+        self._handle = attach(base, encoder, position_offset=position_offset)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"],
+        labels: Int[Tensor, "b t"],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss: the mean over the scored tokens of the whole optimiser step.
+
+        Args:
+            input_ids: tokens.
+            attention_mask: 1 for text, 0 for padding.
+            labels: tokens with loss; -100 elsewhere.
+            num_items_in_batch: scored tokens of the whole step (all accumulated batches); this batch's if None.
+        """
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        total = summed_loss(self.base, batch, labels, plain_head=self.plain_head)
+        count = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / count}
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute the base model's activations in the backward pass."""
+        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @contextmanager
+    def set_aside(self) -> Iterator[PreTrainedModel]:
+        """Yield the bare base model in evaluation mode, with nothing attached; restore everything afterwards."""
+        was_training = self.training
+        self._handle.detach()
+        self.eval()
+        try:
+            yield self.base
+        finally:
+            self.train(was_training)
+            self._handle = attach(self.base, self.encoder, position_offset=self.position_offset)
+
+    def close(self) -> None:
+        """Detach the prefix; the base model is as it was."""
+        self._handle.detach()
+        self.base.eval()

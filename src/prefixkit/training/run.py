@@ -1,0 +1,216 @@
+"""One training run: from a base model and examples to the best encoder, resumable at every step."""
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import TrainingArguments
+
+from prefixkit.config import OnDivergence, Recipe, TrainConfig
+from prefixkit.data import Collator, Example, LengthGroupedSampler
+from prefixkit.errors import DivergedError
+from prefixkit.logs import get_logger
+from prefixkit.models import Base
+from prefixkit.prefix import PrefixEncoder, PrefixStates
+from prefixkit.seeding import derive
+from prefixkit.training.callbacks import HeldOut, Measure, Metrics, ProgressBar, StopAfterStep
+from prefixkit.training.checkpoint import Progress, checkpoints
+from prefixkit.training.model import PrefixModel
+from prefixkit.training.monitor import Monitor
+from prefixkit.training.start import build_encoder
+from prefixkit.training.trainer import PrefixTrainer
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gave.
+
+    Attributes:
+        states: the materialised prefix at its best held-out loss.
+        encoder: the encoder at the same step, to keep training from.
+        steps: optimiser steps taken.
+        best_step: the step of the best held-out loss.
+        best_loss: that loss, nats per token.
+        tokens: text tokens read, padding not counted.
+        seconds: time in the training loop, held-out losses included.
+        rollbacks: times the learning rate was halved after divergence.
+    """
+
+    states: PrefixStates
+    encoder: PrefixEncoder
+    steps: int
+    best_step: int
+    best_loss: float
+    tokens: int
+    seconds: float
+    rollbacks: int
+
+
+def train_prefix(
+    base: Base,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    measure: Measure,
+    report: ProgressBar,
+) -> Outcome:
+    """Train a prefix; goes on from the newest checkpoint in the folder if there is one.
+
+    Args:
+        base: the frozen base model, with nothing attached.
+        examples: what to learn from.
+        recipe: how.
+        folder: the run folder; checkpoints go to ``checkpoints/``, metrics to ``metrics.jsonl``.
+        measure: held-out loss of a candidate prefix, for early stopping.
+        report: told about progress.
+
+    Raises:
+        DivergedError: loss or gradients left the rails and rolling back did not help.
+        TrainingError: a checkpoint could not be saved.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was saved first.
+    """
+    texts = [example.text for example in examples[:64]]
+    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
+    at_start = copy.deepcopy(encoder.state_dict())
+    offset = max(encoder.lengths) if recipe.prefix.position_offset is None else recipe.prefix.position_offset
+    model = PrefixModel(base.model, encoder, offset)
+    progress = Progress()
+    try:
+        with _own_randomness():
+            while True:
+                try:
+                    return _run_once(model, base, examples, recipe.train, folder, measure, report, progress)
+                except DivergedError as error:
+                    progress = _roll_back(error, progress, recipe.train, folder)
+                    encoder.load_state_dict(at_start)  # a checkpoint, if there is one, overwrites this
+    finally:
+        model.close()
+
+
+def _run_once(
+    model: PrefixModel,
+    base: Base,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    folder: Path,
+    measure: Measure,
+    report: ProgressBar,
+    progress: Progress,
+) -> Outcome:
+    """Run the trainer to the end, to an interruption, or to a divergence."""
+
+    def measure_aside(states: PrefixStates) -> float:
+        with model.set_aside():
+            return measure(states)
+
+    rate = config.learning_rate * 0.5**progress.rollbacks
+    heldout = HeldOut(model, measure_aside, every=config.evaluate_every, patience=config.patience, progress=progress)
+    metrics = Metrics(folder / "metrics.jsonl", heldout, report)
+    stop = StopAfterStep()
+    trainer = PrefixTrainer(
+        model,
+        sampler=_sampler(examples, config),
+        heldout=heldout,
+        metrics=metrics,
+        monitor=Monitor(config.divergence.loss_ratio),
+        learning_rate=rate,
+        args=_arguments(config, folder / "checkpoints", rate, base),
+        train_dataset=list(examples),
+        data_collator=Collator(base.tokenizer.pad_token_id),
+        callbacks=[heldout, metrics, stop],
+    )
+    resume_from = checkpoints(folder / "checkpoints")[-1:]
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(resume_from[0]) if resume_from else None)
+    if stop.asked:
+        raise KeyboardInterrupt
+    assert heldout.best is not None
+    assert progress.best_loss is not None
+    model.encoder.load_state_dict(heldout.best)
+    return Outcome(
+        states=model.encoder.materialise(),
+        encoder=model.encoder,
+        steps=trainer.state.global_step,
+        best_step=progress.best_step,
+        best_loss=progress.best_loss,
+        tokens=metrics.tokens,
+        seconds=metrics.seconds,
+        rollbacks=progress.rollbacks,
+    )
+
+
+def _roll_back(
+    error: DivergedError, progress: Progress, config: TrainConfig, folder: Path
+) -> Progress:
+    """Decide what follows a divergence; returns the memory to go on with, or raises."""
+    rollbacks = progress.rollbacks + 1
+    if config.divergence.action is OnDivergence.STOP:
+        raise error
+    if rollbacks > config.divergence.max_rollbacks:
+        raise DivergedError(f"{error} (gave up after {progress.rollbacks} rollbacks)") from None
+    found = checkpoints(folder / "checkpoints")
+    log.warning("%s; going back to %s with half the learning rate", error, found[-1].name if found else "the start")
+    return Progress(rollbacks=rollbacks)
+
+
+def _sampler(examples: Sequence[Example], config: TrainConfig) -> LengthGroupedSampler:
+    return LengthGroupedSampler(
+        [len(example.input_ids) for example in examples],
+        batch_size=config.batch_size,
+        seed=config.seed,
+        group_by_length=config.group_by_length,
+    )
+
+
+def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> TrainingArguments:
+    """Translate a recipe into transformers' settings."""
+    on_cpu = base.model.device.type == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=rate,
+        lr_scheduler_type=str(config.schedule) if config.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=round(config.warmup * config.steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        seed=derive(config.seed, "trainer") % 2**32,
+        bf16=config.autocast,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        use_cpu=on_cpu,
+        save_strategy="steps",
+        save_steps=config.checkpoint_every,
+        save_total_limit=config.keep_checkpoints,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to=config.report_to or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """The trainer seeds the global generators; give the caller's back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+

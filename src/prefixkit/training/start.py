@@ -1,0 +1,97 @@
+"""Building the prefix a recipe asks for, at the place it asks to start from."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prefixkit.config import InitKind, PrefixConfig
+from prefixkit.errors import ConfigError
+from prefixkit.models import Base
+from prefixkit.models.fingerprint import check_base
+from prefixkit.models.inspect import inspect_model
+from prefixkit.models.text_states import text_states
+from prefixkit.prefix import Prefix, PrefixEncoder, PrefixStates, init_mlp, init_random, init_zero, reproduce
+from prefixkit.seeding import derive
+
+
+def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequence[str]) -> PrefixEncoder:
+    """Return a prefix encoder for a base model, initialised.
+
+    Args:
+        base: the base model, with nothing attached.
+        config: what to build.
+        seed: the run's seed.
+        texts: training texts; with init kind text and no text given, the prefix starts from their beginning.
+
+    Raises:
+        UnsupportedModelError: the model cannot take a prefix.
+        ConfigError: a layer, a placement or a width does not fit the model.
+        ArtefactError: the prefix to start from cannot be read, or belongs to another base model.
+    """
+    geometry = inspect_model(base.model).geometry
+    lengths = geometry.lengths(
+        config.num_virtual_tokens,
+        layers=config.layers,
+        layer_lengths=config.layer_lengths,
+        placements=config.placement,
+    )
+    encoder = PrefixEncoder(
+        geometry,
+        lengths,
+        depth=config.reparam_depth,
+        width=config.reparam_width,
+        activation=config.reparam_activation,
+        dropout=config.dropout,
+        gated=config.gate,
+        dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
+    )
+    generator = torch.Generator().manual_seed(derive(seed, "prefix.init"))
+    init_mlp(encoder, generator, orthogonal=config.init.orthogonal)
+    match config.init.kind:
+        case InitKind.RANDOM:
+            init_random(encoder, generator, std=config.init.std)
+        case InitKind.ZERO:
+            init_zero(encoder)
+        case kind:
+            reproduce(encoder, _target_states(base, config, kind, max(lengths), texts, generator))
+    return encoder.to(base.model.device)
+
+
+def _target_states(
+    base: Base, config: PrefixConfig, kind: InitKind, length: int, texts: Sequence[str], generator: torch.Generator
+) -> PrefixStates:
+    if kind is InitKind.PREFIX:
+        assert config.init.path is not None
+        prefix = Prefix.load(config.init.path)
+        check_base(base.model, prefix.card.base)
+        return prefix.states
+    if kind is InitKind.WORDS:
+        tokens = _random_words(base.tokenizer, length, generator)
+    else:
+        tokens = _text_tokens(base.tokenizer, config.init.text, length, texts)
+    return text_states(base.model, tokens).map(lambda states: states.float())
+
+
+def _text_tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str | None, length: int, texts: Sequence[str]
+) -> Int[Tensor, "p"]:
+    """Return `length` tokens of the text, cut at the end or repeated."""
+    if text is None:
+        text = "\n".join(texts[:length])
+        if not text:
+            raise ConfigError("prefix.init.text: there are no training texts to start from; write a text")
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not tokens:
+        raise ConfigError("prefix.init.text: has no tokens for this model; write at least one word")
+    repeats = -(-length // len(tokens))
+    return torch.tensor((tokens * repeats)[:length])
+
+
+def _random_words(tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator) -> Int[Tensor, "p"]:
+    """Return random words of the vocabulary (Li & Liang, 2021, §7.4: real words, unrelated to the task)."""
+    special = set(tokenizer.all_special_ids)
+    vocabulary = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+    return vocabulary[torch.randint(len(vocabulary), (length,), generator=generator)]

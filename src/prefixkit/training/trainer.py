@@ -1,0 +1,121 @@
+"""transformers' Trainer, taught three things: what to save, in which order to read, and when to stop."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from prefixkit.errors import TrainingError
+from prefixkit.training.callbacks import HeldOut, Metrics
+from prefixkit.training.checkpoint import Progress, publish, read_own, staging, write_own
+from prefixkit.training.model import PrefixModel
+from prefixkit.training.monitor import Monitor
+
+
+class PrefixTrainer(Trainer):
+    """Trains the encoder of a `PrefixModel`.
+
+    Args:
+        model: the model in training.
+        sampler: order of the examples; depends on the seed and the epoch alone, so that resuming is exact.
+        heldout: held-out loss and early stopping.
+        metrics: counts tokens.
+        monitor: looks at every step before it is taken.
+        learning_rate: peak rate, rollbacks included.
+        options: what transformers' Trainer takes.
+    """
+
+    def __init__(
+        self,
+        model: PrefixModel,
+        *,
+        sampler: Sampler[int],
+        heldout: HeldOut,
+        metrics: Metrics,
+        monitor: Monitor,
+        learning_rate: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, **options)
+        self._sampler, self._heldout, self._metrics, self._monitor = sampler, heldout, metrics, monitor
+        self._peak_rate = learning_rate
+        self._step_loss = 0.0
+
+    @property
+    def progress(self) -> Progress:
+        """What a checkpoint keeps of our own callbacks."""
+        return self._heldout.progress
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._sampler
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Take one forward and backward pass, adding up loss and tokens of the optimiser step."""
+        self._metrics.tokens += int(inputs["attention_mask"].sum())
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss += float(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Look at loss and gradient norm; the optimiser's step comes only after this returns."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        loss, self._step_loss = self._step_loss, 0.0
+        self._monitor.check(self.state.global_step + 1, loss, float(norm))
+        return norm
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save aside, then rename: whatever goes wrong, the last whole checkpoint stays."""
+        folder = Path(self.args.output_dir)
+        staged = staging(folder)
+        self.args.output_dir = str(staged)
+        try:
+            super()._save_checkpoint(model, trial)
+            publish(staged / f"checkpoint-{self.state.global_step}", folder, self.args.save_total_limit or 1)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise TrainingError(
+                f"{folder}: cannot save a checkpoint at step {self.state.global_step}: {error}; the previous "
+                "checkpoint is intact, make room and go on with --resume"
+            ) from None
+        finally:
+            self.args.output_dir = str(folder)
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the encoder, not the base model."""
+        if self.args.should_save:
+            self.progress.recent_losses = self._monitor.state()
+            encoder = self._encoder().state_dict()
+            write_own(Path(output_dir or self.args.output_dir), encoder, self._heldout.best, self.progress)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        encoder, best, progress = read_own(Path(resume_from_checkpoint))
+        self._encoder().load_state_dict(encoder)
+        rollbacks = max(progress.rollbacks, self.progress.rollbacks)
+        self.progress.__dict__.update(progress.__dict__ | {"rollbacks": rollbacks})
+        self._heldout.best = best
+        self._monitor.restore(progress.recent_losses)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """After a rollback, the saved schedule is replayed at the lower peak rate."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.optimizer is None or self.lr_scheduler is None:
+            return
+        scheduler = self.lr_scheduler
+        factor = self._peak_rate / scheduler.base_lrs[0] if scheduler.base_lrs[0] else 1.0
+        if factor != 1.0:
+            scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+            for group in self.optimizer.param_groups:
+                group["lr"] *= factor
+                group["initial_lr"] = self._peak_rate
+
+    def _encoder(self) -> nn.Module:
+        model = self.accelerator.unwrap_model(self.model)
+        encoder: nn.Module = model.encoder
+        return encoder
+
+

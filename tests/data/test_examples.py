@@ -1,0 +1,183 @@
+"""What the model reads, and where it has loss."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from prefixkit.config import DataConfig, Format
+from prefixkit.data import NO_LOSS, Example, Message, Row, build_examples
+from prefixkit.errors import DataError
+
+TEXT = "I loved this film, it was wonderful"
+TALK = (
+    Message("system", "Hello there"),
+    Message("user", "What is your name?"),
+    Message("assistant", "My name is Ada."),
+    Message("user", "was it good?"),
+    Message("assistant", "it was good"),
+    Message("user", "Hello"),
+)
+STABLE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+MARKED = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}"
+    "{%- generation -%}{{ m.content }}{{ eos_token }}{%- endgeneration -%}"
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+UNSTABLE = "{{ messages | length }} turns{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def config(**settings: Any) -> DataConfig:
+    return DataConfig(**({"max_tokens": 512} | settings))
+
+
+def one(row: Row, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> Example:
+    (example,) = build_examples([row], config(**settings), tokenizer).examples
+    return example
+
+
+def learned(example: Example) -> list[int]:
+    assert len(example.labels) == len(example.input_ids)
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    assert all(label in (NO_LOSS, token) for token, label in pairs)
+    return [label for label in example.labels if label != NO_LOSS]
+
+
+def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+@pytest.mark.parametrize("prompt", ["Review:", "Review: ", "Review:\n", "The mov"])
+def test_example_begins_with_the_prompts_own_ids_without_loss(
+    any_tokenizer: PreTrainedTokenizerFast, prompt: str
+) -> None:
+    example = one(Row(1, text=TEXT), any_tokenizer, prompt=prompt)
+    begin = any_tokenizer(prompt)["input_ids"]
+    assert list(example.input_ids[: len(begin)]) == begin
+    assert set(example.labels[: len(begin)]) == {NO_LOSS}
+    assert learned(example) == list(example.input_ids[len(begin) :])
+    assert (example.prompt, example.text) == (prompt, TEXT)
+
+
+def test_prompt_and_text_are_joined_by_one_space(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    for prompt, joined in (("Review:", f"Review: {TEXT}"), ("Review:\n", f"Review:\n{TEXT}"), ("", TEXT)):
+        example = one(Row(1, text=TEXT), bytes_tokenizer, prompt=prompt)
+        assert bytes_tokenizer.decode(example.input_ids) == f"{joined}<eos>"
+
+
+def test_text_that_fits_ends_in_eos_with_loss_and_a_cut_one_does_not(
+    bytes_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    whole = one(Row(1, text=TEXT), bytes_tokenizer)
+    assert whole.labels[-1] == bytes_tokenizer.eos_token_id
+    length = len(whole.input_ids)
+    exact = build_examples([Row(1, text=TEXT)], config(max_tokens=length), bytes_tokenizer)
+    assert exact.examples == (whole,)
+    assert exact.truncated == 0
+    cut = build_examples([Row(1, text=TEXT)], config(max_tokens=length - 1), bytes_tokenizer)
+    assert cut.examples[0].input_ids == whole.input_ids[:-1]
+    assert cut.truncated == 1
+
+
+def test_first_token_has_loss_only_behind_a_bos(
+    bytes_tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plain = one(Row(1, text=TEXT), bytes_tokenizer)
+    assert plain.labels == (NO_LOSS, *plain.input_ids[1:])
+    begun = one(Row(1, text=TEXT), bos_tokenizer)
+    assert begun.input_ids[0] == bos_tokenizer.bos_token_id
+    assert begun.labels == (NO_LOSS, *begun.input_ids[1:])
+    assert begun.loss_tokens == plain.loss_tokens + 1
+
+
+def test_pair_has_loss_on_its_target_only(any_tokenizer: PreTrainedTokenizerFast) -> None:
+    row = Row(1, input="What is this film", target="a good one")
+    example = one(row, any_tokenizer, format=Format.INPUT_TARGET)
+    begin = any_tokenizer("What is this film\n")["input_ids"]
+    assert example.prompt == "What is this film\n"
+    assert list(example.input_ids[: len(begin)]) == begin
+    assert learned(example) == list(example.input_ids[len(begin) :])
+    assert learned(example)[-1] == any_tokenizer.eos_token_id
+    assert "good" in any_tokenizer.decode(learned(example))
+
+
+def test_longer_row_is_an_error_when_nothing_may_be_cut(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    length = len(one(Row(7, text=TEXT), bytes_tokenizer).input_ids)
+    with pytest.raises(DataError) as caught:
+        one(Row(7, text=TEXT), bytes_tokenizer, max_tokens=8, truncate=False)
+    assert str(caught.value) == (
+        f"row 7: {length} tokens, more than data.max_tokens (8); raise it, or set data.truncate to true "
+        "to cut longer rows"
+    )
+
+
+def test_row_whose_learned_part_is_cut_away_is_counted_out(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [Row(1, input=TEXT, target="good"), Row(2, input="I", target="good")]
+    built = build_examples(rows, config(format=Format.INPUT_TARGET, max_tokens=6), bytes_tokenizer)
+    assert [example.prompt for example in built.examples] == ["I\n"]
+    assert built.without_loss == 1
+
+
+@pytest.mark.parametrize("template", [STABLE, MARKED])
+@pytest.mark.parametrize("name", ["bytes_tokenizer", "bos_tokenizer"])
+def test_conversation_has_loss_on_the_assistants_turns_only(
+    request: pytest.FixtureRequest, name: str, template: str
+) -> None:
+    tokenizer = with_template(request.getfixturevalue(name), template)
+    example = one(Row(1, messages=TALK), tokenizer, format=Format.MESSAGES)
+    assert tokenizer.decode(learned(example)) == "My name is Ada.<eos>it was good<eos>"
+    assert example.text == "My name is Ada.\nit was good"
+    assert example.prompt.endswith("was it good?<eos>\n<assistant>")
+    begin = tokenizer(example.prompt)["input_ids"]
+    assert list(example.input_ids[: len(begin)]) == begin
+    assert list(example.input_ids).count(tokenizer.bos_token_id) == 1
+
+
+def test_both_ways_of_finding_turns_agree(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    talk = Row(1, messages=TALK)
+    stable = one(talk, with_template(bytes_tokenizer, STABLE), format=Format.MESSAGES)
+    marked = one(talk, with_template(bytes_tokenizer, MARKED), format=Format.MESSAGES)
+    assert stable == marked
+
+
+def test_unstable_template_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError) as caught:
+        one(Row(3, messages=TALK), with_template(bytes_tokenizer, UNSTABLE), format=Format.MESSAGES)
+    assert str(caught.value) == (
+        "row 3: the chat template is not prefix-stable: with message 3 it changes what stands before; "
+        "mark the assistant's turns in it with {% generation %}, or use format input_target"
+    )
+
+
+@pytest.mark.parametrize("mark", ["", "{% generation %}{% endgeneration %}"])
+def test_refusal_of_the_template_is_passed_on(bytes_tokenizer: PreTrainedTokenizerFast, mark: str) -> None:
+    template = mark + "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(
+        DataError, match=r"^row 2: the chat template refuses this conversation: roles must alternate$"
+    ):
+        one(Row(2, messages=TALK), with_template(bytes_tokenizer, template), format=Format.MESSAGES)
+
+
+def test_tokenizer_without_template_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError) as caught:
+        one(Row(1, messages=TALK), bytes_tokenizer, format=Format.MESSAGES)
+    assert str(caught.value) == (
+        "data.format: messages needs a chat template, and the tokenizer of this base model has none; use an "
+        "instruction-tuned model, or format text or input_target"
+    )
+
+
+def test_conversation_opened_by_the_assistant_is_learned(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    talk: Sequence[Message] = (Message("assistant", "Hello"), Message("user", "good"))
+    row = Row(1, messages=tuple(talk))
+    example = one(row, with_template(bytes_tokenizer, STABLE), format=Format.MESSAGES)
+    assert bytes_tokenizer.decode(learned(example)).endswith("Hello<eos>")
+    assert example.prompt == ""

@@ -1,0 +1,111 @@
+"""Every format yields the same rows; every damage is one clear line."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from prefixkit.data.readers import read_records
+from prefixkit.errors import DataError
+
+ROWS = [{"text": 'a "quoted", long text', "label": "1"}, {"text": "Ünïcode 映画\nline two", "label": "0"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "wt", encoding="utf-8", newline="") as file:
+        if name.endswith(".jsonl"):
+            file.write("\n\n".join(json.dumps(row) for row in rows))
+        elif name.endswith(".json"):
+            json.dump(rows, file)
+        else:
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t" if name.endswith(".tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def failure(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        list(read_records(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "name", ["r.jsonl", "r.json", "r.csv", "r.tsv", "r.parquet", "r.jsonl.gz", "r.csv.gz", "R Ü 映.CSV"]
+)
+def test_formats_agree(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    target = path if name != "R Ü 映.CSV" else tmp_path / "lower.csv"
+    write(target, ROWS)
+    target.rename(path)
+    assert list(read_records(path)) == ROWS
+
+
+def test_plain_text_has_a_row_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "plain.txt"
+    path.write_text("one\n\n  \ntwo\n", encoding="utf-8")
+    assert list(read_records(path)) == [{"text": "one"}, {"text": "two"}]
+
+
+def test_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_bytes(b"\xef\xbb\xbftext\nhello\n")
+    assert list(read_records(path)) == [{"text": "hello"}]
+
+
+def test_very_long_field_is_read_and_the_global_limit_restored(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    rows = [{"text": "x" * 300_000}]
+    assert list(read_records(write(tmp_path / "long.csv", rows))) == rows
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.json", "e.csv", "e.txt"])
+def test_empty_file_has_no_rows(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert list(read_records(tmp_path / name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "line 3: not valid JSON: Expecting value"),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', 'line 2: expected an object such as {"text": "..."}, got list'),
+        ("a.json", b'[{"text": "x"},\n}]', "line 2: not valid JSON"),
+        ("a.json", b'{"a": 1}\n{"a": 2}', "one object per line belongs in a .jsonl file"),
+        ("a.json", b'{"a": 1}', "expected a list of objects, got dict"),
+        ("a.json", b"[1]", "row 1: expected an object"),
+        ("a.csv", b"text,label\na,b,c\n", "line 2: more fields than the header's 2; quote a text"),
+        ("a.csv", b'text\n"open\n', "not valid CSV: unexpected end of data"),
+        ("a.csv", b"text\n\xff\xfe\n", "not UTF-8 text; save it as UTF-8"),
+        ("a.jsonl.gz", b"plain", "not a complete gzip file"),
+        ("a.csv.gz", gzip.compress(b"text\nhello\n" * 99)[:-12], "not a complete gzip file"),
+        ("a.parquet", b"plain", "not a readable Parquet file"),
+        ("a.jsonll", b"", "unknown extension '.jsonll'; did you mean \".jsonl\"?"),
+        ("a.xlsx", b"", "unknown extension '.xlsx'; expected .jsonl, .json, .csv, .tsv, .parquet, .txt"),
+        ("a.parquet.gz", b"", "unknown extension '.parquet.gz'"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    said = failure(path)
+    assert said.startswith(str(path))
+    assert message in said
+
+
+def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
+    assert failure(tmp_path / "no.csv") == f"{tmp_path / 'no.csv'}: no such file"
+    assert failure(tmp_path) == f"{tmp_path}: is a folder; name a file in it"

