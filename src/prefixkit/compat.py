@@ -36,7 +36,8 @@ def sdpa_mask(*args: Any, **options: Any) -> Tensor:
     is wrong once columns are prepended.
     """
     options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    mask: Tensor = masking_utils.sdpa_mask(*args, **options)
+    mask = masking_utils.sdpa_mask(*args, **options)
+    assert mask is not None
     return mask
 
 

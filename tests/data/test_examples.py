@@ -160,9 +160,7 @@ def test_unstable_template_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) 
 @pytest.mark.parametrize("mark", ["", "{% generation %}{% endgeneration %}"])
 def test_refusal_of_the_template_is_passed_on(bytes_tokenizer: PreTrainedTokenizerFast, mark: str) -> None:
     template = mark + "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(
-        DataError, match=r"^row 2: the chat template refuses this conversation: roles must alternate$"
-    ):
+    with pytest.raises(DataError, match=r"^row 2: the chat template refuses this conversation: roles must alternate$"):
         one(Row(2, messages=TALK), with_template(bytes_tokenizer, template), format=Format.MESSAGES)
 
 

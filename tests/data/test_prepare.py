@@ -25,9 +25,7 @@ ROWS = [{"text": review(i), "label": ("positive", "negative")[i % 2]} for i in r
 
 
 @pytest.fixture
-def run(
-    write_jsonl: Callable[..., str], bytes_tokenizer: PreTrainedTokenizerFast
-) -> Callable[..., PreparedData]:
+def run(write_jsonl: Callable[..., str], bytes_tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreparedData]:
     """Prepare records with positive kept; keywords change the settings."""
 
     def prepared(
@@ -50,9 +48,7 @@ def failure(run: Callable[..., PreparedData], rows: list[Any], **settings: Any) 
 
 def test_nothing_leaks_between_the_splits(run: Callable[..., PreparedData]) -> None:
     data = run(ROWS + ROWS[:40])
-    splits = [
-        {e.text for e in examples} for examples in (data.train, data.validation, data.test, data.contrast)
-    ]
+    splits = [{e.text for e in examples} for examples in (data.train, data.validation, data.test, data.contrast)]
     splits.append({row.text for row in data.judge_rows})
     assert all(splits)
     assert len(set.union(*splits)) == sum(map(len, splits))
@@ -95,9 +91,7 @@ def test_counts_add_up(run: Callable[..., PreparedData]) -> None:
             (data.train, data.validation, data.test, data.contrast, data.judge_rows, data.judge_test_rows),
         )
     )
-    judged_positive = sum(
-        row.label == "positive" and 3 <= len(row.text.split()) <= 20 for row in data.judge_rows
-    )
+    judged_positive = sum(row.label == "positive" and 3 <= len(row.text.split()) <= 20 for row in data.judge_rows)
     assert counts.train + counts.validation + counts.test + judged_positive == 149
     assert (counts.truncated, counts.without_loss) == (0, 0)
     assert set(dataclasses.asdict(counts)) >= {"read", "train"}
@@ -178,16 +172,13 @@ def test_nothing_left_says_which_filter_took_what(run: Callable[..., PreparedDat
 def test_empty_split_says_which(run: Callable[..., PreparedData]) -> None:
     said = failure(run, ROWS[:2], label_column=None, keep_label=None)
     assert said.startswith("data.split.")
-    assert said.endswith(
-        "none of the 2 rows left after the filters fell into it; give more rows or a larger share"
-    )
+    assert said.endswith("none of the 2 rows left after the filters fell into it; give more rows or a larger share")
 
 
 def test_prompt_that_fills_every_example_is_an_error(run: Callable[..., PreparedData]) -> None:
     said = failure(run, ROWS, prompt="The movie was terrible. " * 20, max_tokens=16)
     assert said.startswith(
-        "data.max_tokens: what stands before the learned text fills all 16 tokens "
-        "in every row of the train split ("
+        "data.max_tokens: what stands before the learned text fills all 16 tokens in every row of the train split ("
     )
     assert said.endswith("; raise data.max_tokens or shorten data.prompt")
 

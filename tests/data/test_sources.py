@@ -64,9 +64,7 @@ def test_missing_column_lists_those_there_are(write_jsonl: Callable[..., str]) -
     assert said.startswith(f'data.input_column: {path} has no column "input"')
 
 
-@pytest.mark.parametrize(
-    ("value", "kind"), [(None, "nothing"), (5, "a value of type int"), ([], "an empty list")]
-)
+@pytest.mark.parametrize(("value", "kind"), [(None, "nothing"), (5, "a value of type int"), ([], "an empty list")])
 def test_row_without_text_is_named(write_jsonl: Callable[..., str], value: Any, kind: str) -> None:
     path = write_jsonl([{"text": "a"}, {"text": value}])
     assert failure(source=path) == f'{path}, row 2: column "text" holds {kind}, expected text'
@@ -135,8 +133,7 @@ def test_offline_hub_says_what_to_do() -> None:
         ),
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."),
-            "movie_reviews (plain): a gated data set; accept its terms on the hub, "
-            "then log in with `hf auth login`",
+            "movie_reviews (plain): a gated data set; accept its terms on the hub, then log in with `hf auth login`",
         ),
         (
             ValueError("Unknown split \"train\".\nShould be one of ['test']."),
@@ -157,16 +154,12 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Excepti
     assert failure(source="movie_reviews", subset="plain") == message
 
 
-@pytest.mark.parametrize(
-    ("keep_label", "names"), [("pos", ["neg", "pos"]), (1, ["0", "1"]), (None, ["neg", "pos"])]
-)
+@pytest.mark.parametrize(("keep_label", "names"), [("pos", ["neg", "pos"]), (1, ["0", "1"]), (None, ["neg", "pos"])])
 def test_hub_class_labels_go_by_name_or_number(
     monkeypatch: pytest.MonkeyPatch, keep_label: str | int | None, names: list[str]
 ) -> None:
     asked = []
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
 
     def load(*args: Any, **options: Any) -> datasets.Dataset:
@@ -174,9 +167,7 @@ def test_hub_class_labels_go_by_name_or_number(
         return rows
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    config = DataConfig(
-        source="stanfordnlp/imdb", hub_split="test", label_column="label", keep_label=keep_label
-    )
+    config = DataConfig(source="stanfordnlp/imdb", hub_split="test", label_column="label", keep_label=keep_label)
     assert [row.label for row in load_rows(config)] == names
     assert asked == [(("stanfordnlp/imdb", None), {"split": "test"})]
 

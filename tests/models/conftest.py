@@ -18,9 +18,7 @@ def interleave(weight, heads):
 @pytest.fixture(scope="session")
 def tiny_gguf_model(make_tiny_llama):
     """What `tiny_gguf` holds; the width is a multiple of 32, as the format wants."""
-    return make_tiny_llama(
-        vocab_size=len(TOKENS), tie_word_embeddings=True, pad_token_id=None, rms_norm_eps=2.0**-17
-    )
+    return make_tiny_llama(vocab_size=len(TOKENS), tie_word_embeddings=True, pad_token_id=None, rms_norm_eps=2.0**-17)
 
 
 @pytest.fixture(scope="session")

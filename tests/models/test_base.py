@@ -70,9 +70,7 @@ def test_folder_loads_frozen_in_evaluation_mode(which, request):
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT64, Dtype.FLOAT32, Dtype.BFLOAT16, "float16"])
 def test_dtype_is_that_of_every_weight(tiny_llama_dir, dtype):
     base = load_base_model(str(tiny_llama_dir), dtype=dtype)
-    assert (
-        {weight.dtype for weight in base.model.parameters()} == {base.dtype} == {getattr(torch, str(dtype))}
-    )
+    assert {weight.dtype for weight in base.model.parameters()} == {base.dtype} == {getattr(torch, str(dtype))}
 
 
 @pytest.mark.parametrize("attention", list(Attention))
@@ -105,9 +103,7 @@ def test_licence_comes_from_the_model_card(folder):
 
 def test_end_of_text_pads_where_there_is_no_padding_token(folder, tiny_llama_dir):
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k != "pad_token"})
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "pad_token"}))
     base = load_base_model(str(folder))
     assert base.is_pad_eos
     assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id == 2
@@ -179,13 +175,9 @@ def test_missing_shard_is_refused(folder, make_tiny_llama):
 def test_folder_without_config_or_weights_or_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
-    assert refused(ModelError, folder) == (
-        "no tokenizer that can be read; expected tokenizer.json beside the weights"
-    )
+    assert refused(ModelError, folder) == ("no tokenizer that can be read; expected tokenizer.json beside the weights")
     (folder / "model.safetensors").unlink()
-    assert (
-        refused(ModelError, folder) == "no weights in this folder; expected model.safetensors or its shards"
-    )
+    assert refused(ModelError, folder) == "no weights in this folder; expected model.safetensors or its shards"
     (folder / "config.json").unlink()
     assert refused(ModelError, folder) == "no config.json in this folder; is it a transformers model folder?"
 
@@ -204,13 +196,9 @@ def test_architecture_unknown_to_transformers_is_refused(folder):
 
 
 def test_model_with_its_own_code_is_refused_without_asking(folder, monkeypatch):
-    monkeypatch.setattr(
-        "builtins.input", lambda *args: pytest.fail("asked on stdin whether to run foreign code")
-    )
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on stdin whether to run foreign code"))
     (folder / "code.py").write_text("raise RuntimeError('foreign code was run')")
-    change_config(
-        folder, model_type="custom", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
-    )
+    change_config(folder, model_type="custom", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
     assert refused(UnsupportedModelError, folder) == (
         "it needs Python code from its own repository, which prefixkit does not run; give a model whose"
         " architecture is part of transformers"
@@ -221,16 +209,12 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 ONE_WAY = "give a model that writes text left to right"
 OTHERS = {
     "t5 is an encoder-decoder; this version takes decoder-only models, such as gpt2": lambda: (
-        T5ForConditionalGeneration(
-            T5Config(vocab_size=9, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-        )
+        T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
     ),
     f"bert is a masked language model, it reads both ways; {ONE_WAY}": lambda: BertForMaskedLM(
         BertConfig(vocab_size=9, **SMALL)
     ),
-    f"vit is no causal language model; {ONE_WAY}": lambda: ViTModel(
-        ViTConfig(image_size=32, patch_size=16, **SMALL)
-    ),
+    f"vit is no causal language model; {ONE_WAY}": lambda: ViTModel(ViTConfig(image_size=32, patch_size=16, **SMALL)),
 }
 
 

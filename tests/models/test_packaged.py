@@ -27,9 +27,7 @@ def tiny_packaged(tiny_gguf, tmp_path, monkeypatch):
     """A packaged model whose file is in the cache already, so that nothing is downloaded."""
     monkeypatch.setenv("PREFIXKIT_CACHE", str(tmp_path / "the cache"))
     content = tiny_gguf.read_bytes()
-    file = PackageFile(
-        "tiny-llama", "1.2", "tiny/t.gguf", hashlib.sha256(content).hexdigest(), len(content), "MIT"
-    )
+    file = PackageFile("tiny-llama", "1.2", "tiny/t.gguf", hashlib.sha256(content).hexdigest(), len(content), "MIT")
     file.path.parent.mkdir(parents=True)
     file.path.write_bytes(content)
     model = PackagedModel("tiny-packaged", "Tiny", file)
@@ -41,9 +39,7 @@ def tiny_packaged(tiny_gguf, tmp_path, monkeypatch):
 def count_builds(monkeypatch):
     builds = []
     real = packaged.dequantise
-    monkeypatch.setattr(
-        packaged, "dequantise", lambda *args, **options: (builds.append(args), real(*args, **options))
-    )
+    monkeypatch.setattr(packaged, "dequantise", lambda *args, **options: (builds.append(args), real(*args, **options)))
     return builds
 
 
@@ -103,8 +99,7 @@ def test_full_disk_is_named_and_leaves_nothing(tiny_packaged, monkeypatch):
     with pytest.raises(ModelError) as caught:
         packaged_folder(tiny_packaged)
     assert str(caught.value) == (
-        f"tiny-packaged: the disk is full; free about 1 GB under {tiny_packaged.folder.parent},"
-        " or set PREFIXKIT_CACHE"
+        f"tiny-packaged: the disk is full; free about 1 GB under {tiny_packaged.folder.parent}, or set PREFIXKIT_CACHE"
     )
     assert list(tiny_packaged.folder.parent.iterdir()) == []
 

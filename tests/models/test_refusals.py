@@ -54,9 +54,7 @@ def test_hub_model_whose_files_are_the_problem_is_not_blamed_on_the_hub():
 
 def test_too_little_memory_names_the_way_out():
     error = explain_failure(FOLDER, MemoryError(), revision=None)
-    assert str(error) == (
-        "a folder: not enough memory to load it; take a smaller model, or model.dtype=bfloat16"
-    )
+    assert str(error) == ("a folder: not enough memory to load it; take a smaller model, or model.dtype=bfloat16")
 
 
 def test_anything_else_is_folded_and_clipped():

@@ -36,9 +36,7 @@ def test_gguf_file_is_recognised_in_any_case(tmp_path):
 def test_path_that_does_not_exist_is_not_taken_to_the_hub(name):
     with pytest.raises(ModelError) as caught:
         resolve_source(name)
-    assert (
-        str(caught.value) == f"{name}: no such folder; give a folder, a .gguf file, a hub id, or smollm2-135m"
-    )
+    assert str(caught.value) == f"{name}: no such folder; give a folder, a .gguf file, a hub id, or smollm2-135m"
 
 
 def test_messages_for_files(tmp_path):
@@ -46,9 +44,7 @@ def test_messages_for_files(tmp_path):
         resolve_source("x/model.gguf")
     text = tmp_path / "notes.txt"
     text.touch()
-    with pytest.raises(
-        ModelError, match=r"a file, but not a .gguf file; give a model's folder, or a .gguf file$"
-    ):
+    with pytest.raises(ModelError, match=r"a file, but not a .gguf file; give a model's folder, or a .gguf file$"):
         resolve_source(str(text))
 
 
@@ -63,9 +59,7 @@ def test_folder_with_a_gguf_file_points_at_it(tmp_path):
 
 def test_folder_of_a_prefix_is_not_a_base_model(tmp_path):
     (tmp_path / "prefix.json").write_text("{}")
-    with pytest.raises(
-        ModelError, match="this folder holds a prefix, not a base model; give the model it was"
-    ):
+    with pytest.raises(ModelError, match="this folder holds a prefix, not a base model; give the model it was"):
         resolve_source(str(tmp_path))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
 from prefixkit.config.data import DataConfig
 from prefixkit.config.evaluation import EvaluationConfig

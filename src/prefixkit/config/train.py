@@ -72,7 +72,7 @@ class TrainConfig(Section):
     """Newest checkpoints to keep."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; left out, as many as the machine (or its container) gives."""
-    report_to: list[str] = []
+    report_to: list[str] = Field(default_factory=list)
     """Trackers of transformers' Trainer, such as tensorboard, wandb or mlflow."""
     divergence: DivergenceConfig = DivergenceConfig()
     """What counts as divergence, and what happens then."""

@@ -74,9 +74,7 @@ class _Encoded:
     is_learned: tuple[bool, ...]
 
 
-def build_examples(
-    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> BuiltExamples:
+def build_examples(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> BuiltExamples:
     """Turn rows into examples of at most `config.max_tokens` tokens.
 
     A text that fits whole ends in EOS, with loss, so that the model learns to stop; a text that was cut does
@@ -118,9 +116,7 @@ def text_pieces(row: Row, config: DataConfig) -> tuple[Piece, Piece]:
     return Piece(config.prompt, is_learned=False), Piece(joint + row.learned, is_learned=True)
 
 
-def _encode_texts(
-    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[_Encoded]:
+def _encode_texts(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Encoded]:
     opening = opening_ids(tokenizer)
     closing = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     pieces = [text_pieces(row, config) for row in rows]

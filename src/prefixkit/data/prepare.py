@@ -218,9 +218,7 @@ def _check_loss(built: dict[Split, BuiltExamples], config: DataConfig) -> None:
 
 
 def _labelled(rows: Iterable[Row]) -> tuple[LabelledText, ...]:
-    return tuple(
-        LabelledText(row.learned, row.label) for row in rows if row.label is not None and row.learned.strip()
-    )
+    return tuple(LabelledText(row.learned, row.label) for row in rows if row.label is not None and row.learned.strip())
 
 
 def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example]) -> str:
@@ -235,8 +233,7 @@ def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Exa
 
 def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
     log.info(
-        "rows: %d read, %d duplicates and %d contradictory left out, %d of another label, "
-        "%d too short, %d too long",
+        "rows: %d read, %d duplicates and %d contradictory left out, %d of another label, %d too short, %d too long",
         counts.read,
         counts.duplicates,
         counts.contradictory,

@@ -130,9 +130,7 @@ def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
         case Format.TEXT:
             return Row(number, text=_text(record, config.text_column, where), label=label)
         case Format.INPUT_TARGET:
-            given, target = (
-                _text(record, name, where) for name in (config.input_column, config.target_column)
-            )
+            given, target = (_text(record, name, where) for name in (config.input_column, config.target_column))
             return Row(number, input=given, target=target, label=label)
         case Format.MESSAGES:
             messages = _messages(record.get(config.messages_column), config.messages_column, where)
@@ -153,9 +151,7 @@ def _messages(value: Any, column: str, where: str) -> tuple[Message, ...]:
         )
     messages = []
     for turn, message in enumerate(value, start=1):
-        role, content = (
-            (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        )
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(f"{where}: message {turn} is not a {{role, content}} pair of texts")
         messages.append(Message(role, content))
@@ -167,11 +163,7 @@ def _messages(value: Any, column: str, where: str) -> tuple[Message, ...]:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    return (
-        f"an empty {type(value).__name__}"
-        if value in ("", [], {})
-        else f"a value of type {type(value).__name__}"
-    )
+    return f"an empty {type(value).__name__}" if value in ("", [], {}) else f"a value of type {type(value).__name__}"
 
 
 def _check_label(config: DataConfig, rows: list[Row]) -> None:

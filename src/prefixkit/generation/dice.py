@@ -90,9 +90,8 @@ def penalise(
 
     Padding is no text: with the end-of-text token as padding, counting it would keep padded rows from ending.
     """
-    seen = (
-        torch.zeros_like(scores, dtype=torch.int8).scatter_add_(1, ids, is_text.to(torch.int8)) != 0
-    )  # [b, v]
+    counted = torch.zeros_like(scores, dtype=torch.int8)  # [b, v]
+    seen = counted.scatter_reduce_(1, ids, is_text.to(torch.int8), "amax") != 0
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
@@ -105,9 +104,7 @@ class TokenChooser(LogitsProcessor):
         is_text: true where the prompts have text, false on padding; its width is where new tokens begin.
     """
 
-    def __init__(
-        self, settings: GenerationConfig, dice: Float[Tensor, "b n"], is_text: Bool[Tensor, "b s"]
-    ) -> None:
+    def __init__(self, settings: GenerationConfig, dice: Float[Tensor, "b n"], is_text: Bool[Tensor, "b s"]) -> None:
         self.settings, self.dice, self.is_text = settings, dice, is_text
 
     def __call__(self, input_ids: Int[Tensor, "b s"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:

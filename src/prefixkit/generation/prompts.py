@@ -39,17 +39,14 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
         if not plain and tokenizer.bos_token_id not in ids:
             if tokenizer.bos_token_id is None:
                 raise DataError(
-                    f"an empty prompt starts from the BOS token, and the tokenizer of {base.id} has none; "
-                    "give a prompt"
+                    f"an empty prompt starts from the BOS token, and the tokenizer of {base.id} has none; give a prompt"
                 )
             ids = [tokenizer.bos_token_id]
         encoded.append(ids)
     return encoded
 
 
-def check_length(
-    base: Base, prompts: Sequence[list[int]], *, max_new_tokens: int, prefix: Prefix | None
-) -> None:
+def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: int, prefix: Prefix | None) -> None:
     """Raise if a prompt, the prefix and the new tokens together exceed the model's context.
 
     Raises:

@@ -156,11 +156,10 @@ def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
 
 
 def _decode(base: Base, ids: list[int]) -> str:
-    text: str = base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+    return str(base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-class _Queued(BaseStreamer):  # type: ignore[no-untyped-call,unused-ignore]
+class _Queued(BaseStreamer):
     """Hands every new token id to another thread; transformers sends the prompt first, which is not new."""
 
     def __init__(self, queue: "SimpleQueue[int | BaseException | None]") -> None:
@@ -181,23 +180,19 @@ class _Stopped(StoppingCriteria):
     def __init__(self, event: threading.Event) -> None:
         self._event = event
 
-    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         return torch.full((len(input_ids),), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def _stream(
-    base: Base, row: list[int], settings: GenerationConfig, seed: int, prefix: Prefix | None
-) -> Iterator[str]:
+def _stream(base: Base, row: list[int], settings: GenerationConfig, seed: int, prefix: Prefix | None) -> Iterator[str]:
     queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
     stop = threading.Event()
 
     def work() -> None:
         try:
-            options = {
-                "streamer": _Queued(queue),
-                "stopping_criteria": StoppingCriteriaList([_Stopped(stop)]),
-            }
-            _generate(base, [row], settings, seed=seed, places=[0], **options)
+            stopping = StoppingCriteriaList([_Stopped(stop)])
+            streamer = _Queued(queue)
+            _generate(base, [row], settings, seed=seed, places=[0], streamer=streamer, stopping_criteria=stopping)
             queue.put(None)
         except BaseException as error:  # raised again where the text is read
             queue.put(error)

@@ -17,17 +17,19 @@ prefix per row, `generate` (it may repeat rows for beams; a plain forward may no
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.compat import eager_attention
 from prefixkit.errors import InjectionError
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.positions import check_context, moved_positions, past_tokens
-from prefixkit.injection.slots import Current, Slot, clear, has_slot, place
+from prefixkit.injection.slots import BANK, Current, Slot, clear, has_slot, place
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
@@ -55,6 +57,7 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
     anatomy = inspect_model(model)
     if any(has_slot(module) for module in anatomy.attention):
         raise InjectionError("a prefix is attached to this model already; detach it first")
+    source: Callable[[], Bank] | None
     if isinstance(prefix, PrefixEncoder):
         source = _from_encoder(anatomy, prefix, position_offset)
     else:
@@ -100,20 +103,24 @@ class Handle(AbstractContextManager["Handle"]):
 
     def _install(self) -> None:
         model, implementation = self._model, self._model.config._attn_implementation
+        if implementation == "eager":
+            for module in self._anatomy.attention:
+                eager_attention(module)  # refuses a family without one before anything is changed
         for site, module in enumerate(self._anatomy.attention):
             place(module, Slot(site, implementation, self._current))
-            self._restore.append(lambda module=module: clear(module))
+            self._restore.append(partial(clear, module))
         self._restore.append(lambda: model.set_attn_implementation(implementation))
         model.set_attn_implementation(NAMES[implementation])
         hook = self._anatomy.stack.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self._restore.append(hook.remove)
         if self._rows is not None:
-            model.generate = self._generate  # type: ignore[method-assign]
+            setattr(model, "generate", self._generate)  # noqa: B010 - an instance attribute that shadows the method
             self._restore.append(lambda: delattr(model, "generate"))
 
     def _before_forward(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         assert self._source is not None
+        _check_checkpointing(stack)
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         batch, tokens = inputs.shape[:2]
@@ -129,25 +136,23 @@ class Handle(AbstractContextManager["Handle"]):
             check_context(positions, self._anatomy.context_tokens, most)
         elif self._anatomy.context_tokens is not None:
             check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
-        return (), call | {"position_ids": positions}
+        return (), call | {"position_ids": positions, BANK: bank}
 
     def _row_index(self, batch: int) -> Tensor:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
         assert self._rows is not None
         repeats, rest = divmod(batch, self._rows)
         if rest or repeats == 0 or (repeats > 1 and not self._repeats):
-            raise InjectionError(
-                f"prefixes for {self._rows} rows are attached, the batch has {batch}; attach one prefix (or None) per row"
-            )
+            raise _wrong_rows(self._rows, batch)
         return torch.arange(self._rows).repeat_interleave(repeats)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         inputs = next((kwargs[k] for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
         inputs = args[0] if args else inputs
         if inputs is not None and len(inputs) != self._rows:
-            self._row_index(-1)
+            raise _wrong_rows(self._rows, len(inputs))
         with self._repeating():
-            return type(self._model).generate(self._model, *args, **kwargs)
+            return getattr(type(self._model), "generate")(self._model, *args, **kwargs)  # noqa: B009 - a mixin may add it
 
     @contextmanager
     def _repeating(self) -> Iterator[None]:
@@ -156,6 +161,25 @@ class Handle(AbstractContextManager["Handle"]):
             yield
         finally:
             self._repeats = False
+
+
+def _wrong_rows(rows: int | None, batch: int) -> InjectionError:
+    return InjectionError(
+        f"prefixes for {rows} rows are attached, the batch has {batch}; attach one prefix (or None) per row"
+    )
+
+
+def _check_checkpointing(stack: nn.Module) -> None:
+    """Refuse the reentrant kind: it loses the prefix's gradient, or sends it through the encoder twice."""
+    for module in stack.modules():
+        if getattr(module, "gradient_checkpointing", False) and module.training and torch.is_grad_enabled():
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            if getattr(function, "keywords", {}).get("use_reentrant", True):
+                raise InjectionError(
+                    "gradient checkpointing with use_reentrant=True gives a prefix wrong gradients or none; "
+                    'enable it with {"use_reentrant": False}'
+                )
+            return
 
 
 def _from_encoder(anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> Callable[[], Bank]:

@@ -27,7 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from prefixkit.compat import eager_attention, eager_mask, sdpa_attention, sdpa_mask
 from prefixkit.errors import InjectionError
-from prefixkit.injection.slots import slot_of
+from prefixkit.injection.slots import BANK, slot_of
 from prefixkit.prefix import SiteBank
 
 Output = tuple[Tensor, Tensor | None]
@@ -37,7 +37,12 @@ NAMES = {"sdpa": "prefixkit_sdpa", "eager": "prefixkit_eager"}
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> Output:
     """Attend to the prefix and the text: what transformers calls in place of the model's implementation.
 
@@ -57,7 +62,7 @@ def attend(
     """
     slot = slot_of(module)
     own = eager_attention(module) if slot.implementation == "eager" else sdpa_attention
-    prefix = slot.read(batch_size=key.shape[0])
+    prefix = slot.read(key.shape[0], options.pop(BANK, None))
     if prefix.length == 0:
         return own(module, query, key, value, attention_mask, **options)
     if attention_mask is None:

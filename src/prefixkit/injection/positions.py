@@ -11,7 +11,7 @@ from prefixkit.errors import InjectionError
 
 def moved_positions(
     call: dict[str, Any], offsets: Int[Tensor, "n"], *, batch: int, tokens: int, from_mask: bool
-) -> Int[Tensor, "n t"]:
+) -> Int[Tensor, "rows t"]:
     """Return the position ids of one forward call, moved by each row's offset.
 
     Args:
@@ -20,6 +20,9 @@ def moved_positions(
         batch: rows of the call.
         tokens: tokens per row of the call.
         from_mask: the model counts default positions by its attention mask (OPT), not by columns.
+
+    Returns:
+        `[b, t]`, or `[1, t]` where all rows have the same.
 
     Raises:
         InjectionError: the positions given do not match the batch.
@@ -67,7 +70,8 @@ def _default_positions(call: dict[str, Any], tokens: int, from_mask: bool) -> In
     past = past_tokens(call)
     mask = call.get("attention_mask")
     if from_mask and mask is not None:
-        return (torch.cumsum(mask, dim=1) * mask - 1).long()[:, past : past + tokens]
+        counted: Tensor = (torch.cumsum(mask, dim=1) * mask - 1).long()
+        return counted[:, past : past + tokens]
     return torch.arange(past, past + tokens)[None]
 
 

@@ -2,16 +2,20 @@
 
 A slot sits on the attention module itself, so that it follows the module wherever the module goes, and holds
 the site's share of what is attached. The bank of the present forward pass is set by `attach`'s hook before the
-first layer runs; gradient checkpointing reads the same bank again in the backward pass.
+first layer runs. It also travels as a keyword argument (`BANK`) through the layers, because gradient checkpointing
+runs a layer again with the arguments of its own forward pass, when the present one may be another.
 """
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from prefixkit.errors import InjectionError
 from prefixkit.prefix import Bank, SiteBank
 
+#: The keyword under which a forward pass hands its bank down to its attention layers.
+BANK = "prefixkit_bank"
 _ATTRIBUTE = "_prefixkit_slot"
 
 
@@ -36,13 +40,23 @@ class Slot:
     implementation: str
     current: Current = field(repr=False)
 
-    def read(self, batch_size: int) -> SiteBank:
+    def read(self, batch_size: int, own: Bank | None = None) -> SiteBank:
         """Return this site's part of the bank.
 
+        Args:
+            batch_size: rows the attention layer got.
+            own: the bank of the forward pass the layer belongs to, where the model handed it down.
+
         Raises:
-            InjectionError: no forward pass of the whole model is under way, or its rows are not these.
+            InjectionError: no forward pass of the whole model is under way, or its rows are not these; or a layer
+                is run again in the backward pass and has lost its bank.
         """
-        bank = self.current.bank
+        bank = self.current.bank if own is None else own
+        if own is None and torch._C._current_graph_task_id() != -1:
+            raise InjectionError(
+                "gradient checkpointing: this model does not hand keyword arguments down to its attention layers, "
+                "so a recomputed layer cannot know its prefix; switch gradient checkpointing off"
+            )
         if bank is None:
             raise InjectionError("an attention layer was called on its own; call the whole model inside attach()")
         if len(bank) not in (1, batch_size):

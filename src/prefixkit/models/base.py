@@ -156,9 +156,7 @@ def _ensure_padding(base: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     if tokenizer.pad_token is not None:
         return False
     if tokenizer.eos_token is None:
-        raise ModelError(
-            f"{base}: its tokenizer has neither a padding nor an end-of-text token; set pad_token in it"
-        )
+        raise ModelError(f"{base}: its tokenizer has neither a padding nor an end-of-text token; set pad_token in it")
     tokenizer.pad_token = tokenizer.eos_token
     return True
 

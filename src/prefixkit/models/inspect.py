@@ -53,6 +53,8 @@ def inspect_model(model: PreTrainedModel) -> Anatomy:
     """
     if model not in _known:
         _known[model] = _inspect(model)
+    else:
+        _check_implementation(model)  # it can be set again at any time
     return _known[model]
 
 
@@ -66,6 +68,22 @@ def context_tokens(model: PreTrainedModel) -> int | None:
     return None
 
 
+def _check_implementation(model: PreTrainedModel) -> None:
+    """Refuse attention implementations a prefix cannot be prepended for; what is attached already is ours."""
+    name, implementation = type(model).__name__, model.config._attn_implementation
+    if implementation.startswith("prefixkit_"):
+        return
+    if implementation not in _IMPLEMENTATIONS:
+        raise UnsupportedModelError(
+            f"{name}: attention implementation {implementation!r} is not supported; "
+            'load the model with attn_implementation="sdpa" or "eager"'
+        )
+    if implementation == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise UnsupportedModelError(
+            f"{name}: reorder_and_upcast_attn bypasses the attention interface; set it to False"
+        )
+
+
 def _inspect(model: PreTrainedModel) -> Anatomy:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -77,14 +95,7 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
             f"{name}: its attention does not go through transformers' attention interface, "
             "so no prefix can be prepended; choose another base model"
         )
-    implementation = model.config._attn_implementation
-    if implementation not in _IMPLEMENTATIONS:
-        raise UnsupportedModelError(
-            f"{name}: attention implementation {implementation!r} is not supported; "
-            'load the model with attn_implementation="sdpa" or "eager"'
-        )
-    if implementation == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
-        raise UnsupportedModelError(f"{name}: reorder_and_upcast_attn bypasses the attention interface; set it to False")
+    _check_implementation(model)
     stack = model.get_decoder()
     if "position_ids" not in inspect.signature(stack.forward).parameters:
         raise UnsupportedModelError(f"{name}: takes no position_ids, so text cannot be placed after a prefix")
@@ -116,36 +127,46 @@ def _check_layers(model: PreTrainedModel, stack: nn.Module, calls: list[tuple[nn
 
 def _probe(model: PreTrainedModel) -> list[tuple[nn.Module, Tensor, Tensor]]:
     """Run one token through the model; return (module, query, key) of every attention call, in order."""
+    name = type(model).__name__
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
         if value.shape != key.shape:
-            raise UnsupportedModelError(f"{type(model).__name__}: keys and values of different shape are not supported")
+            raise UnsupportedModelError(f"{name}: keys and values of different shape are not supported")
         calls.append((module, query, key))
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     AttentionInterface.register(_PROBE, record)
     AttentionMaskInterface.register(_PROBE, sdpa_mask)
-    with _set_aside(model), torch.no_grad():
+    with evaluating(model), _implementation_restored(model), torch.no_grad():
         model.set_attn_implementation(_PROBE)
         try:
             model(input_ids=token, use_cache=False)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UnsupportedModelError(f"{type(model).__name__}: cannot run on token ids alone: {reason}") from None
-    return calls
+            raise UnsupportedModelError(f"{name}: cannot run on token ids alone: {reason}") from None
+    found = list(calls)
+    calls.clear()  # the registry keeps `record`, which must not keep the model alive
+    return found
 
 
 @contextmanager
-def _set_aside(model: PreTrainedModel) -> Iterator[None]:
-    """Restore attention implementation and training mode afterwards."""
-    implementation, was_training = model.config._attn_implementation, model.training
-    modes = [(module, module.training) for module in model.modules()] if was_training else []
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and every module back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _implementation_restored(model: PreTrainedModel) -> Iterator[None]:
+    implementation = model.config._attn_implementation
+    try:
+        yield
+    finally:
         model.set_attn_implementation(implementation)
-        for module, mode in modes:
-            module.training = mode

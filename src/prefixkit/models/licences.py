@@ -8,9 +8,7 @@ _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license(?:_name)?:\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
 
 
-def find_licence(
-    *, folder: Path | None = None, hub_id: str | None = None, revision: str | None = None
-) -> str:
+def find_licence(*, folder: Path | None = None, hub_id: str | None = None, revision: str | None = None) -> str:
     """Return the licence a model card names, or ``unknown``; a missing or unreadable card is no error."""
     card: Path | None = None
     if folder is not None:

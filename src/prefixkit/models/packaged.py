@@ -84,9 +84,7 @@ def is_built(folder: Path) -> bool:
         sizes: dict[str, int] = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return False
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
-    )
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 def dequantise(gguf: Path, folder: Path, *, title: str) -> None:

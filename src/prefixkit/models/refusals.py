@@ -131,9 +131,7 @@ def _explain_hub(name: str, kinds: set[str], text: str, revision: str | None) ->
             f"{name}: not a folder, not packaged, and not in the local hub cache, while the hub is switched"
             f" off; unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE once to fetch it{hint}"
         )
-    return (
-        f"{name}: not a folder, not packaged, and the hub cannot be reached; connect once to fetch it{hint}"
-    )
+    return f"{name}: not a folder, not packaged, and the hub cannot be reached; connect once to fetch it{hint}"
 
 
 def _explain_gguf(name: str, text: str) -> ModelError:
@@ -142,9 +140,7 @@ def _explain_gguf(name: str, text: str) -> ModelError:
         return UnsupportedModelError(
             f"{name}: transformers cannot read a GGUF of this architecture; give the original model instead"
         )
-    return ModelError(
-        f"{name}: the GGUF file is damaged, or of an unknown kind ({_clip(text)}); fetch it again"
-    )
+    return ModelError(f"{name}: the GGUF file is damaged, or of an unknown kind ({_clip(text)}); fetch it again")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -55,9 +55,7 @@ def resolve_source(name: str) -> Source:
     if path.is_file():
         raise ModelError(f"{name}: a file, but not a .gguf file; give a model's folder, or a .gguf file")
     if _is_path(name) or not _HUB_ID.match(name):
-        raise ModelError(
-            f"{name}: no such folder; give a folder, a .gguf file, a hub id, or {packaged_names()}"
-        )
+        raise ModelError(f"{name}: no such folder; give a folder, a .gguf file, a hub id, or {packaged_names()}")
     return Source(name, SourceKind.HUB)
 
 
@@ -78,9 +76,7 @@ def _is_path(name: str) -> bool:
 def _require_model(name: str, folder: Path) -> None:
     """Refuse a folder that is not a model, naming what is missing."""
     if (folder / "prefix.json").is_file():
-        raise ModelError(
-            f"{name}: this folder holds a prefix, not a base model; give the model it was trained on"
-        )
+        raise ModelError(f"{name}: this folder holds a prefix, not a base model; give the model it was trained on")
     if not (folder / "config.json").is_file():
         inside = sorted(folder.glob("*.gguf"))
         hint = f"give the file itself, {inside[0]}" if inside else "is it a transformers model folder?"

@@ -1,12 +1,14 @@
 """The model's own keys and values of a text: the best place for a prefix to start."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from prefixkit.errors import DataError
-from prefixkit.models.inspect import inspect_model
+from prefixkit.errors import DataError, InjectionError
+from prefixkit.models.inspect import evaluating, inspect_model
 from prefixkit.prefix import PrefixStates, SiteStates
 
 
@@ -25,16 +27,16 @@ def text_states(model: PreTrainedModel, token_ids: Int[Tensor, "p"]) -> PrefixSt
 
     Raises:
         DataError: the text has no tokens.
+        InjectionError: a prefix is attached.
     """
     if len(token_ids) == 0:
         raise DataError("prefix.init.text: has no tokens; write at least one word")
     anatomy = inspect_model(model)
-    was_training = model.training
-    model.eval()
+    if model.config._attn_implementation.startswith("prefixkit_"):
+        raise InjectionError("a prefix is attached to this model; detach it before reading the states of a text")
     cache = DynamicCache()  # without a config: sliding-window layers keep the whole text too
-    try:
+    with evaluating(model):
         model(input_ids=token_ids[None].to(model.device), past_key_values=cache, use_cache=True)
-    finally:
-        model.train(was_training)
-    sites = tuple(SiteStates(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers)
+    layers: list[Any] = cache.layers
+    sites = tuple(SiteStates(layer.keys[0].clone(), layer.values[0].clone()) for layer in layers)
     return PrefixStates(anatomy.geometry, sites)

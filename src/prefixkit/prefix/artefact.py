@@ -20,7 +20,7 @@ from torch import Tensor
 from prefixkit.errors import ArtefactError
 from prefixkit.files import atomic_path, read_json, sha256_file, write_json
 from prefixkit.prefix.card import SCHEMA_VERSION, BaseCard, PrefixCard, SiteCard, TrainingCard
-from prefixkit.prefix.geometry import Geometry, Site
+from prefixkit.prefix.geometry import Site
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
 TENSORS_NAME = "prefix.safetensors"
@@ -87,7 +87,7 @@ class Prefix:
         return replace(self, card=self.card.model_copy(update={"scores": scores}))
 
     def save(self, folder: str | Path) -> "Prefix":
-        """Write the artefact, tensors first and card last, each whole or not at all.
+        """Write the artefact: both files are written aside and flushed, then renamed into place.
 
         Returns:
             The prefix with the content hash of what was written.
@@ -98,12 +98,11 @@ class Prefix:
         folder = Path(folder)
         tensors = _to_tensors(self.states)
         try:
-            with atomic_path(folder / TENSORS_NAME) as path:
+            with atomic_path(folder / CARD_NAME) as card_path, atomic_path(folder / TENSORS_NAME) as path:
                 save_file(tensors, path)
-                content_hash = sha256_file(path)
-                card = self.card.model_copy(update={"content_hash": content_hash})
-            write_json(folder / CARD_NAME, card.model_dump(mode="json"))
-        except (OSError, SafetensorError) as error:
+                card = self.card.model_copy(update={"content_hash": sha256_file(path)})
+                write_json(card_path, card.model_dump(mode="json"))
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"{folder}: cannot save the prefix: {error}") from None
         return replace(self, card=card)
 
@@ -148,7 +147,9 @@ def _to_tensors(states: PrefixStates) -> dict[str, Tensor]:
 
 def _from_tensors(tensors: dict[str, Tensor], card: PrefixCard, path: Path) -> PrefixStates:
     geometry = card.geometry()
-    sites = tuple(_take_site(tensors, card_site, site, path) for card_site, site in zip(card.sites, geometry.sites, strict=True))
+    sites = tuple(
+        _take_site(tensors, card_site, site, path) for card_site, site in zip(card.sites, geometry.sites, strict=True)
+    )
     if tensors:
         raise ArtefactError(f"{path}: unexpected tensor {min(tensors)}")
     return PrefixStates(geometry, sites)
@@ -159,7 +160,10 @@ def _take_site(tensors: dict[str, Tensor], card: SiteCard, site: Site, path: Pat
     if length == 0:
         empty = torch.zeros(site.kv_heads, 0, site.head_dim)
         return SiteStates(empty, empty)
-    shapes = {"key": (site.kv_heads, length, site.head_dim), "value": (site.kv_heads, length, site.head_dim)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "key": (site.kv_heads, length, site.head_dim),
+        "value": (site.kv_heads, length, site.head_dim),
+    }
     if f"{site.name}.gate" in tensors:
         shapes["gate"] = (site.query_heads,)
     parts: dict[str, Any] = {}
@@ -168,9 +172,7 @@ def _take_site(tensors: dict[str, Tensor], card: SiteCard, site: Site, path: Pat
         if tensor is None:
             raise ArtefactError(f"{path}: tensor {site.name}.{part} is missing")
         if tuple(tensor.shape) != shape:
-            raise ArtefactError(
-                f"{path}: {site.name}.{part}: expected shape {list(shape)}, got {list(tensor.shape)}"
-            )
+            raise ArtefactError(f"{path}: {site.name}.{part}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if not torch.isfinite(tensor).all():
             raise ArtefactError(f"{path}: {site.name}.{part} holds NaN or infinite numbers")
         parts[part] = tensor

@@ -8,7 +8,7 @@ from prefixkit.config import Placement
 from prefixkit.prefix.geometry import Geometry, Site
 
 #: Raised by one when a reader of the old schema would misread the new one.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 class _Part(BaseModel):

@@ -90,9 +90,7 @@ class PrefixEncoder(nn.Module):
             self.hidden = nn.Sequential(*hidden)
             self.last = nn.Linear(width, geometry.numbers_per_token, dtype=dtype)
         self.gates = (
-            nn.ParameterList(torch.zeros(site.query_heads, dtype=dtype) for site in geometry.sites)
-            if gated
-            else None
+            nn.ParameterList(torch.zeros(site.query_heads, dtype=dtype) for site in geometry.sites) if gated else None
         )
 
     def forward(self) -> PrefixStates:
@@ -122,7 +120,8 @@ class PrefixEncoder(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self().detach()
+            states: PrefixStates = self()
+            return states.detach()
         finally:
             self.train(was_training)
 

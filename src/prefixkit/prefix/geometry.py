@@ -85,8 +85,7 @@ class Geometry:
             raise ConfigError(f"prefix.layers: expected layers 0-{depth - 1} of this model, got {max(layers)}")
         if layer_lengths is not None and len(layer_lengths) != depth:
             raise ConfigError(
-                f"prefix.layer_lengths: expected {depth} lengths, one per layer of this model, "
-                f"got {len(layer_lengths)}"
+                f"prefix.layer_lengths: expected {depth} lengths, one per layer of this model, got {len(layer_lengths)}"
             )
 
         def length(site: Site) -> int:

@@ -98,7 +98,6 @@ class PrefixStates:
         return PrefixStates(
             self.geometry,
             tuple(
-                SiteStates(take(s.key, p), take(s.value, p), s.gate)
-                for s, p in zip(self.sites, lengths, strict=True)
+                SiteStates(take(s.key, p), take(s.value, p), s.gate) for s, p in zip(self.sites, lengths, strict=True)
             ),
         )

@@ -1,8 +1,17 @@
 """Training a prefix on transformers' Trainer, resumable to the bit."""
 
 from prefixkit.training.callbacks import Measure, ProgressBar, read_metrics
-from prefixkit.training.checkpoint import checkpoints
+from prefixkit.training.checkpoint import checkpoint_folder, checkpoints
 from prefixkit.training.run import Outcome, train_prefix
 from prefixkit.training.start import build_encoder
 
-__all__ = ["Measure", "Outcome", "ProgressBar", "build_encoder", "checkpoints", "read_metrics", "train_prefix"]
+__all__ = [
+    "Measure",
+    "Outcome",
+    "ProgressBar",
+    "build_encoder",
+    "checkpoint_folder",
+    "checkpoints",
+    "read_metrics",
+    "train_prefix",
+]

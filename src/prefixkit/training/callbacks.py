@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,11 +24,8 @@ log = get_logger(__name__)
 Measure = Callable[[PrefixStates], float]
 
 
-class ProgressBar(Protocol):
-    """What a run reports while it goes."""
-
-    def __call__(self, step: int, steps: int, message: str) -> None:
-        """Say that `step` of `steps` are done."""
+#: Told about progress: step, steps in all, a few words.
+ProgressBar = Callable[[int, int, str], None]
 
 
 class HeldOut(TrainerCallback):
@@ -57,9 +54,7 @@ class HeldOut(TrainerCallback):
         if state.global_step == 0:
             self._look(0)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure when it is time; ask to stop when nothing better came for too long."""
         self.latest = None
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
@@ -154,9 +149,7 @@ class StopAfterStep(TrainerCallback):
     def __init__(self) -> None:
         self.asked = False
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop, if asked to."""
         if self.asked:
             control.should_save = True

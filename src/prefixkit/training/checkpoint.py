@@ -1,10 +1,10 @@
 """Checkpoints: written aside and renamed, so that a folder named checkpoint-N is always a whole one.
 
-    checkpoint-N/
-        encoder.safetensors   the encoder's parameters
-        best.safetensors      the encoder at the best held-out loss so far
-        progress.json         best loss, patience, monitor, rollbacks
-        optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' Trainer's own
+checkpoint-N/
+    encoder.safetensors   the encoder's parameters
+    best.safetensors      the encoder at the best held-out loss so far
+    progress.json         best loss, patience, monitor, rollbacks
+    optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' Trainer's own
 """
 
 import re
@@ -40,6 +40,11 @@ class Progress:
     rollbacks: int = 0
 
 
+def checkpoint_folder(run: Path) -> Path:
+    """Return where a run keeps its checkpoints."""
+    return run / "training" / "checkpoints"
+
+
 def staging(folder: Path) -> Path:
     """Return the folder a checkpoint is written to before it is whole; what was left there is removed."""
     path = folder / _STAGING
@@ -70,12 +75,13 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def write_own(
-    folder: Path, encoder: dict[str, Tensor], best: dict[str, Tensor] | None, progress: Progress
-) -> None:
+def write_own(folder: Path, encoder: dict[str, Tensor], best: dict[str, Tensor] | None, progress: Progress) -> None:
     """Write our part of a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().contiguous() for name, tensor in encoder.items()}, folder / "encoder.safetensors")
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in encoder.items()},
+        folder / "encoder.safetensors",
+    )
     if best is not None:
         save_file(best, folder / "best.safetensors")
     write_json(folder / "progress.json", asdict(progress))

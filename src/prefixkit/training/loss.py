@@ -64,22 +64,30 @@ class ScoredLoss(torch.autograd.Function):
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether a model's logits are exactly its output embedding applied to its last hidden state.
 
-    Families that scale or soft-cap logits (Gemma 2, Cohere, Granite) are not; the model is asked, with one token.
+    Families that scale or soft-cap logits (Gemma 2, Cohere, Granite) are not. The model is asked: its last hidden
+    state is replaced by large numbers, which no soft cap lets pass.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return False
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    was_training = model.training
-    model.eval()
+    stack = inspect_model(model).stack
+    generator = torch.Generator().manual_seed(0)
+    large = 100 * torch.randn(1, 1, head.in_features, generator=generator)
+    large = large.to(head.weight.device, head.weight.dtype)
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        output[0 if isinstance(output, tuple) else "last_hidden_state"] = large
+        return output
+
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    hook = stack.register_forward_hook(replace)
     try:
         with torch.no_grad():
-            logits = model(input_ids=token, use_cache=False).logits
-            return torch.equal(logits, head(inspect_model(model).stack(input_ids=token, use_cache=False)[0]))
-    except (RuntimeError, AttributeError, IndexError):  # an output between stack and head, say
+            return torch.equal(model(input_ids=token, use_cache=False).logits, head(large))
+    except (RuntimeError, TypeError):  # a projection between stack and head, say
         return False
     finally:
-        model.train(was_training)
+        hook.remove()
 
 
 def summed_loss(
@@ -98,7 +106,8 @@ def summed_loss(
     if plain_head:
         hidden = inspect_model(model).stack(**batch, use_cache=False)[0][:, :-1][scored]  # [k, e]
         head = model.get_output_embeddings()
-        return ScoredLoss.apply(hidden, expected[scored], head.weight, head.bias)  # type: ignore[no-any-return]
+        loss: Tensor = ScoredLoss.apply(hidden, expected[scored], head.weight, head.bias)  # type: ignore[no-untyped-call]
+        return loss
     logits = model(**batch, use_cache=False).logits[:, :-1][scored]  # [k, v]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return nn.functional.cross_entropy(logits, expected[scored], reduction="sum")

@@ -53,9 +53,9 @@ class PrefixModel(nn.Module):
         count = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Recompute the base model's activations in the backward pass."""
-        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute the base model's activations in the backward pass; called by transformers' Trainer."""
+        self.base.activation_checkpointing_enable({"use_reentrant": False})
 
     @contextmanager
     def set_aside(self) -> Iterator[PreTrainedModel]:

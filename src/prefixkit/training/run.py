@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from prefixkit.config import OnDivergence, Recipe, TrainConfig
 from prefixkit.data import Collator, Example, LengthGroupedSampler
@@ -19,7 +19,7 @@ from prefixkit.models import Base
 from prefixkit.prefix import PrefixEncoder, PrefixStates
 from prefixkit.seeding import derive
 from prefixkit.training.callbacks import HeldOut, Measure, Metrics, ProgressBar, StopAfterStep
-from prefixkit.training.checkpoint import Progress, checkpoints
+from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
 from prefixkit.training.start import build_encoder
@@ -68,7 +68,7 @@ def train_prefix(
         base: the frozen base model, with nothing attached.
         examples: what to learn from.
         recipe: how.
-        folder: the run folder; checkpoints go to ``checkpoints/``, metrics to ``metrics.jsonl``.
+        folder: the run folder; checkpoints go to ``training/checkpoints/``, metrics to ``metrics.jsonl``.
         measure: held-out loss of a candidate prefix, for early stopping.
         report: told about progress.
 
@@ -122,12 +122,13 @@ def _run_once(
         metrics=metrics,
         monitor=Monitor(config.divergence.loss_ratio),
         learning_rate=rate,
-        args=_arguments(config, folder / "checkpoints", rate, base),
+        args=_arguments(config, checkpoint_folder(folder), rate, base),
         train_dataset=list(examples),
         data_collator=Collator(base.tokenizer.pad_token_id),
         callbacks=[heldout, metrics, stop],
     )
-    resume_from = checkpoints(folder / "checkpoints")[-1:]
+    trainer.remove_callback(PrinterCallback)  # stdout is data
+    resume_from = checkpoints(checkpoint_folder(folder))[-1:]
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(resume_from[0]) if resume_from else None)
     if stop.asked:
@@ -147,16 +148,14 @@ def _run_once(
     )
 
 
-def _roll_back(
-    error: DivergedError, progress: Progress, config: TrainConfig, folder: Path
-) -> Progress:
+def _roll_back(error: DivergedError, progress: Progress, config: TrainConfig, folder: Path) -> Progress:
     """Decide what follows a divergence; returns the memory to go on with, or raises."""
     rollbacks = progress.rollbacks + 1
     if config.divergence.action is OnDivergence.STOP:
         raise error
     if rollbacks > config.divergence.max_rollbacks:
         raise DivergedError(f"{error} (gave up after {progress.rollbacks} rollbacks)") from None
-    found = checkpoints(folder / "checkpoints")
+    found = checkpoints(checkpoint_folder(folder))
     log.warning("%s; going back to %s with half the learning rate", error, found[-1].name if found else "the start")
     return Progress(rollbacks=rollbacks)
 
@@ -186,8 +185,7 @@ def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> Tr
         optim="adamw_torch",
         seed=derive(config.seed, "trainer") % 2**32,
         bf16=config.autocast,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        activation_checkpointing=config.gradient_checkpointing,
         use_cpu=on_cpu,
         save_strategy="steps",
         save_steps=config.checkpoint_every,
@@ -213,4 +211,3 @@ def _own_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-

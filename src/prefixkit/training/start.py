@@ -61,7 +61,12 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
 
 
 def _target_states(
-    base: Base, config: PrefixConfig, kind: InitKind, length: int, texts: Sequence[str], generator: torch.Generator
+    base: Base,
+    config: PrefixConfig,
+    kind: InitKind,
+    length: int,
+    texts: Sequence[str],
+    generator: torch.Generator,
 ) -> PrefixStates:
     if kind is InitKind.PREFIX:
         assert config.init.path is not None

@@ -63,14 +63,14 @@ class PrefixTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Look at loss and gradient norm; the optimiser's step comes only after this returns."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         loss, self._step_loss = self._step_loss, 0.0
         self._monitor.check(self.state.global_step + 1, loss, float(norm))
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save aside, then rename: whatever goes wrong, the last whole checkpoint stays."""
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         staged = staging(folder)
         self.args.output_dir = str(staged)
         try:
@@ -90,7 +90,7 @@ class PrefixTrainer(Trainer):
         if self.args.should_save:
             self.progress.recent_losses = self._monitor.state()
             encoder = self._encoder().state_dict()
-            write_own(Path(output_dir or self.args.output_dir), encoder, self._heldout.best, self.progress)
+            write_own(Path(str(output_dir or self.args.output_dir)), encoder, self._heldout.best, self.progress)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         encoder, best, progress = read_own(Path(resume_from_checkpoint))
@@ -109,6 +109,7 @@ class PrefixTrainer(Trainer):
         factor = self._peak_rate / scheduler.base_lrs[0] if scheduler.base_lrs[0] else 1.0
         if factor != 1.0:
             scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+            scheduler._last_lr = [rate * factor for rate in scheduler._last_lr]
             for group in self.optimizer.param_groups:
                 group["lr"] *= factor
                 group["initial_lr"] = self._peak_rate
@@ -117,5 +118,3 @@ class PrefixTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         encoder: nn.Module = model.encoder
         return encoder
-
-

@@ -1,0 +1,47 @@
+"""How the command line fails: one line on stderr and exit 1; Ctrl-C exits 130."""
+
+import sys
+import traceback
+
+import typer
+
+from prefixkit.errors import PrefixkitError
+
+_UNUSABLE = 2
+_INTERRUPTED = 130
+
+
+def run_app(app: typer.Typer, arguments: list[str]) -> int:
+    """Run the app and return its exit status.
+
+    Args:
+        app: the command line.
+        arguments: as typed, without the program's name.
+    """
+    is_debug = "--debug" in arguments
+    try:
+        status = app(arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted; go on with --resume", _INTERRUPTED)
+    except BrokenPipeError:
+        return 0
+    except typer.TyperException as error:
+        return _say(f"error: {_one_line(error)}; see --help", _UNUSABLE)
+    except (PrefixkitError, OSError) as error:
+        if is_debug:
+            traceback.print_exc()
+        return _say(f"error: {_one_line(error)}", 1)
+    if status == _INTERRUPTED:  # typer turns Ctrl-C into a status of its own
+        return _say("interrupted; go on with --resume", _INTERRUPTED)
+    return status if isinstance(status, int) else 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

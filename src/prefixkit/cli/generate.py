@@ -1,0 +1,54 @@
+"""`prefixkit generate`: text from a trained prefix."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A trained run, such as runs/positive-reviews.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Text to continue; the recipe's if left out.")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="Texts to generate.")] = 1,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest continuation, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from this much probability mass.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from this many tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=1, help="Above 1, repeated tokens become less likely.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same texts.")] = 0,
+    base: Annotated[bool, typer.Option("--base", help="Also generate without the prefix, to compare.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
+) -> None:
+    """Continue a prompt with a trained prefix; a single text streams."""
+    from prefixkit.config import GenerationConfig
+    from prefixkit.errors import ConfigError
+    from prefixkit.generation import generate_texts, stream_text
+    from prefixkit.lab.run import load_run_base
+
+    loaded, prefix, recipe = load_run_base(folder)
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+             "repetition_penalty": repetition_penalty}  # fmt: skip
+    changes = {key: value for key, value in given.items() if value is not None}
+    try:
+        settings = GenerationConfig.model_validate(recipe.generation.model_dump() | changes)
+    except ValueError as error:
+        raise ConfigError(f"generation: {str(error).splitlines()[2].strip()}") from None
+    text = recipe.data.prompt if prompt is None else prompt
+    systems = [("prefix", prefix), ("base", None)] if base else [("prefix", prefix)]
+    for name, each in systems:
+        if base and not as_json:
+            typer.secho(f"--- {name}", bold=True)
+        if count == 1 and not as_json:
+            typer.echo(text, nl=False)
+            for piece in stream_text(loaded, text, settings, seed=seed, prefix=each):
+                typer.echo(piece, nl=False)
+            typer.echo()
+            continue
+        for index, out in enumerate(generate_texts(loaded, [text] * count, settings, seed=seed, prefix=each)):
+            line = {"system": name, "index": index, "prompt": text, "text": out}
+            typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{text}{out}\n")

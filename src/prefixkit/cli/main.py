@@ -1,0 +1,48 @@
+"""`prefixkit`: train a prefix, generate with it, measure it, look at it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from prefixkit import __version__
+from prefixkit.cli import doctor, evaluate, generate, recipes, show, train
+from prefixkit.cli.failing import run_app
+
+app = typer.Typer(
+    name="prefixkit",
+    help="Prefix tuning for frozen language models: train a prefix, trust it, compare it honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.command("evaluate")(evaluate.evaluate)
+app.command("show")(show.show)
+app.command("doctor")(doctor.doctor)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the debug log.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+    from prefixkit.logs import configure
+
+    configure(debug=debug)
+
+
+def main() -> None:
+    """Run the command line: one-line errors and exit 1, Ctrl-C exits 130."""
+    sys.exit(run_app(app, sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""What several commands show: progress on stderr, a table of scores on stdout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from prefixkit.lab.run import Report, Run
+from prefixkit.logs import talk
+
+#: Measure, what it says, digits.
+_ROWS = (
+    ("heldout_nll", "held-out loss, nats per token", 3),
+    ("heldout_nll_negative", "... on the contrast texts", 3),
+    ("sentiment_accuracy", "generations judged right", 3),
+    ("fluency_ppl", "perplexity of generations", 1),
+    ("repetition", "repeated 4-grams", 3),
+    ("distinct_2", "distinct 2-grams", 3),
+    ("self_bleu", "self-BLEU", 1),
+    ("novelty", "novel n-grams", 3),
+)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Yield a function that draws progress bars on stderr; silent where stderr is no terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"), console=talk, transient=False, disable=not talk.is_terminal,
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int, words: str) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total, words=words)
+        bar.update(tasks[what], completed=done, total=total, words=words)
+
+    with bar:
+        yield report
+
+
+def print_scores(run: Run) -> None:
+    """Print the comparison of base model, instruction and prefix, and where the report is."""
+    table = Table(title=str(run.folder), title_justify="left")
+    for heading in ("measure", "base model", "instruction", "prefix"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for key, meaning, digits in _ROWS:
+        cells = [run.scores.get(f"{system}{key}") for system in ("base.", "instruction.", "")]
+        if any(cell is not None for cell in cells):
+            table.add_row(meaning, *("" if cell is None else f"{cell:.{digits}f}" for cell in cells))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"report: {run.report}", soft_wrap=True)

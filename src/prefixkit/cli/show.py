@@ -1,0 +1,40 @@
+"""`prefixkit show`: what an artefact is."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(help="An artefact, or a trained run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+) -> None:
+    """Show an artefact: geometry, size, training, scores. Loading it checks it."""
+    from prefixkit.prefix import Prefix
+
+    prefix = Prefix.load(folder)
+    card = prefix.card
+    if as_json:
+        typer.echo(json.dumps(card.model_dump(mode="json")))
+        return
+    lengths = sorted(set(prefix.states.lengths))
+    site = card.sites[0]
+    numbers = prefix.states.geometry.num_parameters(prefix.states.lengths)
+    lines = {
+        "base model": f"{card.base.id}  (fingerprint {(card.base.fingerprint or 'none')[:12]})",
+        "virtual tokens": "-".join(map(str, lengths)) + f" in {sum(n > 0 for n in prefix.states.lengths)} layers",
+        "geometry": f"{len(card.sites)} layers of {site.query_heads} query and {site.kv_heads} KV heads of {site.head_dim}",
+        "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
+        "text starts at": f"position {card.position_offset}",
+        "content hash": card.content_hash[:12],
+        "licence": card.licence or "not stated",
+    }
+    if card.training is not None:
+        lines["trained"] = (
+            f"{card.training.steps} steps, seed {card.training.seed}, {card.training.trained_parameters:,} parameters"
+        )
+    lines |= {key: f"{value:.4g}" for key, value in card.scores.items() if "." not in key}
+    for key, value in lines.items():
+        typer.echo(f"{key:22} {value}")

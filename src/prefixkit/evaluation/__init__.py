@@ -1,0 +1,42 @@
+"""Evaluation: what a prefix does, in numbers with intervals, beside the systems it must beat."""
+
+from prefixkit.evaluation.copying import Copying, Span, TrainingTexts
+from prefixkit.evaluation.diversity import Distinct, SelfBleu
+from prefixkit.evaluation.fluency import fluency_losses
+from prefixkit.evaluation.intervals import (
+    Interval,
+    Ratio,
+    difference_interval,
+    jackknife_interval,
+    ratio_interval,
+)
+from prefixkit.evaluation.judge import SentimentJudge
+from prefixkit.evaluation.loss import TokenLosses, heldout_loss
+from prefixkit.evaluation.protocol import evaluate
+from prefixkit.evaluation.repetition import repetition_rates
+from prefixkit.evaluation.scores import Evaluation, Sample, Score
+from prefixkit.evaluation.systems import System, SystemName
+
+__all__ = [
+    "Copying",
+    "Distinct",
+    "Evaluation",
+    "Interval",
+    "Ratio",
+    "Sample",
+    "Score",
+    "SelfBleu",
+    "SentimentJudge",
+    "Span",
+    "System",
+    "SystemName",
+    "TokenLosses",
+    "TrainingTexts",
+    "difference_interval",
+    "evaluate",
+    "fluency_losses",
+    "heldout_loss",
+    "jackknife_interval",
+    "ratio_interval",
+    "repetition_rates",
+]

@@ -1,0 +1,56 @@
+"""Fluency: how natural the unprefixed base model finds generated texts."""
+
+from collections.abc import Callable, Sequence
+
+from prefixkit.data import NO_LOSS, Example
+from prefixkit.data.encoding import Piece, encode_pieces, opening_ids
+from prefixkit.errors import EvaluationError
+from prefixkit.evaluation.loss import TokenLosses, heldout_loss
+from prefixkit.models import Base
+
+
+def fluency_losses(
+    base: Base,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TokenLosses:
+    """Measure generated texts under the base model without prefix, given their prompts.
+
+    The perplexity of all tokens together is the measure; lower is more natural, but a text that repeats
+    itself is natural too, so read it beside the repetition rate.
+
+    Args:
+        base: the frozen model, with nothing attached.
+        prompts: what each text continues, without any instruction the system was given; not scored.
+        texts: the continuations, scored.
+        on_progress: called with the texts done and the texts in all.
+
+    Raises:
+        EvaluationError: every text is empty.
+    """
+    opening = opening_ids(base.tokenizer)
+    pieces = [
+        (Piece(prompt, is_learned=False), Piece(text, is_learned=True))
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    examples = []
+    for (prompt, text), (before, after) in zip(pieces, encode_pieces(pieces, base.tokenizer), strict=True):
+        read = opening + before or _bos(base)
+        examples.append(Example(prompt.text, text.text, read + after, (NO_LOSS,) * len(read) + after))
+    if not any(texts):
+        raise EvaluationError(f"all {len(texts)} generated texts are empty; there is nothing to score")
+    # An empty text after an empty prompt without BOS has no token at all, and costs nothing.
+    filled = [place for place, example in enumerate(examples) if example.input_ids]
+    losses = heldout_loss(base, [examples[place] for place in filled], on_progress=on_progress)
+    nats, tokens = [0.0] * len(texts), [0] * len(texts)
+    for place, cost, count in zip(filled, losses.nats, losses.tokens, strict=True):
+        nats[place], tokens[place] = cost, count
+    return TokenLosses(tuple(nats), tuple(tokens))
+
+
+def _bos(base: Base) -> tuple[int, ...]:
+    """Where generation starts from an empty prompt."""
+    token = base.tokenizer.bos_token_id
+    return () if token is None else (token,)

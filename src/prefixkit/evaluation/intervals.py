@@ -1,0 +1,131 @@
+"""95% intervals: how far a number might have come out otherwise.
+
+Means and ratios over items are bootstrapped (Efron & Tibshirani, 1993, ch. 13): items are drawn with
+replacement and the interval is the middle 95% of the recomputed values. It speaks of the items only, not of
+other training seeds, and a share that is exactly 0 or 1 gets an interval of no width.
+
+Measures of a *set* of texts (distinct-n, self-BLEU) must not be bootstrapped: a drawn set holds texts twice,
+and a text that stands beside itself is a perfect copy, so every resample would look less diverse than the
+set. They get a delete-a-group jackknife (Shao & Tu, 1995, §2.3), which only ever leaves texts out.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from prefixkit.seeding import derive
+
+_LEVEL = 0.95
+_GROUPS = 32
+#: Numbers drawn at a time, to bound memory.
+_CHUNK = 4_000_000
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval."""
+
+    low: float
+    high: float
+
+    def map(self, change: Callable[[float], float]) -> "Interval":
+        """Return the interval of an increasing function of the value, such as `math.exp`."""
+        return Interval(change(self.low), change(self.high))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A sum over items divided by another sum over the same items, such as nats per token.
+
+    Attributes:
+        parts: what is summed above, per item.
+        weights: what is summed below, per item; all ones make the ratio a mean.
+    """
+
+    parts: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def mean(cls, values: Sequence[float | int]) -> "Ratio":
+        """Return the mean of values as a ratio."""
+        return cls(tuple(map(float, values)), (1.0,) * len(values))
+
+    @property
+    def value(self) -> float:
+        """The ratio itself; NaN where the weights sum to 0."""
+        below = math.fsum(self.weights)
+        return math.fsum(self.parts) / below if below else math.nan
+
+
+def ratio_interval(ratio: Ratio, *, resamples: int, seed: int) -> Interval | None:
+    """Return the bootstrap percentile interval of a ratio; None for fewer than two items."""
+    if len(ratio.parts) < 2:
+        return None
+    return _percentiles(_resampled(ratio, resamples, seed))
+
+
+def difference_interval(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> Interval | None:
+    """Return the interval of `first - second`, two ratios over different items, each resampled by itself."""
+    if min(len(first.parts), len(second.parts)) < 2:
+        return None
+    draws = _resampled(first, resamples, derive(seed, "first")) - _resampled(second, resamples, derive(seed, "second"))
+    return _percentiles(draws)
+
+
+def jackknife_interval(
+    texts: Sequence[str], statistic: Callable[[Sequence[int]], float], *, seed: int, low: float, high: float
+) -> Interval | None:
+    """Return the delete-a-group jackknife interval of a measure of a set of texts.
+
+    The texts are dealt into 32 groups at random; the measure without each group gives the standard error
+    ``sqrt((g - 1) / g * sum((m_i - mean(m))^2))`` and the interval is the value plus and minus Student's t
+    (g - 1 degrees of freedom) times that.
+
+    Args:
+        texts: the set.
+        statistic: the measure of the texts at the given places.
+        seed: deals the groups.
+        low: least value the measure can have; the interval is cut there.
+        high: greatest value.
+
+    Returns:
+        The interval; None for fewer than three texts.
+    """
+    if len(texts) < 3:
+        return None
+    order = np.random.default_rng(seed).permutation(len(texts))
+    groups = min(_GROUPS, len(texts))
+    left_out = [statistic(sorted(order[np.arange(len(texts)) % groups != group].tolist())) for group in range(groups)]
+    value = statistic(range(len(texts)))
+    spread = np.var(left_out) * (groups - 1)  # var divides by g
+    margin = float(stats.t.ppf((1 + _LEVEL) / 2, groups - 1) * math.sqrt(spread))
+    return Interval(max(low, value - margin), min(high, value + margin))
+
+
+def _resampled(ratio: Ratio, resamples: int, seed: int) -> Numbers:
+    """Return the ratio of each resample; resamples whose weights sum to 0 are left out."""
+    parts, weights = np.array(ratio.parts), np.array(ratio.weights)
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // len(parts))
+    above, below = [], []
+    for start in range(0, resamples, rows):
+        drawn = generator.integers(len(parts), size=(min(rows, resamples - start), len(parts)))
+        above.append(parts[drawn].sum(axis=1))
+        below.append(weights[drawn].sum(axis=1))
+    total = np.concatenate(below)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.concatenate(above) / total, dtype=np.float64)
+
+
+def _percentiles(draws: Numbers) -> Interval | None:
+    usable = draws[np.isfinite(draws)]
+    if not len(usable):
+        return None
+    low, high = np.quantile(usable, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(low), float(high))

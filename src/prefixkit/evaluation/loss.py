@@ -1,0 +1,137 @@
+"""Held-out loss: how many nats per token unseen text costs a model, with a prefix or without."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prefixkit.data import NO_LOSS, Collator, Example
+from prefixkit.errors import EvaluationError
+from prefixkit.evaluation.intervals import Ratio
+from prefixkit.injection import attach
+from prefixkit.models import Base
+from prefixkit.prefix import Prefix
+
+#: Logits a batch may hold at once; a long text on a large vocabulary gets a smaller batch.
+_MOST_LOGITS = 64_000_000
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Negative log-likelihood of each example, in the order given.
+
+    Attributes:
+        nats: summed over the example's scored tokens.
+        tokens: how many those are.
+    """
+
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Nats per token over all examples: every token counts the same, whatever the length of its text."""
+        return self.ratio.value
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(mean)``: the number of equally likely next tokens that would be as surprising."""
+        return math.exp(self.mean)
+
+    @property
+    def ratio(self) -> Ratio:
+        """The mean as a ratio of sums, for its interval."""
+        return Ratio(self.nats, tuple(map(float, self.tokens)))
+
+
+def heldout_loss(
+    base: Base,
+    examples: Sequence[Example],
+    *,
+    prefix: Prefix | None = None,
+    batch_size: int = 16,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TokenLosses:
+    """Measure what each example costs, teacher-forced as in training: token t is predicted from those before.
+
+    Args:
+        base: the frozen model, with nothing attached.
+        examples: what to score; positions whose label is -100 are read but not scored.
+        prefix: the prefix the model reads.
+        batch_size: most examples per forward pass.
+        on_progress: called with the examples done and the examples in all.
+
+    Raises:
+        EvaluationError: there is nothing to score, an example does not fit the context, or a loss is not a
+            finite number.
+    """
+    _check(base, examples, prefix)
+    nats = [0.0] * len(examples)
+    done = 0
+    collate = Collator(base.tokenizer.pad_token_id)
+    with torch.no_grad(), attach(base.model, prefix):
+        for places in _batches(base, examples, batch_size):
+            batch = collate([examples[place] for place in places])
+            for place, value in zip(places, _batch_losses(base, batch), strict=True):
+                if not math.isfinite(value):
+                    raise EvaluationError(
+                        f"the loss of a held-out text is {value}: the prefix is damaged or the dtype too "
+                        "narrow; try model.dtype=float32"
+                    )
+                nats[place] = value
+            done += len(places)
+            if on_progress is not None:
+                on_progress(done, len(examples))
+    return TokenLosses(tuple(nats), tuple(_scored(example) for example in examples))
+
+
+def _batch_losses(base: Base, batch: dict[str, Int[Tensor, "b t"]]) -> list[float]:
+    """Return the summed loss of each row."""
+    device = base.model.device
+    labels = batch["labels"].to(device)
+    logits: Float[Tensor, "b t v"] = base.model(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        use_cache=False,
+    ).logits
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    losses = []
+    for row, expected in zip(logits[:, :-1], labels[:, 1:], strict=True):  # [t - 1, v], [t - 1]
+        scored = expected != NO_LOSS
+        # One row at a time: the whole batch in float32 would be the largest thing in memory.
+        each = torch.nn.functional.cross_entropy(row[scored].to(precise), expected[scored], reduction="none")
+        losses.append(each.double().sum().item())
+    return losses
+
+
+def _batches(base: Base, examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Yield the places of each batch, longest examples first: little is padded, memory fails early."""
+    vocabulary = base.model.config.get_text_config().vocab_size
+    order = sorted(range(len(examples)), key=lambda place: -len(examples[place].input_ids))
+    while order:
+        width = len(examples[order[0]].input_ids)
+        rows = max(1, min(batch_size, _MOST_LOGITS // (width * vocabulary)))
+        yield order[:rows]
+        order = order[rows:]
+
+
+def _check(base: Base, examples: Sequence[Example], prefix: Prefix | None) -> None:
+    if not any(map(_scored, examples)):
+        raise EvaluationError(f"{len(examples)} held-out texts, none with a token to score; give texts with loss")
+    longest = max(len(example.input_ids) for example in examples)
+    offset = 0 if prefix is None else prefix.position_offset
+    limit = base.context_tokens
+    if limit is not None and offset + longest > limit:
+        before = "" if prefix is None else f"prefix {offset} + "
+        raise EvaluationError(
+            f"{before}text {longest} tokens exceed the model's context of {limit}; "
+            "lower data.max_tokens or shorten what stands before the text"
+        )
+
+
+def _scored(example: Example) -> int:
+    """Tokens that are scored; the first of a text has nothing before it to be predicted from."""
+    return sum(label != NO_LOSS for label in example.labels[1:])

@@ -1,0 +1,113 @@
+"""From losses and texts to scores: every key of scores.json is made here, once, for any system."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from prefixkit.config import EvaluationConfig
+from prefixkit.data import LabelledText
+from prefixkit.evaluation.copying import Copying
+from prefixkit.evaluation.diversity import Distinct, SelfBleu
+from prefixkit.evaluation.intervals import (
+    Interval,
+    Ratio,
+    difference_interval,
+    jackknife_interval,
+    ratio_interval,
+)
+from prefixkit.evaluation.judge import SentimentJudge
+from prefixkit.evaluation.loss import TokenLosses
+from prefixkit.evaluation.repetition import repetition_rates
+from prefixkit.evaluation.scores import Score
+from prefixkit.seeding import derive
+
+Scores = dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Makes scores with intervals.
+
+    A measure draws the same resamples for every system, from a stream of its own.
+
+    Attributes:
+        settings: number of resamples, and the seed.
+    """
+
+    settings: EvaluationConfig
+
+    def heldout(self, wanted: TokenLosses, contrast: TokenLosses | None) -> Scores:
+        """Return held-out loss and perplexity, and the gap to texts of other labels if there are any."""
+        scores = {"heldout_nll": self._ratio("heldout_nll", wanted.ratio)}
+        scores["heldout_ppl"] = _exp(scores["heldout_nll"])
+        if contrast is not None:
+            scores["heldout_nll_negative"] = self._ratio("heldout_nll_negative", contrast.ratio)
+            gap = difference_interval(
+                contrast.ratio,
+                wanted.ratio,
+                resamples=self.settings.bootstrap,
+                seed=self._seed("steering_gap"),
+            )
+            scores["steering_gap"] = Score(contrast.mean - wanted.mean, gap)
+        return scores
+
+    def judge(self, judge: SentimentJudge, rows: Sequence[LabelledText]) -> Scores:
+        """Return how often the judge is right about real texts, whole and cut to a generation's length."""
+        return {
+            "judge_accuracy": self._mean("judge_accuracy", judge.correct(rows)),
+            "judge_accuracy_short": self._mean("judge_accuracy_short", judge.correct(rows, cut=True)),
+        }
+
+    def sentiment(self, is_wanted: Sequence[bool]) -> Scores:
+        """Return the share of generated texts that the judge gives the wanted label."""
+        return {"sentiment_accuracy": self._mean("sentiment_accuracy", is_wanted)}
+
+    def fluency(self, losses: TokenLosses) -> Scores:
+        """Return the perplexity of generated texts."""
+        return {"fluency_ppl": _exp(self._ratio("fluency_ppl", losses.ratio))}
+
+    def texts(self, texts: Sequence[str]) -> Scores:
+        """Return what the texts alone show: repetition and diversity.
+
+        Sets without a single n-gram of a measure's length have no score for it.
+        """
+        scores: Scores = {}
+        if rates := repetition_rates(texts):
+            scores["repetition"] = self._mean("repetition", rates)
+        for n in (1, 2, 3):
+            distinct = Distinct(texts, n)
+            if distinct.ngrams:
+                scores[f"distinct_{n}"] = self._set(f"distinct_{n}", texts, distinct, high=1.0)
+        if len(texts) > 1 and any(texts):
+            scores["self_bleu"] = self._set("self_bleu", texts, SelfBleu(texts), high=100.0)
+        return scores
+
+    def copying(self, copies: Sequence[Copying]) -> Scores:
+        """Return novelty, and the most words in a row that any text took from a training text."""
+        longest = max((copy.longest.words for copy in copies if copy.longest is not None), default=0)
+        scores: Scores = {"longest_copy": Score(longest)}
+        novelty = Ratio(tuple(float(copy.novel) for copy in copies), tuple(float(copy.ngrams) for copy in copies))
+        if any(novelty.weights):
+            scores["novelty"] = self._ratio("novelty", novelty)
+        return scores
+
+    def _mean(self, key: str, values: Sequence[float | bool]) -> Score:
+        return self._ratio(key, Ratio.mean(values))
+
+    def _ratio(self, key: str, ratio: Ratio) -> Score:
+        interval = ratio_interval(ratio, resamples=self.settings.bootstrap, seed=self._seed(key))
+        return Score(ratio.value, interval)
+
+    def _set(
+        self, key: str, texts: Sequence[str], statistic: Callable[[Sequence[int]], float], *, high: float
+    ) -> Score:
+        interval = jackknife_interval(texts, statistic, seed=self._seed(key), low=0.0, high=high)
+        return Score(statistic(range(len(texts))), interval)
+
+    def _seed(self, key: str) -> int:
+        return derive(self.settings.seed, f"interval/{key}")
+
+
+def _exp(score: Score) -> Score:
+    interval: Interval | None = None if score.interval is None else score.interval.map(math.exp)
+    return Score(math.exp(score.value), interval)

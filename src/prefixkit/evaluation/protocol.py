@@ -1,0 +1,123 @@
+"""The protocol: three systems, the same held-out rows, the same prompts, the same dice.
+
+    held-out rows   ->  loss of each system on wanted and on contrasting texts
+    prompts + dice  ->  texts of each system  ->  judge, fluency, repetition, diversity, copying
+
+Rows are picked in the order of their content's hash, so a file sorted by date or label is no trap, and the
+same rows are picked in every run.
+"""
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+
+from prefixkit.config import Recipe
+from prefixkit.data import Example, PreparedData, content_hash
+from prefixkit.errors import EvaluationError
+from prefixkit.evaluation.copying import TrainingTexts
+from prefixkit.evaluation.judge import SentimentJudge
+from prefixkit.evaluation.loss import TokenLosses, heldout_loss
+from prefixkit.evaluation.measures import Measures, Scores
+from prefixkit.evaluation.progress import OnProgress, Progress
+from prefixkit.evaluation.scores import Evaluation, Sample, Score
+from prefixkit.evaluation.systems import System, systems_to_compare
+from prefixkit.evaluation.writing import Writing
+from prefixkit.logs import get_logger
+from prefixkit.models import Base
+from prefixkit.prefix import Prefix
+from prefixkit.seeding import derive
+
+log = get_logger(__name__)
+
+#: English text has about this many words per token of the usual vocabularies.
+_WORDS_PER_TOKEN = 0.75
+
+
+def evaluate(
+    base: Base, prefix: Prefix, data: PreparedData, recipe: Recipe, *, on_progress: OnProgress | None = None
+) -> Evaluation:
+    """Measure a prefix beside the base model and beside the base model with the recipe's instruction.
+
+    The same arguments give the same scores. Keys that need what is not there (labels, an instruction,
+    generated texts) are absent.
+
+    Args:
+        base: the frozen model, with nothing attached.
+        prefix: what is measured.
+        data: the run's data; its test, contrast and judge rows are used, its training texts for novelty.
+        recipe: its evaluation and generation settings.
+        on_progress: told about progress.
+
+    Raises:
+        EvaluationError: a text does not fit the context, or a loss is not finite.
+        DataError: a prompt cannot be continued; see `generate_texts`.
+        InjectionError: the prefix does not fit the model; see `attach`.
+    """
+    settings = recipe.evaluation
+    wanted, contrast = pick(data.test, settings.heldout_rows), pick(data.contrast, settings.contrast_rows)
+    systems = systems_to_compare(prefix, settings.instruction)
+    size = len(wanted) + len(contrast) + 2 * settings.samples
+    progress = Progress(on_progress, size * len(systems))
+    measures = Measures(settings)
+    scores: dict[str, Score] = {}
+    samples: list[Sample] = []
+    for system in systems:
+        found = _heldout(base, system, wanted, contrast, measures, progress)
+        found["trainable_parameters"] = Score(system.trained_parameters)
+        scores |= {system.key + key: score for key, score in found.items()}
+    if settings.samples:
+        judge = _train_judge(data, recipe)
+        if judge is not None and data.judge_test_rows:
+            scores |= measures.judge(judge[0], data.judge_test_rows)
+        writing = Writing(
+            base, recipe, _prompts(wanted, recipe), judge, TrainingTexts([e.text for e in data.train]), measures
+        )
+        for system in systems:
+            own, found = writing.score(system, progress)
+            samples += own
+            scores |= {system.key + key: score for key, score in found.items()}
+    return Evaluation(scores, tuple(samples))
+
+
+def pick(examples: Sequence[Example], rows: int) -> list[Example]:
+    """Return the first rows in the order of their content's hash."""
+    return sorted(examples, key=lambda example: content_hash(f"{example.prompt}\n{example.text}"))[:rows]
+
+
+def _heldout(
+    base: Base,
+    system: System,
+    wanted: Sequence[Example],
+    contrast: Sequence[Example],
+    measures: Measures,
+    progress: Progress,
+) -> Scores:
+    def measure(examples: Sequence[Example]) -> TokenLosses:
+        told = progress.stage(f"{system.name}: held-out loss", len(examples))
+        return heldout_loss(base, system.examples(base, examples), prefix=system.prefix, on_progress=told)
+
+    return measures.heldout(measure(wanted), measure(contrast) if contrast else None)
+
+
+def _prompts(examples: Sequence[Example], recipe: Recipe) -> tuple[str, ...]:
+    """Return one prompt per sample: the recipe's, or those of the held-out rows, in turn."""
+    given = recipe.evaluation.prompts or list(dict.fromkeys(example.prompt for example in examples))
+    return tuple(islice(cycle(given), recipe.evaluation.samples))
+
+
+def _train_judge(data: PreparedData, recipe: Recipe) -> tuple[SentimentJudge, str] | None:
+    """Return a judge and the label it listens for, or None where the data has no labels for one."""
+    label = data.kept_label
+    if not recipe.evaluation.judge or label is None or not data.judge_rows:
+        return None
+    try:
+        judge = SentimentJudge.train(
+            data.judge_rows,
+            derive(recipe.evaluation.seed, "judge"),
+            window_words=max(1, round(recipe.generation.max_new_tokens * _WORDS_PER_TOKEN)),
+        )
+        judge.share([], label)
+    except EvaluationError as error:
+        # The prefix is trained and most of its scores need no judge: go on without one, and say so.
+        log.warning("sentiment is not measured: %s", error)
+        return None
+    return judge, label

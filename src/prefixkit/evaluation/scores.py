@@ -1,0 +1,62 @@
+"""What an evaluation leaves: scores with intervals, and the generated texts with what was found in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefixkit.evaluation.copying import Span
+from prefixkit.evaluation.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number, with the interval it may lie in where that makes sense."""
+
+    value: int | float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated text.
+
+    Attributes:
+        system: what wrote it: prefix, base or instruction.
+        index: its place; samples of the same index have the same prompt and met the same dice.
+        prompt: what it continues, without the instruction.
+        text: the continuation.
+        is_wanted: whether the judge hears the wanted label in it; None without a judge.
+        probability: the judge's probability of that label; None without a judge.
+        longest_copy: the longest run of words it shares with a training text; None for no word.
+        copied: runs of at least `evaluation.novelty_n` such words, in characters of `text`; they may overlap.
+    """
+
+    system: str
+    index: int
+    prompt: str
+    text: str
+    is_wanted: bool | None
+    probability: float | None
+    longest_copy: Span | None
+    copied: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by key, as scores.json has them, and the texts they were measured on.
+
+    A measure that could not be made has no key; nothing stands in for it.
+    """
+
+    scores: Mapping[str, Score]
+    samples: tuple[Sample, ...]
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return the content of scores.json: a number per key, and `intervals` with [low, high] per key."""
+        flat: dict[str, Any] = {key: score.value for key, score in self.scores.items()}
+        flat["intervals"] = {
+            key: [score.interval.low, score.interval.high]
+            for key, score in self.scores.items()
+            if score.interval is not None
+        }
+        return flat

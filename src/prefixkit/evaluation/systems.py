@@ -1,0 +1,92 @@
+"""The systems that are compared: the prefix, the base model, and the base model with an instruction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prefixkit.data import NO_LOSS, Example
+from prefixkit.data.encoding import opening_ids
+from prefixkit.models import Base
+from prefixkit.prefix import Prefix
+
+_SEPARATOR = "\n"
+
+
+class SystemName(StrEnum):
+    """What writes or scores a text."""
+
+    PREFIX = "prefix"
+    BASE = "base"
+    INSTRUCTION = "instruction"
+
+
+@dataclass(frozen=True)
+class System:
+    """The frozen base model, steered in one way or in none.
+
+    The instruction is plain text, put on a line of its own before the prompt, for instruction-tuned models
+    too: their chat template would put other tokens around the text whose loss is compared, and turn a text to
+    be continued into a question to be answered.
+
+    Attributes:
+        name: which system this is.
+        prefix: what the model reads, if anything.
+        instruction: the line before the prompt, if any.
+    """
+
+    name: SystemName
+    prefix: Prefix | None = None
+    instruction: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What stands before this system's keys in scores.json; nothing for the prefix."""
+        return "" if self.name is SystemName.PREFIX else f"{self.name}."
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers this system had to learn; for a prefix made without training, the numbers it holds."""
+        if self.prefix is None:
+            return 0
+        training, states = self.prefix.card.training, self.prefix.states
+        gates = sum(site.gate.numel() for site in states.sites if site.gate is not None)
+        held = states.geometry.num_parameters(states.lengths) + gates
+        return held if training is None else training.trained_parameters
+
+    def prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Return what this system is asked to continue."""
+        return [self._lead + prompt for prompt in prompts]
+
+    def examples(self, base: Base, examples: Sequence[Example]) -> list[Example]:
+        """Return what this system is scored on: the same scored tokens, behind the instruction.
+
+        The instruction's tokens go behind the tokenizer's opening (BOS), without loss; every other token
+        stays as it is.
+        """
+        if not self._lead:
+            return list(examples)
+        opening = opening_ids(base.tokenizer)
+        lead = tuple(base.tokenizer(self._lead, add_special_tokens=False)["input_ids"])
+        return [_with_lead(example, opening, lead) for example in examples]
+
+    @property
+    def _lead(self) -> str:
+        return "" if self.instruction is None else self.instruction + _SEPARATOR
+
+
+def systems_to_compare(prefix: Prefix, instruction: str | None) -> list[System]:
+    """Return the prefix and its baselines; without an instruction there is no instruction baseline."""
+    systems = [System(SystemName.PREFIX, prefix=prefix), System(SystemName.BASE)]
+    if instruction:
+        systems.append(System(SystemName.INSTRUCTION, instruction=instruction))
+    return systems
+
+
+def _with_lead(example: Example, opening: tuple[int, ...], lead: tuple[int, ...]) -> Example:
+    cut = len(opening) if example.input_ids[: len(opening)] == opening else 0
+    return Example(
+        example.prompt,
+        example.text,
+        example.input_ids[:cut] + lead + example.input_ids[cut:],
+        example.labels[:cut] + (NO_LOSS,) * len(lead) + example.labels[cut:],
+    )

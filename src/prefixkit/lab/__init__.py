@@ -1,0 +1,1 @@
+"""Experiments: one run from recipe to report."""

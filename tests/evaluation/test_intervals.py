@@ -1,0 +1,107 @@
+"""Intervals: their definition, their coverage, and that seeds settle them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from prefixkit.evaluation import Interval, Ratio, difference_interval, jackknife_interval, ratio_interval
+from prefixkit.evaluation import intervals as module
+
+
+def test_a_ratio_weighs_its_items():
+    assert Ratio((6.0, 1.0), (2.0, 1.0)).value == pytest.approx(7 / 3)
+    assert Ratio.mean([True, False, True, True]).value == 0.75
+    assert math.isnan(Ratio((0.0,), (0.0,)).value)
+
+
+def test_the_interval_is_the_middle_of_the_resamples():
+    parts, weights = (3.0, 1.0, 4.0, 1.0, 5.0), (1.0, 1.0, 2.0, 1.0, 3.0)
+    generator = np.random.default_rng(9)
+    ratios = []
+    for drawn in generator.integers(5, size=(400, 5)):
+        ratios.append(sum(parts[i] for i in drawn) / sum(weights[i] for i in drawn))
+    found = ratio_interval(Ratio(parts, weights), resamples=400, seed=9)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
+def test_drawing_in_chunks_changes_nothing(monkeypatch):
+    ratio = Ratio.mean(list(range(10)))
+    whole = ratio_interval(ratio, resamples=300, seed=1)
+    monkeypatch.setattr(module, "_CHUNK", 70)
+    assert ratio_interval(ratio, resamples=300, seed=1) == whole
+
+
+def test_seeds_settle_intervals():
+    ratio = Ratio.mean(list(range(10)))
+    assert ratio_interval(ratio, resamples=200, seed=0) == ratio_interval(ratio, resamples=200, seed=0)
+    assert ratio_interval(ratio, resamples=200, seed=0) != ratio_interval(ratio, resamples=200, seed=1)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        found = ratio_interval(Ratio.mean(generator.normal(size=60).tolist()), resamples=300, seed=trial)
+        hits += found.low <= 0 <= found.high
+    assert 178 <= hits <= 199  # 190 expected; the seeds are fixed, so chance cannot fail this
+
+
+def test_fewer_than_two_items_have_no_interval():
+    assert ratio_interval(Ratio((1.0,), (1.0,)), resamples=100, seed=0) is None
+    assert difference_interval(Ratio((1.0,), (1.0,)), Ratio.mean([1, 2]), resamples=100, seed=0) is None
+    assert jackknife_interval(["a", "b"], lambda places: 0.5, seed=0, low=0.0, high=9.0) is None
+
+
+def test_resamples_without_weight_are_left_out():
+    found = ratio_interval(Ratio((2.0, 0.0), (1.0, 0.0)), resamples=100, seed=0)
+    assert found == Interval(2.0, 2.0)
+    assert ratio_interval(Ratio((0.0, 0.0), (0.0, 0.0)), resamples=100, seed=0) is None
+
+
+def test_a_difference_is_as_wide_as_both_together():
+    generator = np.random.default_rng(4)
+    first, second = (Ratio.mean(generator.normal(loc=loc, size=400).tolist()) for loc in (3, 1))
+    found = difference_interval(first, second, resamples=2000, seed=0)
+    assert found.low < first.value - second.value < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(2 / 400), rel=0.15)
+
+
+def test_equal_samples_are_resampled_independently():
+    values = Ratio.mean(list(range(50)))
+    found = difference_interval(values, values, resamples=500, seed=0)
+    assert found.low < 0 < found.high
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    values = np.random.default_rng(2).normal(size=32)
+
+    def mean(places):
+        return float(np.mean([values[i] for i in places]))
+
+    found = jackknife_interval(["x"] * 32, mean, seed=0, low=-9.0, high=9.0)
+    margin = 2.0395134 * values.std(ddof=1) / math.sqrt(32)  # t, 31 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=1e-6)
+
+
+def test_the_jackknife_only_leaves_texts_out():
+    seen = []
+    jackknife_interval(
+        [str(i) for i in range(70)], lambda places: seen.append(list(places)) or 0.5, seed=3, low=0.0, high=1.0
+    )
+    groups, whole = seen[:-1], seen[-1]
+    assert whole == list(range(70))
+    assert len(groups) == 32
+    assert all(len(set(group)) == len(group) in (67, 68) for group in groups)
+    left_out = sorted(place for group in groups for place in set(whole) - set(group))
+    assert left_out == whole
+
+
+def test_the_jackknife_stays_within_the_measures_range():
+    found = jackknife_interval(["x"] * 3, lambda places: 0.99 if 0 in places else 0.5, seed=0, low=0.0, high=1.0)
+    assert found.high == 1.0
+    assert found.low >= 0.0
+
+
+def test_an_interval_follows_an_increasing_function():
+    assert Interval(0.0, 1.0).map(math.exp) == Interval(1.0, math.e)

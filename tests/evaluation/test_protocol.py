@@ -1,0 +1,199 @@
+"""The whole evaluation on a tiny model: every key, its meaning, and what is absent when it cannot be measured."""
+
+import dataclasses
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from prefixkit.config import validate_recipe
+from prefixkit.data import LabelledText
+from prefixkit.evaluation import (
+    SentimentJudge,
+    TrainingTexts,
+    evaluate,
+    fluency_losses,
+    heldout_loss,
+    writing,
+)
+from prefixkit.evaluation.protocol import pick
+from prefixkit.seeding import derive
+
+SYSTEM_KEYS = {
+    "heldout_nll", "heldout_ppl", "heldout_nll_negative", "steering_gap", "sentiment_accuracy", "fluency_ppl",
+    "repetition", "distinct_1", "distinct_2", "distinct_3", "self_bleu", "novelty", "longest_copy",
+    "trainable_parameters",
+}  # fmt: skip
+JUDGE_KEYS = {"judge_accuracy", "judge_accuracy_short"}
+WITHOUT_INTERVAL = {"longest_copy", "trainable_parameters"}
+
+
+def make_recipe(**evaluation):
+    settings = {"heldout_rows": 8, "contrast_rows": 6, "samples": 6, "bootstrap": 100, "novelty_n": 2,
+                "instruction": "write a positive review ."}  # fmt: skip
+    return validate_recipe(
+        {
+            "data": {"label_column": "label", "keep_label": "positive", "prompt": "review :"},
+            "evaluation": settings | evaluation,
+            "generation": {"max_new_tokens": 12, "batch_size": 4},
+        }
+    )
+
+
+@pytest.fixture
+def evaluation(base, prefix, data):
+    return evaluate(base, prefix, data, make_recipe())
+
+
+def test_every_measure_is_there_for_every_system(evaluation):
+    expected = JUDGE_KEYS | {system + key for system in ("", "base.", "instruction.") for key in SYSTEM_KEYS}
+    assert set(evaluation.scores) == expected
+
+
+def test_intervals_hold_their_values(evaluation):
+    for key, score in evaluation.scores.items():
+        if key.rpartition(".")[2] in WITHOUT_INTERVAL:
+            assert score.interval is None
+        else:
+            assert score.interval.low - 1e-9 <= score.value <= score.interval.high + 1e-9, key
+
+
+def test_the_flat_form_is_json_with_a_pair_per_interval(evaluation):
+    flat = json.loads(json.dumps(evaluation.to_flat(), allow_nan=False))
+    assert set(flat) == set(evaluation.scores) | {"intervals"}
+    assert flat["heldout_nll"] == evaluation.scores["heldout_nll"].value
+    interval = evaluation.scores["heldout_nll"].interval
+    assert flat["intervals"]["heldout_nll"] == [interval.low, interval.high]
+    assert "longest_copy" not in flat["intervals"]
+
+
+def test_held_out_scores_are_those_of_the_picked_rows(base, prefix, data, evaluation):
+    scores = {key: score.value for key, score in evaluation.scores.items()}
+    wanted, contrast = pick(data.test, 8), pick(data.contrast, 6)
+    for key, attached in (("", prefix), ("base.", None)):
+        nll = heldout_loss(base, wanted, prefix=attached).mean
+        other = heldout_loss(base, contrast, prefix=attached).mean
+        assert scores[f"{key}heldout_nll"] == nll
+        assert scores[f"{key}heldout_ppl"] == math.exp(nll)
+        assert scores[f"{key}heldout_nll_negative"] == other
+        assert scores[f"{key}steering_gap"] == other - nll
+    assert len({scores[f"{key}heldout_nll"] for key in ("", "base.", "instruction.")}) == 3
+    assert scores["trainable_parameters"] == 320
+    assert scores["base.trainable_parameters"] == scores["instruction.trainable_parameters"] == 0
+
+
+def test_scores_of_texts_are_those_of_the_samples(base, data, evaluation):
+    judge = SentimentJudge.train(data.judge_rows, derive(0, "judge"), window_words=9)
+    training = TrainingTexts([example.text for example in data.train])
+    for system in ("prefix", "base", "instruction"):
+        key = "" if system == "prefix" else f"{system}."
+        own = [sample for sample in evaluation.samples if sample.system == system]
+        texts, prompts = [sample.text for sample in own], [sample.prompt for sample in own]
+        assert [sample.index for sample in own] == list(range(6))
+        assert prompts == ["review :"] * 6
+        verdicts = judge.share(texts, "positive")
+        assert [sample.is_wanted for sample in own] == verdicts
+        assert [sample.probability for sample in own] == judge.probabilities(texts, "positive")
+        assert evaluation.scores[f"{key}sentiment_accuracy"].value == sum(verdicts) / 6
+        fluency = fluency_losses(base, prompts, texts).perplexity
+        assert evaluation.scores[f"{key}fluency_ppl"].value == pytest.approx(fluency)
+        copies = [training.compare(text, 2) for text in texts]
+        assert [(sample.longest_copy, sample.copied) for sample in own] == [(c.longest, c.spans) for c in copies]
+        assert evaluation.scores[f"{key}novelty"].value == pytest.approx(
+            sum(copy.novel for copy in copies) / sum(copy.ngrams for copy in copies)
+        )
+        assert evaluation.scores[f"{key}longest_copy"].value == max(
+            copy.longest.words for copy in copies if copy.longest
+        )
+    assert evaluation.scores["judge_accuracy"].value == judge.accuracy(data.judge_test_rows)
+    assert evaluation.scores["judge_accuracy_short"].value == judge.accuracy(data.judge_test_rows, cut=True)
+
+
+def test_the_same_arguments_give_the_same_evaluation(base, prefix, data, evaluation):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    again = evaluate(base, prefix, data, make_recipe())
+    assert again == evaluation
+    assert torch.equal(torch.get_rng_state(), state)
+    other = evaluate(base, prefix, data, make_recipe(seed=1))
+    assert [s.text for s in other.samples] != [s.text for s in again.samples]
+    assert other.scores["heldout_nll"].value == again.scores["heldout_nll"].value
+
+
+def test_samples_become_json(evaluation):
+    line = json.loads(json.dumps(dataclasses.asdict(evaluation.samples[0])))
+    assert set(line) == {
+        "system", "index", "prompt", "text", "is_wanted", "probability", "longest_copy", "copied"
+    }  # fmt: skip
+
+
+def test_without_samples_no_key_needs_texts(base, prefix, data):
+    found = evaluate(base, prefix, data, make_recipe(samples=0))
+    of_losses = {"heldout_nll", "heldout_ppl", "heldout_nll_negative", "steering_gap", "trainable_parameters"}
+    assert set(found.scores) == {system + key for system in ("", "base.", "instruction.") for key in of_losses}
+    assert found.samples == ()
+
+
+def test_without_labels_or_instruction_their_keys_are_absent(base, prefix, data):
+    bare = dataclasses.replace(data, contrast=(), judge_rows=(), judge_test_rows=(), kept_label=None)
+    found = evaluate(base, prefix, bare, make_recipe(instruction=None))
+    absent = {"heldout_nll_negative", "steering_gap", "sentiment_accuracy"}
+    assert set(found.scores) == {system + key for system in ("", "base.") for key in SYSTEM_KEYS - absent}
+    assert {(sample.is_wanted, sample.probability) for sample in found.samples} == {(None, None)}
+
+
+def test_the_judge_can_be_left_out(base, prefix, data):
+    found = evaluate(base, prefix, data, make_recipe(judge=False, instruction=None))
+    assert not {"sentiment_accuracy", *JUDGE_KEYS} & set(found.scores)
+    assert "steering_gap" in found.scores
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([LabelledText("good film", "positive")] * 5, "at least 20 labelled rows, got 5"),
+        ([LabelledText(f"good film {i % 2}", "ab"[i % 2]) for i in range(30)], "knows the labels a, b, not 'positive'"),
+    ],
+)
+def test_a_judge_that_cannot_be_trained_is_left_out_with_a_warning(base, prefix, data, caplog, rows, reason):
+    few = dataclasses.replace(data, judge_rows=tuple(rows))
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(base, prefix, few, make_recipe(instruction=None))
+    assert not {"sentiment_accuracy", *JUDGE_KEYS} & set(found.scores)
+    assert f"sentiment is not measured: the judge {'needs ' if 'least' in reason else ''}{reason}" in caplog.text
+
+
+def test_texts_that_are_all_empty_have_no_fluency(base, prefix, data, caplog, monkeypatch):
+    monkeypatch.setattr(writing, "generate_texts", lambda base, prompts, settings, **options: [""] * len(prompts))
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(base, prefix, data, make_recipe(instruction=None))
+    assert "prefix: every text it wrote is empty; fluency is left out" in caplog.text
+    assert found.scores["sentiment_accuracy"].value == 0
+    assert found.scores["longest_copy"].value == 0
+    assert not {"fluency_ppl", "repetition", "distinct_1", "self_bleu", "novelty"} & set(found.scores)
+
+
+def test_prompts_are_taken_in_turn(base, prefix, data):
+    found = evaluate(base, prefix, data, make_recipe(prompts=["the film", "it"], samples=5, instruction=None))
+    assert [s.prompt for s in found.samples if s.system == "base"] == ["the film", "it", "the film", "it", "the film"]
+
+
+def test_rows_are_picked_whatever_their_order(data):
+    assert pick(data.test, 5) == pick(data.test[::-1], 5)
+    assert pick(data.test, 5) == pick(data.test, 12)[:5]
+    assert len(pick(data.test, 99)) == 12
+    assert pick(data.test, 12) != list(data.test)
+
+
+def test_progress_runs_from_nothing_to_everything(base, prefix, data):
+    calls = []
+    evaluate(
+        base, prefix, data, make_recipe(), on_progress=lambda words, done, total: calls.append((words, done, total))
+    )
+    done = [call[1] for call in calls]
+    assert done == sorted(done)
+    assert calls[0] == ("prefix: held-out loss", 0, 3 * (8 + 6 + 2 * 6))
+    assert done[-1] == calls[0][2]
+    assert {words for words, _, _ in calls} >= {"base: writing", "instruction: fluency"}

@@ -1,0 +1,197 @@
+"""Generation against a plain loop over full forward passes, and what must not change it."""
+
+import copy
+import dataclasses
+import threading
+
+import pytest
+import torch
+import transformers
+
+from prefixkit.config import GenerationConfig
+from prefixkit.errors import DataError, InjectionError, ModelError
+from prefixkit.generation import generate_texts, sampling, stream_text
+from prefixkit.generation.dice import choose, roll
+from prefixkit.generation.prompts import encode_prompts
+from prefixkit.injection import attach
+
+PROMPTS = ["review :", "the film was not", "i", "a truly great story with a", "the plot is", "review :"]
+SHORT = GenerationConfig(max_new_tokens=9, batch_size=4)
+
+
+def slow_reference(base, prompt, settings, *, seed, place, prefix=None):
+    """One token at a time, the whole text recomputed for each; no cache, no padding, no generate()."""
+    ids = encode_prompts(base, [prompt])[0]
+    start = len(ids)
+    dice = roll(seed, [place], settings.max_new_tokens)
+    with torch.no_grad(), attach(base.model, prefix):
+        for step in range(settings.max_new_tokens):
+            logits = base.model(torch.tensor([ids]), use_cache=False).logits[:, -1].float()
+            if settings.temperature == 0:
+                token = logits.argmax().item()
+            else:
+                token = choose(logits / settings.temperature, dice[:, step], top_p=settings.top_p).item()
+            ids.append(token)
+            if token == base.tokenizer.eos_token_id:
+                break
+    whole = base.tokenizer.decode(ids, skip_special_tokens=True)
+    return whole[len(base.tokenizer.decode(ids[:start], skip_special_tokens=True)) :]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("has_prefix", [False, True])
+def test_batches_give_what_a_slow_loop_gives(base, prefix, temperature, has_prefix):
+    chosen = prefix if has_prefix else None
+    settings = SHORT.model_copy(update={"temperature": temperature})
+    texts = generate_texts(base, PROMPTS, settings, seed=7, prefix=chosen)
+    assert texts == [
+        slow_reference(base, prompt, settings, seed=7, place=place, prefix=chosen)
+        for place, prompt in enumerate(PROMPTS)
+    ]
+
+
+def test_the_prefix_changes_the_text(base, prefix):
+    assert generate_texts(base, PROMPTS, SHORT, seed=7) != generate_texts(base, PROMPTS, SHORT, seed=7, prefix=prefix)
+
+
+def test_the_same_prompt_twice_gives_two_texts(base):
+    texts = generate_texts(base, ["review :"] * 6, SHORT, seed=0)
+    assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6, 50])
+def test_texts_do_not_depend_on_the_batch_size(base, prefix, batch_size):
+    settings = SHORT.model_copy(update={"batch_size": batch_size})
+    assert generate_texts(base, PROMPTS, settings, seed=3, prefix=prefix) == generate_texts(
+        base, PROMPTS, SHORT, seed=3, prefix=prefix
+    )
+
+
+def test_the_global_generator_is_neither_read_nor_changed(base):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = generate_texts(base, PROMPTS, SHORT, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert generate_texts(base, PROMPTS, SHORT, seed=0) == first
+    assert generate_texts(base, PROMPTS, SHORT, seed=1) != first
+
+
+def test_the_models_own_generation_defaults_do_not_leak_in(base):
+    plain = generate_texts(base, PROMPTS, SHORT, seed=0)
+    odd = copy.deepcopy(base.model)
+    odd.generation_config = transformers.GenerationConfig(
+        do_sample=True, temperature=0.1, repetition_penalty=5.0, no_repeat_ngram_size=1, min_new_tokens=9,
+        suppress_tokens=list(range(10, 40)), max_length=3, num_beams=3, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    own = odd.generation_config
+    assert generate_texts(dataclasses.replace(base, model=odd), PROMPTS, SHORT, seed=0) == plain
+    assert odd.generation_config is own
+    assert own.no_repeat_ngram_size == 1
+
+
+def test_a_text_ends_at_the_end_token_the_models_files_name(base):
+    settings = GenerationConfig(max_new_tokens=20, temperature=0)
+    words = generate_texts(base, ["the"], settings, seed=0)[0].split()
+    stop = base.tokenizer.convert_tokens_to_ids(words[3])
+    base.model.generation_config.eos_token_id = [2, stop]
+    ended = generate_texts(base, ["the"], settings, seed=0)[0].split()
+    assert ended == words[: words.index(words[3]) + 1]
+
+
+def test_special_tokens_are_stripped_and_the_prompt_is_not_repeated(base):
+    for prompt, text in zip(PROMPTS, generate_texts(base, PROMPTS, SHORT, seed=5), strict=True):
+        assert "<" not in text
+        assert not text.startswith(prompt)
+
+
+def test_an_empty_prompt_starts_from_bos(base):
+    assert encode_prompts(base, [""]) == [[base.tokenizer.bos_token_id]]
+    assert generate_texts(base, [""], SHORT, seed=0)[0]
+
+
+def test_an_empty_prompt_without_bos_is_an_error(base):
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.bos_token = None
+    with pytest.raises(
+        DataError, match=r"^an empty prompt starts from the BOS token, and the tokenizer of tiny has none"
+    ):
+        generate_texts(dataclasses.replace(base, tokenizer=tokenizer), [""], SHORT, seed=0)
+
+
+def test_a_text_that_would_leave_the_context_is_refused_with_the_numbers(base, prefix):
+    settings = GenerationConfig(max_new_tokens=122)
+    expected = (
+        r"^prefix 5 \+ prompt 2 \+ 122 new tokens exceed the model's context of 128; "
+        r"shorten the prompt or lower generation.max_new_tokens$"
+    )
+    with pytest.raises(DataError, match=expected):
+        generate_texts(base, ["review :"], settings, seed=0, prefix=prefix)
+    with pytest.raises(DataError, match=r"^prompt 7 \+ 122 new tokens exceed"):
+        stream_text(base, "a b c d e f g", settings, seed=0)
+
+
+def test_the_longest_text_that_fits_is_generated(base, prefix):
+    settings = GenerationConfig(max_new_tokens=121)
+    base.model.generation_config.eos_token_id = None
+    assert generate_texts(base, ["review :"], settings, seed=0, prefix=prefix)[0]
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(base):
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(ModelError, match=r"^tiny: its tokenizer has no padding token; set pad_token in it$"):
+        generate_texts(dataclasses.replace(base, tokenizer=tokenizer), ["a"], SHORT, seed=0)
+
+
+def test_progress_counts_texts(base):
+    calls = []
+    generate_texts(base, PROMPTS, SHORT, seed=0, on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(4, 6), (6, 6)]
+
+
+def test_no_prompts_no_texts(base):
+    assert generate_texts(base, [], SHORT, seed=0) == []
+
+
+@pytest.mark.parametrize("has_prefix", [False, True])
+def test_streamed_pieces_joined_are_the_text(base, prefix, has_prefix):
+    chosen = prefix if has_prefix else None
+    for prompt in ("review :", ""):
+        pieces = list(stream_text(base, prompt, SHORT, seed=4, prefix=chosen))
+        assert len(pieces) > 2
+        assert "".join(pieces) == generate_texts(base, [prompt], SHORT, seed=4, prefix=chosen)[0]
+
+
+def test_the_model_is_free_again_after_a_stream_is_closed_early(base, prefix):
+    stream = stream_text(base, "review :", GenerationConfig(max_new_tokens=100), seed=0, prefix=prefix)
+    next(stream)
+    with pytest.raises(InjectionError, match="attached to this model already"):
+        generate_texts(base, ["a"], SHORT, seed=0, prefix=prefix)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefixkit-stream"]
+    assert generate_texts(base, ["a"], SHORT, seed=0, prefix=prefix)
+
+
+def test_what_fails_in_the_stream_is_raised_to_its_reader(base, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(sampling, "_generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(stream_text(base, "review :", SHORT, seed=0))
+
+
+def test_a_prefix_that_is_not_numbers_is_named_as_the_cause(base, prefix):
+    broken = dataclasses.replace(prefix, states=prefix.states.map(lambda tensor: tensor * torch.nan))
+    with pytest.raises(ModelError, match="the prefix is damaged or the dtype too narrow"):
+        list(stream_text(base, "review :", SHORT, seed=0, prefix=broken))
+
+
+def test_bytes_of_one_character_are_not_sent_before_they_are_complete(base, monkeypatch):
+    texts = {1: "a", 2: "a\N{REPLACEMENT CHARACTER}", 3: "aé", 4: "aé!"}
+    monkeypatch.setattr(sampling, "_continuation", lambda base, row, new: texts[len(new)])
+    queue = sampling.SimpleQueue()
+    for item in (5, 6, 7, 8, None):
+        queue.put(item)
+    assert list(sampling._pieces(base, [1], queue)) == ["a", "é", "!"]

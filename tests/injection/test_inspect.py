@@ -1,0 +1,60 @@
+"""A model is asked how it can take a prefix, and refused by name with the reason if it cannot."""
+
+import pytest
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from prefixkit.errors import UnsupportedModelError
+from prefixkit.models.inspect import inspect_model
+
+
+@pytest.mark.parametrize(
+    ("family", "kv_heads", "head_dim"),
+    [("gpt2", 4, 8), ("llama", 2, 8), ("qwen3", 2, 16), ("gpt-neox", 4, 8), ("opt", 4, 8), ("gemma2", 2, 16)],
+)
+def test_the_geometry_is_what_the_attention_sees(make_model, family, kv_heads, head_dim):
+    sites = inspect_model(make_model(family)).geometry.sites
+    assert [(s.layer, s.query_heads, s.kv_heads, s.head_dim) for s in sites] == [
+        (layer, 4, kv_heads, head_dim) for layer in range(3)
+    ]
+
+
+def test_asking_leaves_no_trace(make_model, family):
+    model = make_model(family, fresh=True)
+    before = model.config._attn_implementation
+    inspect_model(model)
+    assert model.config._attn_implementation == before
+
+
+def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, **options))
+    model.config._attn_implementation = implementation
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)),
+         "BloomForCausalLM: its attention does not go through transformers' attention interface"),
+        (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1)),
+         "MambaForCausalLM: takes no position_ids"),
+        (lambda: T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_ff=16)),
+         "T5ForConditionalGeneration: encoder-decoder models are not supported yet"),
+        (lambda: _gpt2("flex_attention"), "GPT2LMHeadModel: attention implementation 'flex_attention' is not supported"),
+        (lambda: _gpt2("eager", reorder_and_upcast_attn=True),
+         "GPT2LMHeadModel: reorder_and_upcast_attn bypasses the attention interface"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_take_a_prefix_is_refused_with_the_reason(model: object, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        inspect_model(model())  # type: ignore[operator]

@@ -1,0 +1,106 @@
+"""An artefact is loaded whole and right, or refused with the reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefixkit.config import Placement
+from prefixkit.errors import ArtefactError
+from prefixkit.files import sha256_file
+from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site, SiteStates, artefact
+
+
+@pytest.fixture
+def prefix() -> Prefix:
+    geometry = Geometry(tuple(Site(Placement.DECODER_SELF, layer, 4, 2, 3) for layer in range(3)))
+    dice = torch.Generator().manual_seed(0)
+    sites = tuple(
+        SiteStates(*(torch.randn(2, p, 3, generator=dice) for _ in range(2)), gate=torch.rand(4) if p == 2 else None)
+        for p in (4, 0, 2)
+    )
+    return Prefix.from_states(PrefixStates(geometry, sites), base=BaseCard(id="tiny"), licence="mine")
+
+
+def test_what_is_saved_is_what_is_loaded(prefix: Prefix, tmp_path: Path) -> None:
+    folder = tmp_path / "un dossier à moi"
+    saved = prefix.save(folder)
+    (folder / "training").mkdir()
+    loaded = Prefix.load(folder)
+    assert loaded.card == saved.card
+    assert loaded.position_offset == 4
+    for one, other in zip(loaded.states.sites, prefix.states.sites, strict=True):
+        assert torch.equal(one.key, other.key)
+        assert torch.equal(one.value, other.value)
+        assert (one.gate is None) == (other.gate is None)
+    assert sorted(path.name for path in folder.iterdir()) == ["prefix.json", "prefix.safetensors", "training"]
+    assert prefix.save(tmp_path / "again").card.content_hash == saved.card.content_hash
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Change the tensors and make the card agree."""
+    path = folder / "prefix.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    card = json.loads((folder / "prefix.json").read_text())
+    card["content_hash"] = sha256_file(path)
+    (folder / "prefix.json").write_text(json.dumps(card))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / "prefix.json").read_text())
+    (folder / "prefix.json").write_text(json.dumps(card | changes))
+
+
+DAMAGES: dict[str, tuple[Any, str]] = {
+    "no folder": (lambda f: [p.unlink() for p in f.iterdir()] and f.rmdir(), "no such folder; expected an artefact"),
+    "no card": (lambda f: (f / "prefix.json").unlink(), "has no prefix.json"),
+    "no tensors": (lambda f: (f / "prefix.safetensors").unlink(), "has prefix.json but no prefix.safetensors"),
+    "truncated": (
+        lambda f: (f / "prefix.safetensors").write_bytes((f / "prefix.safetensors").read_bytes()[:-9]),
+        "content hash .* is not the card's .* truncated or changed",
+    ),
+    "broken card": (lambda f: (f / "prefix.json").write_text("{"), "not readable as JSON"),
+    "newer schema": (lambda f: edit(f, schema_version=9), "schema version 9, this prefixkit reads 1; upgrade"),
+    "unknown key": (lambda f: edit(f, colour="red"), "colour: Extra inputs are not permitted"),
+    "missing tensor": (
+        lambda f: rewrite(f, lambda t: t.pop("decoder_self.0.key")), "tensor decoder_self.0.key is missing"),
+    "extra tensor": (
+        lambda f: rewrite(f, lambda t: t.update(other=torch.zeros(1))), "unexpected tensor other"),
+    "wrong shape": (
+        lambda f: rewrite(f, lambda t: t.update({"decoder_self.0.key": torch.zeros(2, 5, 3)})),
+        r"decoder_self.0.key: expected shape \[2, 4, 3\], got \[2, 5, 3\]"),
+    "not a number": (
+        lambda f: rewrite(f, lambda t: t["decoder_self.2.value"].fill_(torch.nan)),
+        "decoder_self.2.value holds NaN or infinite numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_artefact_is_refused_with_the_reason(prefix: Prefix, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "prefix"
+    prefix.save(folder)
+    harm, message = DAMAGES[damage]
+    harm(folder)
+    with pytest.raises(ArtefactError, match=message):
+        Prefix.load(folder)
+
+
+def test_a_save_that_fails_leaves_the_old_artefact(
+    prefix: Prefix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = prefix.save(tmp_path)
+
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artefact, "save_file", full)
+    with pytest.raises(ArtefactError, match="cannot save the prefix: .*No space left on device"):
+        prefix.save(tmp_path)
+    assert Prefix.load(tmp_path).card == saved.card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prefix.json", "prefix.safetensors"]

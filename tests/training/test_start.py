@@ -1,0 +1,80 @@
+"""The prefix starts where the recipe says."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from prefixkit.config import PrefixConfig
+from prefixkit.errors import ConfigError
+from prefixkit.injection import attach
+from prefixkit.models import load_base_model
+from prefixkit.training import build_encoder
+
+
+def config(**values: Any) -> PrefixConfig:
+    return PrefixConfig.model_validate({"num_virtual_tokens": 4, **values})
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_prefix_started_from_text_is_that_text(tiny_llama_dir: Any, depth: int) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float64")
+    encoder = build_encoder(
+        base,
+        config(reparam_depth=depth, reparam_width=8, init={"text": "i loved this film"}),
+        seed=0,
+        texts=[],
+    )
+    text = base.tokenizer("i loved this film", return_tensors="pt", add_special_tokens=False).input_ids
+    more = base.tokenizer("the story was great", return_tensors="pt", add_special_tokens=False).input_ids
+    expected = base.model(torch.cat([text, more], dim=1)).logits[:, text.shape[1] :]
+    with attach(base.model, encoder):
+        found = base.model(more).logits
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)  # states pass through float32
+
+
+def test_a_short_text_is_repeated_and_a_missing_one_taken_from_the_training_texts(
+    tiny_llama_dir: Any,
+) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    repeated = build_encoder(base, config(init={"text": "film great"}), seed=0, texts=[]).materialise()
+    spelled = build_encoder(base, config(init={"text": "film great film great"}), seed=0, texts=[]).materialise()
+    from_data = build_encoder(base, config(), seed=0, texts=["film great film great plot"]).materialise()
+    assert torch.equal(repeated.sites[1].key, spelled.sites[1].key)
+    assert torch.equal(repeated.sites[1].key, from_data.sites[1].key)
+
+
+@pytest.mark.parametrize("kind", ["words", "random"])
+def test_the_seed_decides_a_random_start(tiny_llama_dir: Any, kind: str) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    one, same, other = (
+        build_encoder(base, config(init={"kind": kind}), seed=seed, texts=[]).materialise().sites[0].key
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_gated_prefix_starts_as_the_base_model_itself(tiny_llama_dir: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float64")
+    ids = torch.randint(4, 100, (2, 6), generator=torch.Generator().manual_seed(0))
+    before = base.model(ids).logits
+    encoder = build_encoder(base, config(gate=True, position_offset=0), seed=0, texts=["i loved it"])
+    with attach(base.model, encoder, position_offset=0):
+        found = base.model(ids).logits
+        found.sum().backward()
+    torch.testing.assert_close(found, before, atol=1e-12, rtol=0)
+    assert encoder.gates is not None
+    assert all(gate.grad.abs().sum() > 0 for gate in encoder.gates)
+
+
+def test_a_layer_the_model_does_not_have_is_named(tiny_llama_dir: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    with pytest.raises(ConfigError, match=r"prefix.layers: expected layers 0-1 of this model, got 7"):
+        build_encoder(base, config(layers=[0, 7]), seed=0, texts=["x"])
+
+
+def test_no_text_to_start_from_is_said(tiny_llama_dir: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    with pytest.raises(ConfigError, match="there are no training texts to start from; write a text"):
+        build_encoder(base, config(), seed=0, texts=[])
