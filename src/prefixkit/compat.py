@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -42,7 +43,16 @@ def sdpa_mask(*args: Any, **options: Any) -> Tensor:
 
 
 def eager_mask(*args: Any, **options: Any) -> Tensor:
-    """Make the additive mask of transformers' eager attention, always."""
+    """Make the additive mask of transformers' eager attention, always.
+
+    Eager attention takes its softmax in float32, where float64's smallest number is -inf, so that the rows of left
+    padding, which may see nothing, and with them the whole text, would become NaN.
+    """
     options |= {"allow_is_bidirectional_skip": False}
     mask: Tensor = masking_utils.eager_mask(*args, **options)
-    return mask
+    return mask.clamp_min(hidden(mask.dtype))
+
+
+def hidden(dtype: torch.dtype) -> float:
+    """Return what an additive mask of this dtype holds where nothing may be seen."""
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)

@@ -3,7 +3,6 @@
 import logging
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 #: stderr is talk, stdout is data.
 talk = Console(stderr=True, highlight=False)
@@ -16,7 +15,8 @@ def get_logger(name: str) -> logging.Logger:
 
 def configure(*, debug: bool = False) -> None:
     """Send prefixkit's log to stderr; called by the command line only."""
-    handler = RichHandler(console=talk, show_time=False, show_path=False, show_level=debug, markup=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
     logger = logging.getLogger("prefixkit")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)

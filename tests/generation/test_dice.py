@@ -10,7 +10,7 @@ from transformers import (
 
 from prefixkit.config import GenerationConfig
 from prefixkit.errors import ModelError
-from prefixkit.generation.dice import TokenChooser, _likeliest, choose, penalise, roll
+from prefixkit.generation.dice import TokenChooser, choose, cut, penalise, roll
 
 NO_IDS = torch.zeros(1, 1, dtype=torch.long)
 
@@ -37,12 +37,27 @@ def test_tokens_are_chosen_as_often_as_transformers_warped_probabilities_say(top
 
 
 def test_a_nucleus_wider_than_the_first_look_is_found_whole():
-    logits = 0.01 * torch.randn(2, 3000, generator=torch.Generator().manual_seed(4))  # nearly flat
-    expected = TopPLogitsWarper(0.9)(NO_IDS, logits) > -torch.inf
-    kept, tokens = _likeliest(logits.softmax(dim=1), None, 0.9)
-    found = torch.zeros_like(expected).scatter_(1, tokens, kept > 0)
-    assert (expected.sum(dim=1) > 2000).all()
-    assert (found != expected).sum() <= 2  # the token at the very edge is a matter of rounding
+    generator = torch.Generator().manual_seed(4)
+    flat, peaked = 0.01 * torch.randn(2, 3000, generator=generator), 20 * torch.randn(2, 3000, generator=generator)
+    logits = torch.cat([flat, peaked])[[0, 2, 1, 3]]  # nuclei of about 2700 tokens and of a few, mixed
+    marks = torch.tensor([0.9999, 0.9999, 0.5, 0.5], dtype=torch.float64)
+    ordered, tokens = logits.softmax(dim=1).double().sort(dim=1, descending=True)
+    expected = []
+    for row, mark in zip(ordered.tolist(), marks.tolist(), strict=True):
+        nucleus = 1 + next(i for i in range(len(row)) if sum(row[: i + 1]) >= 0.9)
+        total = sum(row[:nucleus])
+        expected.append(next(i for i in range(nucleus) if sum(row[: i + 1]) > mark * total))
+    ranks = (tokens == choose(logits, marks, top_p=0.9)[:, None]).nonzero()[:, 1].tolist()
+    assert expected[0] > 2500
+    assert expected[1] < 50
+    assert all(abs(found - rank) <= 1 for found, rank in zip(ranks, expected, strict=True))  # float32 at the edge
+
+
+def test_the_nucleus_is_transformers_own():
+    weights = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    assert cut(weights, 0.75)[0].tolist() == pytest.approx([0.4, 0.3, 0.2, 0.0])
+    assert cut(weights, 0.01)[0].tolist() == pytest.approx([0.4, 0.0, 0.0, 0.0])
+    assert cut(weights, 1.0).gt(0).all()
 
 
 def test_the_ends_of_the_dice_choose_tokens_that_have_weight():

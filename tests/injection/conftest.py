@@ -34,11 +34,12 @@ CONTEXT = 64
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: its configuration, and whether a window hides text from text."""
+    """One model family: its configuration, whether a window hides text from text, whether it knows sdpa."""
 
     config: type[PretrainedConfig]
     settings: dict[str, Any] = field(default_factory=dict)
     window: int | None = None
+    has_sdpa: bool = True
 
 
 ROTARY: dict[str, Any] = {
@@ -57,7 +58,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(Qwen2Config, GROUPED),
     "qwen3": Family(Qwen3Config, GROUPED | {"head_dim": 16}),
     "gemma2": Family(Gemma2Config, GROUPED | {
-        "head_dim": 16, "sliding_window": 4, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16}, window=4),
+        "head_dim": 16, "sliding_window": 4, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16},
+        window=4, has_sdpa=False),
     "gemma3": Family(Gemma3TextConfig, GROUPED | {"head_dim": 16, "sliding_window": 4}, window=4),
     "mistral": Family(MistralConfig, GROUPED | {"sliding_window": None}),
     "mistral-window": Family(MistralConfig, GROUPED | {"sliding_window": 4}, window=4),
@@ -84,7 +86,7 @@ def build_model(name: str, attention: str = "sdpa", seed: int = 0, **changes: An
     """A random frozen model in float64, its biases and norms perturbed so that no zero hides a bug."""
     family = FAMILIES[name]
     attention = "eager" if name == "gemma2" else attention  # soft-capping exists in eager attention only
-    settings = {"attn_implementation": attention} | family.settings | changes
+    settings = {"attn_implementation": attention if family.has_sdpa else "eager"} | family.settings | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(family.config(**settings)).double().eval()

@@ -50,7 +50,7 @@ def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
          "MambaForCausalLM: takes no position_ids"),
         (lambda: T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_ff=16)),
          "T5ForConditionalGeneration: encoder-decoder models are not supported yet"),
-        (lambda: _gpt2("flex_attention"), "GPT2LMHeadModel: attention implementation 'flex_attention' is not supported"),
+        (lambda: _gpt2("flex_attention"), "GPT2LMHeadModel: attention implementation 'flex_attention' is not"),
         (lambda: _gpt2("eager", reorder_and_upcast_attn=True),
          "GPT2LMHeadModel: reorder_and_upcast_attn bypasses the attention interface"),
     ],

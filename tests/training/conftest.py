@@ -1,5 +1,6 @@
 """A tiny run: a random Llama in float32, short reviews, everything on one thread."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +38,11 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 made-up reviews of different lengths, with labels."""
     path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
     dice = random.Random(0)
-    lines = (
-        f'{{"text": "{" ".join(dice.choices(WORDS, k=dice.randint(4, 16)))}", "label": "{dice.choice(["pos", "neg"])}"}}'
+    rows = (
+        {"text": " ".join(dice.choices(WORDS, k=dice.randint(4, 16))), "label": dice.choice(["pos", "neg"])}
         for _ in range(150)
     )
+    lines = (json.dumps(row) for row in rows)
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 

@@ -25,7 +25,8 @@ def show(
     lines = {
         "base model": f"{card.base.id}  (fingerprint {(card.base.fingerprint or 'none')[:12]})",
         "virtual tokens": "-".join(map(str, lengths)) + f" in {sum(n > 0 for n in prefix.states.lengths)} layers",
-        "geometry": f"{len(card.sites)} layers of {site.query_heads} query and {site.kv_heads} KV heads of {site.head_dim}",
+        "geometry": f"{len(card.sites)} layers, {site.query_heads} query heads, "
+        f"{site.kv_heads} KV heads of {site.head_dim}",
         "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
         "text starts at": f"position {card.position_offset}",
         "content hash": card.content_hash[:12],

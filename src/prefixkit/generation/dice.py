@@ -22,7 +22,7 @@ from prefixkit.errors import ModelError
 from prefixkit.seeding import derive
 
 #: Likeliest tokens a nucleus is looked for in before more are sorted.
-_LIKELIEST = 512
+_LIKELIEST = 256
 
 
 def roll(seed: int, places: Sequence[int], tokens: int) -> Float[Tensor, "b t"]:
@@ -52,35 +52,43 @@ def choose(
         top_p: sample from the smallest set of tokens with this probability mass.
     """
     weights = logits.softmax(dim=1)  # [b, v]
-    tokens = None
-    if top_k is not None or top_p < 1:
-        weights, tokens = _likeliest(weights, top_k, top_p)  # [b, k]
-    total = weights.double().cumsum(dim=1)  # [b, k]
-    mark = dice.to(total.device)[:, None] * total[:, -1:]  # [b, 1]
-    index = (total <= mark).sum(dim=1, keepdim=True)  # [b, 1]
-    # Rounding may put the mark on the total itself: take the last token that has any weight.
-    last = (total < total[:, -1:]).sum(dim=1, keepdim=True)  # [b, 1]
-    index = index.minimum(last)
-    return (index if tokens is None else tokens.gather(1, index))[:, 0]
-
-
-def _likeliest(
-    weights: Float[Tensor, "b v"], top_k: int | None, top_p: float
-) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
-    """Return weights, likeliest first and zero where top-k or top-p cut them off, and whose they are."""
-    vocabulary = weights.shape[1]
-    most = vocabulary if top_k is None else min(top_k, vocabulary)
-    count = most if top_k is not None else min(_LIKELIEST, most)
-    kept, tokens = weights.topk(count)  # [b, k]
-    while count < most and kept.sum(dim=1).min() < top_p:
-        count = min(count * 8, most)
-        kept, tokens = weights.topk(count)
     if top_k is not None:
-        kept = kept / kept.sum(dim=1, keepdim=True)
+        kept, tokens = weights.topk(min(top_k, weights.shape[1]))  # [b, k]
+        kept = cut(kept / kept.sum(dim=1, keepdim=True), top_p)
+        return tokens.gather(1, _invert(kept, dice))[:, 0]
     if top_p < 1:
-        before = kept.cumsum(dim=1) - kept  # mass of the likelier tokens
-        kept = kept.masked_fill(before >= top_p, 0)
-    return kept, tokens
+        return _choose_from_nucleus(weights, dice, top_p, _LIKELIEST)
+    return _invert(weights, dice)[:, 0]
+
+
+def cut(weights: Float[Tensor, "b k"], top_p: float) -> Float[Tensor, "b k"]:
+    """Return weights, given likeliest first, with those outside the nucleus set to 0.
+
+    A token is inside if the likelier ones together have less than `top_p`.
+    """
+    before = weights.cumsum(dim=1) - weights  # [b, k]
+    return weights.masked_fill(before >= top_p, 0)
+
+
+def _choose_from_nucleus(
+    weights: Float[Tensor, "b v"], dice: Float[Tensor, "b"], top_p: float, count: int
+) -> Int[Tensor, "b"]:
+    """Choose among the `count` likeliest tokens; rows whose nucleus is larger look at eight times as many."""
+    kept, tokens = weights.topk(min(count, weights.shape[1]))  # [b, k]
+    chosen = tokens.gather(1, _invert(cut(kept, top_p), dice))[:, 0]
+    is_larger = kept.sum(dim=1) < top_p  # [b]
+    if count < weights.shape[1] and is_larger.any():
+        chosen[is_larger] = _choose_from_nucleus(weights[is_larger], dice[is_larger], top_p, 8 * count)
+    return chosen
+
+
+def _invert(weights: Float[Tensor, "b k"], dice: Float[Tensor, "b"]) -> Int[Tensor, "b 1"]:
+    """Return the index at which the cumulative weight passes the row's number, a share of the total."""
+    total = weights.double().cumsum(dim=1)  # [b, k]
+    mark = dice.to(total)[:, None] * total[:, -1:]  # [b, 1]
+    index = (total <= mark).sum(dim=1, keepdim=True)  # [b, 1]
+    # Rounding may put the mark on the total itself: then take the last token that has any weight.
+    return index.minimum((total < total[:, -1:]).sum(dim=1, keepdim=True))
 
 
 def penalise(

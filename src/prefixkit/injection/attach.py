@@ -114,8 +114,9 @@ class Handle(AbstractContextManager["Handle"]):
         hook = self._anatomy.stack.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self._restore.append(hook.remove)
         if self._rows is not None:
+            own = vars(model).get("generate")  # a caller may have put one on the instance
             setattr(model, "generate", self._generate)  # noqa: B010 - an instance attribute that shadows the method
-            self._restore.append(lambda: delattr(model, "generate"))
+            self._restore.append(lambda: delattr(model, "generate") if own is None else setattr(model, "generate", own))
 
     def _before_forward(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""

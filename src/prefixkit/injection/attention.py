@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from prefixkit.compat import eager_attention, eager_mask, sdpa_attention, sdpa_mask
+from prefixkit.compat import eager_attention, eager_mask, hidden, sdpa_attention, sdpa_mask
 from prefixkit.errors import InjectionError
 from prefixkit.injection.slots import BANK, slot_of
 from prefixkit.prefix import SiteBank
@@ -95,7 +95,7 @@ def _columns(prefix: SiteBank, mask: Tensor) -> Tensor:
     seen = seen[:, None, None, :].expand(rows, mask.shape[1], queries, -1)  # [n, p] -> [b, 1, t, p]
     if mask.dtype == torch.bool:
         return seen
-    return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+    return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, hidden(mask.dtype))
 
 
 def _blend(plain: Output, prefixed: Output, gate: Float[Tensor, "n h"]) -> Output:

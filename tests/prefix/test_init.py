@@ -1,0 +1,143 @@
+"""Where a prefix starts: every kind, at every depth, from a generator alone."""
+
+import pytest
+import torch
+
+from prefixkit.config import Activation, Placement
+from prefixkit.errors import ConfigError, InjectionError
+from prefixkit.prefix import (
+    Geometry,
+    PrefixEncoder,
+    PrefixStates,
+    Site,
+    SiteStates,
+    init_mlp,
+    init_random,
+    init_zero,
+    reproduce,
+)
+from prefixkit.prefix.init import TOLERANCE
+
+
+def geometry(kv_heads: int = 2) -> Geometry:
+    return Geometry(tuple(Site(Placement.DECODER_SELF, layer, 4, kv_heads, 3) for layer in range(3)))
+
+
+def states(*lengths: int, scale: float = 1.0, gated: bool = False, kv_heads: int = 2) -> PrefixStates:
+    dice = torch.Generator().manual_seed(1)
+    sites = tuple(
+        SiteStates(
+            scale * torch.randn(kv_heads, p, 3, generator=dice),
+            scale * torch.randn(kv_heads, p, 3, generator=dice),
+            torch.rand(4, generator=dice) if gated else None,
+        )
+        for p in lengths
+    )
+    return PrefixStates(geometry(kv_heads), sites)
+
+
+def make(depth: int, *lengths: int, seed: int = 0, orthogonal: bool = True, **options: object) -> PrefixEncoder:
+    encoder = PrefixEncoder(geometry(), lengths, depth=depth, **{"width": 16} | options)  # type: ignore[arg-type]
+    init_mlp(encoder, torch.Generator().manual_seed(seed), orthogonal=orthogonal)
+    return encoder
+
+
+def same(one: PrefixStates, other: PrefixStates) -> bool:
+    return all(
+        torch.equal(a.key, b.key) and torch.equal(a.value, b.value) for a, b in zip(one.sites, other.sites, strict=True)
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_mlp_reproduces_states_of_any_scale(depth: int, activation: Activation, scale: float) -> None:
+    target = states(5, 0, 5, scale=scale)
+    encoder = make(depth, 5, 0, 5, activation=activation)
+    error = reproduce(encoder, target)
+    assert 0 < error < TOLERANCE
+    for made, wanted in zip(encoder.materialise().sites, target.sites, strict=True):
+        torch.testing.assert_close(made.key, wanted.key, atol=2e-4 * scale, rtol=0)
+        torch.testing.assert_close(made.value, wanted.value, atol=2e-4 * scale, rtol=0)
+
+
+def test_depth_zero_copies_exactly_and_independently() -> None:
+    target = states(4, 0, 2)
+    encoder = make(0, 4, 0, 2)
+    assert reproduce(encoder, target) == 0
+    assert same(encoder.materialise(), target)
+    with torch.no_grad():
+        encoder.states[0].add_(1)
+    assert same(target, states(4, 0, 2))
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_shorter_start_is_repeated_and_a_longer_one_cut_at_its_end(depth: int) -> None:
+    target = states(2, 7, 4)
+    encoder = make(depth, 4, 4, 4)
+    reproduce(encoder, target)
+    made = encoder.materialise().sites
+    torch.testing.assert_close(made[0].key, target.sites[0].key[:, [0, 1, 0, 1]], atol=1e-4, rtol=0)
+    torch.testing.assert_close(made[1].value, target.sites[1].value[:, :4], atol=1e-4, rtol=0)
+
+
+def test_gates_start_as_those_of_the_prefix_or_at_zero() -> None:
+    gated, plain = make(0, 2, 2, 2, gated=True), make(0, 2, 2, 2, gated=True)
+    target = states(2, 2, 2, gated=True)
+    reproduce(gated, target)
+    reproduce(plain, states(2, 2, 2))
+    assert gated.gates is not None
+    assert plain.gates is not None
+    assert all(torch.equal(gate, site.gate) for gate, site in zip(gated.gates, target.sites, strict=True))  # type: ignore[arg-type]
+    assert not any(gate.any() for gate in plain.gates)
+
+
+def test_what_cannot_be_started_from_is_refused() -> None:
+    with pytest.raises(InjectionError, match="init: the states belong to a model of another geometry"):
+        reproduce(make(0, 2, 2, 2), states(2, 2, 2, kv_heads=1))
+    with pytest.raises(
+        InjectionError, match=r"states are empty at decoder_self.1, where the prefix has virtual tokens"
+    ):
+        reproduce(make(0, 2, 2, 2), states(2, 0, 2))
+    with pytest.raises(ConfigError, match=r"prefix.gate: the prefix to start from is gated; set prefix.gate=true"):
+        reproduce(make(0, 2, 2, 2), states(2, 2, 2, gated=True))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_a_zero_start_is_zero_and_learns(depth: int) -> None:
+    encoder = make(depth, 4, 4, 4)
+    init_random(encoder, torch.Generator().manual_seed(0), std=1.0)
+    init_zero(encoder)
+    assert not any(site.key.any() or site.value.any() for site in encoder.materialise().sites)
+    sum(site.key.sum() for site in encoder().sites).backward()
+    assert any(p.grad is not None and p.grad.any() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_the_generator_alone_decides(depth: int, orthogonal: bool) -> None:
+    def start(seed: int) -> PrefixStates:
+        encoder = make(depth, 4, 4, 4, seed=seed, orthogonal=orthogonal)
+        init_random(encoder, torch.Generator().manual_seed(seed), std=0.1)
+        return encoder.materialise()
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = start(0)
+    assert torch.equal(torch.get_rng_state(), state) or depth > 0  # nn.Linear draws before it is overwritten
+    torch.manual_seed(2)
+    assert same(first, start(0))
+    assert not same(first, start(1))
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_dropout_scales_what_it_keeps_and_leaves_evaluation_alone(depth: int) -> None:
+    encoder = make(depth, 200, 0, 200, width=256, dropout=0.25).train()
+    reproduce(encoder, states(200, 0, 200))
+    kept = encoder.materialise()
+    assert encoder.training
+    dropped, whole = encoder().sites[2].value, kept.sites[2].value
+    gone = dropped == 0
+    assert float(gone.float().mean()) == pytest.approx(0.25, abs=0.06)  # 1200 numbers: 4.8 standard deviations
+    torch.testing.assert_close(dropped[~gone], whole[~gone] / 0.75)
+    assert same(encoder.eval()(), kept)

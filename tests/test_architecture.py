@@ -1,0 +1,61 @@
+"""The house stands as drawn: arrows point down, exports exist, light parts stay light."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import prefixkit
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_layers_hold() -> None:
+    code = "import sys; from importlinter.cli import lint_imports_command as lint; sys.exit(lint(['--no-cache']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("name", prefixkit.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(prefixkit, name) is not None
+
+
+@pytest.mark.parametrize("package", ["config", "data", "injection", "models", "prefix", "training", "generation"])
+def test_every_exported_name_exists(package: str) -> None:
+    module = import_module(f"prefixkit.{package}")
+    for name in getattr(module, "__all__", []):
+        assert hasattr(module, name), f"prefixkit.{package}.{name}"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'prefixkit' has no attribute 'attatch'"):
+        _ = prefixkit.attatch
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("prefixkit", ["torch", "transformers", "pydantic"]),
+        ("prefixkit.config", ["torch", "transformers", "datasets"]),
+        ("prefixkit.errors", ["torch", "pydantic"]),
+        ("prefixkit.files", ["torch"]),
+        ("prefixkit.prefix", ["transformers", "datasets"]),
+    ],
+)
+def test_light_parts_import_nothing_heavy(module: str, forbidden: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {forbidden} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_stay_small() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "src").rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
+    }
+    assert not long
