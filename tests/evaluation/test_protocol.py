@@ -19,6 +19,7 @@ from prefixkit.evaluation import (
     writing,
 )
 from prefixkit.evaluation.protocol import pick
+from prefixkit.generation import generate_texts
 from prefixkit.seeding import derive
 
 SYSTEM_KEYS = {
@@ -109,6 +110,19 @@ def test_scores_of_texts_are_those_of_the_samples(base, data, evaluation):
         )
     assert evaluation.scores["judge_accuracy"].value == judge.accuracy(data.judge_test_rows)
     assert evaluation.scores["judge_accuracy_short"].value == judge.accuracy(data.judge_test_rows, cut=True)
+
+
+def test_every_system_writes_on_the_same_dice(base, prefix, evaluation):
+    asked = {"prefix": "review :", "base": "review :", "instruction": "write a positive review .\nreview :"}
+    for system, prompt in asked.items():
+        texts = generate_texts(
+            base,
+            [prompt] * 6,
+            make_recipe().generation,
+            seed=derive(0, "evaluation.samples"),
+            prefix=prefix if system == "prefix" else None,
+        )
+        assert [sample.text for sample in evaluation.samples if sample.system == system] == texts
 
 
 def test_the_same_arguments_give_the_same_evaluation(base, prefix, data, evaluation):

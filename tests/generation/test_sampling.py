@@ -173,6 +173,26 @@ def test_the_model_is_free_again_after_a_stream_is_closed_early(base, prefix):
     assert generate_texts(base, ["a"], SHORT, seed=0, prefix=prefix)
 
 
+def test_closing_a_stream_stops_the_generation(base):
+    base.model.generation_config.eos_token_id = None
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.eos_token = None
+    steps, heard = [], threading.Event()
+
+    def wait_for_the_reader(*_):
+        steps.append(1)
+        if len(steps) == 3:
+            heard.wait(30)
+
+    base.model.register_forward_pre_hook(wait_for_the_reader)
+    endless = dataclasses.replace(base, tokenizer=tokenizer)
+    stream = stream_text(endless, "review :", GenerationConfig(max_new_tokens=100), seed=0)
+    next(stream)
+    threading.Timer(0.2, heard.set).start()  # the model goes on only after the reader has left
+    stream.close()
+    assert len(steps) <= 4
+
+
 def test_what_fails_in_the_stream_is_raised_to_its_reader(base, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("out of memory")
