@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefixkit.injection import attach
+from prefixkit.injection import attach, attention
 from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder
 
@@ -113,6 +113,33 @@ def test_a_mask_given_in_four_dimensions_is_extended(attention, make_model, make
     with attach(model, make_prefix(model, 3)):
         expected = model(input_ids=ids).logits
         torch.testing.assert_close(model(input_ids=ids, attention_mask=given).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cached_steps_without_position_ids_equal_one_pass(family, masked, make_model, make_prefix, make_ids):
+    model, ids = make_model(family), make_ids(2, 9)
+    mask = torch.ones_like(ids) if masked else None
+    cache, parts = None, []
+    with attach(model, [make_prefix(model, 3, seed=1), make_prefix(model, [1, 4, 2], seed=2)]):
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        for start, end in ((0, 4), (4, 5), (5, 8), (8, 9)):
+            seen = None if mask is None else mask[:, :end]
+            out = model(input_ids=ids[:, start:end], attention_mask=seen, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    # eager attention (Gemma 2) runs its softmax in float32, over another number of columns in one pass
+    exact = 1e-10 if model.config._attn_implementation == "sdpa" else 1e-5
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=exact, atol=exact)
+
+
+def test_the_implementation_is_told_that_the_mask_says_it_all(make_model, make_prefix, make_ids, monkeypatch):
+    """Today's sdpa ignores its causal flag where a mask is given; a release that does not must not change results."""
+    model, told = make_model("llama"), []
+    original = attention.sdpa_attention
+    monkeypatch.setattr(attention, "sdpa_attention", lambda *a, **k: told.append(k["is_causal"]) or original(*a, **k))
+    with attach(model, make_prefix(model, 3)):
+        model(input_ids=make_ids(1, 4))
+    assert told == [False] * 3
 
 
 def test_attention_weights_cover_prefix_and_text(make_model, make_prefix, make_ids):

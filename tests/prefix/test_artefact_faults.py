@@ -86,7 +86,8 @@ def test_one_changed_byte_is_found(place: int, tmp_path: Path) -> None:
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     make().save(tmp_path)
     path = tmp_path / "prefix.safetensors"
-    torch.save(load_file(path), path)
+    torch.save({name: tensor.clone() for name, tensor in load_file(path).items()}, tmp_path / "pickle")
+    (tmp_path / "pickle").replace(path)
     card = json.loads((tmp_path / "prefix.json").read_text())
     (tmp_path / "prefix.json").write_text(json.dumps(card | {"content_hash": sha256_file(path)}))
     with pytest.raises(ArtefactError, match="not a readable safetensors file"):
@@ -97,7 +98,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 def test_infinite_gates_are_refused(value: float, tmp_path: Path) -> None:
     make().save(tmp_path)
     path = tmp_path / "prefix.safetensors"
-    tensors = load_file(path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     tensors["decoder_self.1.gate"][2] = value
     save_file(tensors, path)
     card = json.loads((tmp_path / "prefix.json").read_text())
@@ -112,6 +113,19 @@ def test_a_card_that_is_something_else_is_refused(content: str, tmp_path: Path) 
     (tmp_path / "prefix.json").write_text(content)
     with pytest.raises(ArtefactError, match="schema version .*, this prefixkit reads 1; upgrade prefixkit"):
         Prefix.load(tmp_path)
+
+
+def test_a_loaded_prefix_does_not_hang_on_its_file(tmp_path: Path) -> None:
+    """A mapped file that another program overwrites in place would change the numbers, or end the process."""
+    make().save(tmp_path)
+    loaded = Prefix.load(tmp_path)
+    with (tmp_path / "prefix.safetensors").open("r+b") as file:
+        file.seek(-60, 2)
+        file.write(b"\0" * 60)
+    expected = make().states
+    for one, other in zip(loaded.states.sites, expected.sites, strict=True):
+        assert torch.equal(one.key, other.key)
+        assert torch.equal(one.value, other.value)
 
 
 def test_later_training_does_not_change_a_prefix() -> None:

@@ -172,8 +172,10 @@ def _wrong_rows(rows: int | None, batch: int) -> InjectionError:
 
 def _check_checkpointing(stack: nn.Module) -> None:
     """Refuse the reentrant kind: it loses the prefix's gradient, or sends it through the encoder twice."""
+    if not torch.is_grad_enabled():
+        return
     for module in stack.modules():
-        if getattr(module, "gradient_checkpointing", False) and module.training and torch.is_grad_enabled():
+        if getattr(module, "gradient_checkpointing", False) and module.training:
             function = getattr(module, "_gradient_checkpointing_func", None)
             if getattr(function, "keywords", {}).get("use_reentrant", True):
                 raise InjectionError(

@@ -131,7 +131,8 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
 
     def measure(states: PrefixStates) -> float:
         rows = data.validation[: recipe.train.validation_rows]
-        return float(heldout_loss(base, rows, prefix=Prefix.from_states(states, base=card)).mean)
+        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.position_offset)
+        return float(heldout_loss(base, rows, prefix=candidate).mean)
 
     outcome = train_prefix(
         base,

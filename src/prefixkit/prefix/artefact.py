@@ -8,13 +8,14 @@ train on; deleting it leaves a deployable prefix.
 """
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from prefixkit.errors import ArtefactError
@@ -121,14 +122,15 @@ class Prefix:
         path = folder / TENSORS_NAME
         if not path.is_file():
             raise ArtefactError(f"{folder}: has {CARD_NAME} but no {TENSORS_NAME}; copy the whole folder again")
-        found = sha256_file(path)
+        content = path.read_bytes()  # read once: what is checked is what is used, whoever writes the file meanwhile
+        found = sha256(content).hexdigest()
         if found != card.content_hash:
             raise ArtefactError(
                 f"{path}: content hash {found[:12]} is not the card's {card.content_hash[:12]}; "
                 "the file was truncated or changed, copy it again"
             )
         try:
-            tensors = load_file(path)
+            tensors = load(content)
         except SafetensorError as error:
             raise ArtefactError(f"{path}: not a readable safetensors file: {error}") from None
         return cls(_from_tensors(tensors, card, path), card)

@@ -74,7 +74,8 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
 
     Raises:
         InjectionError: the target has another geometry.
-        ConfigError: the MLP is too narrow to reproduce that many virtual tokens.
+        ConfigError: the MLP is too narrow to reproduce that many virtual tokens, or the states are so small that
+            its own numbers round them away.
     """
     if target.geometry != encoder.geometry:
         raise InjectionError("init: the states belong to a model of another geometry")
@@ -93,6 +94,11 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
             pair[1].copy_(states.value)
         return 0.0
     error = _solve_last_layer(encoder, _rows(target.slice((len(encoder.table),) * len(target.sites))))
+    if error > TOLERANCE and encoder.table.shape[1] >= len(encoder.table):
+        raise ConfigError(
+            f"prefix.reparam_depth: the MLP reproduces the states only to {error:.1g} of their size, {TOLERANCE:g} is "
+            "asked for; use another reparam_activation, a wider MLP, or reparam_depth=0"
+        )
     if error > TOLERANCE:
         raise ConfigError(
             f"prefix.reparam_width: {encoder.table.shape[1]} is too narrow for the MLP to reproduce "
