@@ -54,6 +54,19 @@ def test_the_prefix_changes_the_text(base, prefix):
     assert generate_texts(base, PROMPTS, SHORT, seed=7) != generate_texts(base, PROMPTS, SHORT, seed=7, prefix=prefix)
 
 
+def test_the_head_always_reads_contiguous_states(base, prefix):
+    """A batch of prompts reaches the head as a slice, for which torch copies the head's weight once per row.
+
+    On the packaged model and 64 rows that copy is 3.6 GB and takes 6 seconds.
+    """
+    seen = []
+    hook = base.model.get_output_embeddings().register_forward_hook(lambda _, read, __: seen.append(read[0]))
+    generate_texts(base, PROMPTS, SHORT, seed=7, prefix=prefix)
+    hook.remove()
+    assert max(len(states) for states in seen) > 1
+    assert all(states.is_contiguous() for states in seen)
+
+
 def test_the_same_prompt_twice_gives_two_texts(base):
     texts = generate_texts(base, ["review :"] * 6, SHORT, seed=0)
     assert len(set(texts)) > 1

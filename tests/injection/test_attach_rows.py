@@ -99,12 +99,12 @@ def test_generating_past_the_context_is_refused_with_the_numbers(make_model, mak
 
 def test_the_position_offset_of_prefix_and_encoder_is_used(make_model, make_prefix, make_states, make_ids):
     model, ids = make_model("llama"), make_ids(2, 5)
-    states = make_states(model, 3)
+    states = make_states(model, [2, 3, 0])
     encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
     reproduce(encoder, states)
     found = {}
     for offset in (0, 3, 7):
-        with attach(model, make_prefix(model, 3, offset=offset)):
+        with attach(model, make_prefix(model, [2, 3, 0], offset=offset)):
             found[offset] = model(input_ids=ids).logits
         with attach(model, encoder, position_offset=offset):
             assert torch.equal(model(input_ids=ids).logits, found[offset])
