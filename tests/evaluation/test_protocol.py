@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from prefixkit.config import validate_recipe
+from prefixkit.config import GenerationConfig, validate_recipe
 from prefixkit.data import LabelledText
 from prefixkit.evaluation import (
     SentimentJudge,
@@ -22,11 +22,15 @@ from prefixkit.evaluation.protocol import pick
 from prefixkit.generation import generate_texts
 from prefixkit.seeding import derive
 
-SYSTEM_KEYS = {
-    "heldout_nll", "heldout_ppl", "heldout_nll_negative", "steering_gap", "sentiment_accuracy", "fluency_ppl",
-    "repetition", "distinct_1", "distinct_2", "distinct_3", "self_bleu", "novelty", "longest_copy",
-    "trainable_parameters",
+TEXT_KEYS = {
+    "sentiment_accuracy", "fluency_ppl", "repetition", "distinct_1", "distinct_2", "distinct_3", "self_bleu", "novelty",
+    "longest_copy",
 }  # fmt: skip
+SYSTEM_KEYS = TEXT_KEYS | {
+    "heldout_nll", "heldout_ppl", "heldout_nll_negative", "steering_gap", "trainable_parameters",
+}  # fmt: skip
+REAL_KEYS = {f"real.{key}" for key in TEXT_KEYS}
+STEERING_KEYS = {"steering", "instruction.steering"}
 JUDGE_KEYS = {"judge_accuracy", "judge_accuracy_short"}
 WITHOUT_INTERVAL = {"longest_copy", "trainable_parameters"}
 
@@ -49,8 +53,8 @@ def evaluation(base, prefix, data):
 
 
 def test_every_measure_is_there_for_every_system(evaluation):
-    expected = JUDGE_KEYS | {system + key for system in ("", "base.", "instruction.") for key in SYSTEM_KEYS}
-    assert set(evaluation.scores) == expected
+    expected = {system + key for system in ("", "base.", "instruction.") for key in SYSTEM_KEYS}
+    assert set(evaluation.scores) == expected | JUDGE_KEYS | STEERING_KEYS | REAL_KEYS
 
 
 def test_intervals_hold_their_values(evaluation):
@@ -81,6 +85,8 @@ def test_held_out_scores_are_those_of_the_picked_rows(base, prefix, data, evalua
         assert scores[f"{key}heldout_nll_negative"] == other
         assert scores[f"{key}steering_gap"] == other - nll
     assert len({scores[f"{key}heldout_nll"] for key in ("", "base.", "instruction.")}) == 3
+    gap, plain = scores["steering_gap"], scores["base.steering_gap"]
+    assert scores["steering"] == pytest.approx(gap - plain)
     assert scores["trainable_parameters"] == 320
     assert scores["base.trainable_parameters"] == scores["instruction.trainable_parameters"] == 0
 
@@ -110,6 +116,32 @@ def test_scores_of_texts_are_those_of_the_samples(base, data, evaluation):
         )
     assert evaluation.scores["judge_accuracy"].value == judge.accuracy(data.judge_test_rows)
     assert evaluation.scores["judge_accuracy_short"].value == judge.accuracy(data.judge_test_rows, cut=True)
+
+
+def test_texts_of_people_are_measured_like_generated_ones(base, data, evaluation):
+    """They are the test rows' own beginnings, as many tokens as a system may write (12 of 12 words here)."""
+    judge = SentimentJudge.train(data.judge_rows, derive(0, "judge"), window_words=9)
+    training = TrainingTexts([example.text for example in data.train])
+    texts = [example.text for example in pick(data.test, 6)]
+    scores = {key: score.value for key, score in evaluation.scores.items()}
+    assert scores["real.sentiment_accuracy"] == sum(judge.share(texts, "positive")) / 6
+    assert scores["real.fluency_ppl"] == pytest.approx(fluency_losses(base, ["review :"] * 6, texts).perplexity)
+    copies = [training.compare(text, 2) for text in texts]
+    assert scores["real.novelty"] == pytest.approx(sum(c.novel for c in copies) / sum(c.ngrams for c in copies))
+
+
+def test_texts_of_people_are_cut_to_the_length_of_generations(base, prefix, data, monkeypatch):
+    scored = []
+    real = writing.fluency_losses
+
+    def noted(base, prompts, texts, **told):
+        scored.append(texts)
+        return real(base, prompts, texts, **told)
+
+    monkeypatch.setattr(writing, "fluency_losses", noted)
+    short = make_recipe(instruction=None).model_copy(update={"generation": GenerationConfig(max_new_tokens=3)})
+    evaluate(base, prefix, data, short)
+    assert scored[-1] == [" ".join(example.text.split()[:3]) for example in pick(data.test, 6)]
 
 
 def test_every_system_writes_on_the_same_dice(base, prefix, evaluation):
@@ -145,8 +177,8 @@ def test_samples_become_json(evaluation):
 
 def test_without_samples_no_key_needs_texts(base, prefix, data):
     found = evaluate(base, prefix, data, make_recipe(samples=0))
-    of_losses = {"heldout_nll", "heldout_ppl", "heldout_nll_negative", "steering_gap", "trainable_parameters"}
-    assert set(found.scores) == {system + key for system in ("", "base.", "instruction.") for key in of_losses}
+    of_losses = {system + key for system in ("", "base.", "instruction.") for key in SYSTEM_KEYS - TEXT_KEYS}
+    assert set(found.scores) == of_losses | STEERING_KEYS
     assert found.samples == ()
 
 
@@ -154,7 +186,8 @@ def test_without_labels_or_instruction_their_keys_are_absent(base, prefix, data)
     bare = dataclasses.replace(data, contrast=(), judge_rows=(), judge_test_rows=(), kept_label=None)
     found = evaluate(base, prefix, bare, make_recipe(instruction=None))
     absent = {"heldout_nll_negative", "steering_gap", "sentiment_accuracy"}
-    assert set(found.scores) == {system + key for system in ("", "base.") for key in SYSTEM_KEYS - absent}
+    expected = {system + key for system in ("", "base.") for key in SYSTEM_KEYS - absent}
+    assert set(found.scores) == expected | (REAL_KEYS - {"real.sentiment_accuracy"})
     assert {(sample.is_wanted, sample.probability) for sample in found.samples} == {(None, None)}
 
 
@@ -186,6 +219,7 @@ def test_texts_that_are_all_empty_have_no_fluency(base, prefix, data, caplog, mo
     assert "prefix: every text it wrote is empty; fluency is left out" in caplog.text
     assert found.scores["sentiment_accuracy"].value == 0
     assert found.scores["longest_copy"].value == 0
+    assert found.scores["real.novelty"].value > 0
     assert not {"fluency_ppl", "repetition", "distinct_1", "self_bleu", "novelty"} & set(found.scores)
 
 
@@ -208,6 +242,6 @@ def test_progress_runs_from_nothing_to_everything(base, prefix, data):
     )
     done = [call[1] for call in calls]
     assert done == sorted(done)
-    assert calls[0] == ("prefix: held-out loss", 0, 3 * (8 + 6 + 2 * 6))
+    assert calls[0] == ("prefix: held-out loss", 0, 3 * (8 + 6 + 2 * 6) + 6)
     assert done[-1] == calls[0][2]
     assert {words for words, _, _ in calls} >= {"base: writing", "instruction: fluency"}

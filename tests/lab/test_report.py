@@ -128,6 +128,17 @@ def test_report_lands_in_the_run_folder_and_leaves_nothing_else(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["report.html", "run.json"]
 
 
+def test_texts_of_people_have_a_column_and_are_never_the_best(tmp_path):
+    people = {"real.fluency_ppl": 12.0, "real.distinct_2": 0.9}
+    intervals = SCORES["intervals"] | {"real.fluency_ppl": [11.0, 13.0]}
+    rows = {row.measure.key: row for row in compare(SCORES | people | {"intervals": intervals})}
+    assert rows["fluency_ppl"].cells["real"].text == "12.0"
+    assert not any(cell.is_best for cell in rows["fluency_ppl"].cells.values())
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES | people))
+    assert ">people</th>" in page_of(tmp_path)
+    assert ">people</th>" not in page_of(write_files(tmp_path))
+
+
 def test_page_has_every_section(page):
     assert sections(page) == ["curves", "comparison", "samples", "made"]
 

@@ -14,6 +14,7 @@ from prefixkit.logs import talk
 _ROWS = (
     ("heldout_nll", "held-out loss, nats per token", 3),
     ("heldout_nll_negative", "... on the contrast texts", 3),
+    ("steering", "steering, nats per token", 3),
     ("sentiment_accuracy", "generations judged right", 3),
     ("fluency_ppl", "perplexity of generations", 1),
     ("repetition", "repeated 4-grams", 3),
@@ -42,12 +43,12 @@ def progress() -> Iterator[Report]:
 
 
 def print_scores(run: Run) -> None:
-    """Print the comparison of base model, instruction and prefix, and where the report is."""
+    """Print the comparison of base model, instruction, prefix and people's texts, and where the report is."""
     table = Table(title=str(run.folder), title_justify="left")
-    for heading in ("measure", "base model", "instruction", "prefix"):
+    for heading in ("measure", "base model", "instruction", "prefix", "people"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     for key, meaning, digits in _ROWS:
-        cells = [run.scores.get(f"{system}{key}") for system in ("base.", "instruction.", "")]
+        cells = [run.scores.get(f"{system}{key}") for system in ("base.", "instruction.", "", "real.")]
         if any(cell is not None for cell in cells):
             table.add_row(meaning, *("" if cell is None else f"{cell:.{digits}f}" for cell in cells))
     console = Console(highlight=False)

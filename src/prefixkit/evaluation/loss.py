@@ -46,6 +46,12 @@ class TokenLosses:
         """The mean as a ratio of sums, for its interval."""
         return Ratio(self.nats, tuple(map(float, self.tokens)))
 
+    def minus(self, other: "TokenLosses") -> Ratio:
+        """Return the difference to another system's losses on the same scored tokens, text by text."""
+        assert self.tokens == other.tokens
+        nats = tuple(mine - theirs for mine, theirs in zip(self.nats, other.nats, strict=True))
+        return Ratio(nats, tuple(map(float, self.tokens)))
+
 
 def heldout_loss(
     base: Base,

@@ -25,6 +25,19 @@ Scores = dict[str, Score]
 
 
 @dataclass(frozen=True)
+class HeldOutLosses:
+    """What held-out rows cost one system.
+
+    Attributes:
+        wanted: rows of the kind that was learned.
+        contrast: rows of other labels; None where there are none.
+    """
+
+    wanted: TokenLosses
+    contrast: TokenLosses | None
+
+
+@dataclass(frozen=True)
 class Measures:
     """Makes scores with intervals.
 
@@ -36,20 +49,25 @@ class Measures:
 
     settings: EvaluationConfig
 
-    def heldout(self, wanted: TokenLosses, contrast: TokenLosses | None) -> Scores:
+    def heldout(self, losses: HeldOutLosses) -> Scores:
         """Return held-out loss and perplexity, and the gap to texts of other labels if there are any."""
-        scores = {"heldout_nll": self._ratio("heldout_nll", wanted.ratio)}
+        scores = {"heldout_nll": self._ratio("heldout_nll", losses.wanted.ratio)}
         scores["heldout_ppl"] = _exp(scores["heldout_nll"])
-        if contrast is not None:
-            scores["heldout_nll_negative"] = self._ratio("heldout_nll_negative", contrast.ratio)
-            gap = difference_interval(
-                contrast.ratio,
-                wanted.ratio,
-                resamples=self.settings.bootstrap,
-                seed=self._seed("steering_gap"),
-            )
-            scores["steering_gap"] = Score(contrast.mean - wanted.mean, gap)
+        if losses.contrast is not None:
+            scores["heldout_nll_negative"] = self._ratio("heldout_nll_negative", losses.contrast.ratio)
+            scores["steering_gap"] = self._difference("steering_gap", losses.contrast.ratio, losses.wanted.ratio)
         return scores
+
+    def steering(self, losses: HeldOutLosses, base: HeldOutLosses) -> Scores:
+        """Return how much more a system gains over the base model on wanted than on contrasting texts.
+
+        That is its steering gap minus the base model's. Both read the same texts, so what makes one text harder
+        than another cancels out, and the interval is far narrower than that of either gap.
+        """
+        if losses.contrast is None or base.contrast is None:
+            return {}
+        wanted, contrast = base.wanted.minus(losses.wanted), base.contrast.minus(losses.contrast)
+        return {"steering": self._difference("steering", wanted, contrast)}
 
     def judge(self, judge: SentimentJudge, rows: Sequence[LabelledText]) -> Scores:
         """Return how often the judge is right about real texts, whole and cut to a generation's length."""
@@ -97,6 +115,10 @@ class Measures:
     def _ratio(self, key: str, ratio: Ratio) -> Score:
         interval = ratio_interval(ratio, resamples=self.settings.bootstrap, seed=self._seed(key))
         return Score(ratio.value, interval)
+
+    def _difference(self, key: str, first: Ratio, second: Ratio) -> Score:
+        interval = difference_interval(first, second, resamples=self.settings.bootstrap, seed=self._seed(key))
+        return Score(first.value - second.value, interval)
 
     def _set(
         self, key: str, texts: Sequence[str], statistic: Callable[[Sequence[int]], float], *, high: float

@@ -5,6 +5,9 @@ from collections.abc import Callable
 #: Told what is going on, how much of the whole evaluation is done, and of how much.
 OnProgress = Callable[[str, int, int], None]
 
+#: Told how many rows or texts of one stage are done, and of how many.
+OnTexts = Callable[[int, int], None]
+
 
 class Progress:
     """Adds up stages.
@@ -17,7 +20,7 @@ class Progress:
     def __init__(self, tell: OnProgress | None, total: int) -> None:
         self._tell, self._total, self._done = tell, total, 0
 
-    def stage(self, words: str, size: int) -> Callable[[int, int], None]:
+    def stage(self, words: str, size: int) -> OnTexts:
         """Begin a stage of this many rows or texts, and return what its worker calls with (done, all)."""
         before = self._done
         self._done += size

@@ -2,6 +2,7 @@
 
     held-out rows   ->  loss of each system on wanted and on contrasting texts
     prompts + dice  ->  texts of each system  ->  judge, fluency, repetition, diversity, copying
+    held-out texts  ->  cut to the length of generations, measured in the same way: what people score
 
 Rows are picked in the order of their content's hash, so a file sorted by date or label is no trap, and the
 same rows are picked in every run.
@@ -16,11 +17,11 @@ from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.loss import TokenLosses, heldout_loss
-from prefixkit.evaluation.measures import Measures, Scores
+from prefixkit.evaluation.measures import HeldOutLosses, Measures
 from prefixkit.evaluation.progress import OnProgress, Progress
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
-from prefixkit.evaluation.systems import System, systems_to_compare
-from prefixkit.evaluation.writing import Writing
+from prefixkit.evaluation.systems import System, SystemName, systems_to_compare
+from prefixkit.evaluation.writing import REAL, Writing
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.prefix import Prefix
@@ -55,13 +56,16 @@ def evaluate(
     settings = recipe.evaluation
     wanted, contrast = pick(data.test, settings.heldout_rows), pick(data.contrast, settings.contrast_rows)
     systems = systems_to_compare(prefix, settings.instruction)
+    people = pick(data.test, settings.samples)
     size = len(wanted) + len(contrast) + 2 * settings.samples
-    progress = Progress(on_progress, size * len(systems))
+    progress = Progress(on_progress, size * len(systems) + len(people))
     measures = Measures(settings)
     scores: dict[str, Score] = {}
     samples: list[Sample] = []
-    for system in systems:
-        found = _heldout(base, system, wanted, contrast, measures, progress)
+    heldout = [_heldout(base, system, wanted, contrast, progress) for system in systems]
+    plain = heldout[[system.name for system in systems].index(SystemName.BASE)]
+    for system, losses in zip(systems, heldout, strict=True):
+        found = measures.heldout(losses) | (measures.steering(losses, plain) if losses is not plain else {})
         found["trainable_parameters"] = Score(system.trained_parameters)
         scores |= {system.key + key: score for key, score in found.items()}
     if settings.samples:
@@ -75,6 +79,7 @@ def evaluate(
             own, found = writing.score(system, progress)
             samples += own
             scores |= {system.key + key: score for key, score in found.items()}
+        scores |= {REAL + key: score for key, score in writing.score_real(people, progress).items()}
     return Evaluation(scores, tuple(samples))
 
 
@@ -84,18 +89,13 @@ def pick(examples: Sequence[Example], rows: int) -> list[Example]:
 
 
 def _heldout(
-    base: Base,
-    system: System,
-    wanted: Sequence[Example],
-    contrast: Sequence[Example],
-    measures: Measures,
-    progress: Progress,
-) -> Scores:
+    base: Base, system: System, wanted: Sequence[Example], contrast: Sequence[Example], progress: Progress
+) -> HeldOutLosses:
     def measure(examples: Sequence[Example]) -> TokenLosses:
         told = progress.stage(f"{system.name}: held-out loss", len(examples))
         return heldout_loss(base, system.examples(base, examples), prefix=system.prefix, on_progress=told)
 
-    return measures.heldout(measure(wanted), measure(contrast) if contrast else None)
+    return HeldOutLosses(measure(wanted), measure(contrast) if contrast else None)
 
 
 def _prompts(examples: Sequence[Example], recipe: Recipe) -> tuple[str, ...]:

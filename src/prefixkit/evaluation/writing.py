@@ -1,22 +1,26 @@
-"""What a system writes, and everything that is measured on it."""
+"""What a system writes, and everything that is measured on it; the same on what people wrote."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefixkit.config import Recipe
-from prefixkit.evaluation.copying import TrainingTexts
+from prefixkit.data import NO_LOSS, Example
+from prefixkit.evaluation.copying import Copying, TrainingTexts
 from prefixkit.evaluation.fluency import fluency_losses
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.measures import Measures, Scores
-from prefixkit.evaluation.progress import Progress
+from prefixkit.evaluation.progress import OnTexts, Progress
 from prefixkit.evaluation.scores import Sample
 from prefixkit.evaluation.systems import System
-from prefixkit.generation import generate_texts
+from prefixkit.generation import decode, generate_texts
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.seeding import derive
 
 log = get_logger(__name__)
+
+#: What stands before the keys of real texts in scores.json.
+REAL = "real."
 
 
 @dataclass(frozen=True)
@@ -53,28 +57,59 @@ class Writing:
             prefix=system.prefix,
             on_progress=progress.stage(f"{system.name}: writing", len(self.prompts)),
         )
-        scores = self.measures.texts(texts) | self._fluency(system, texts, progress)
-        is_wanted: list[bool | None] = [None] * len(texts)
-        probability: list[float | None] = [None] * len(texts)
-        if self.judge is not None:
-            judge, label = self.judge
-            verdicts = judge.share(texts, label)
-            scores |= self.measures.sentiment(verdicts)
-            is_wanted, probability = list(verdicts), list(judge.probabilities(texts, label))
-        copies = [self.training.compare(text, self.recipe.evaluation.novelty_n) for text in texts]
-        scores |= self.measures.copying(copies)
+        verdicts, probabilities = self._judge(texts)
+        copies = self._compare(texts)
         samples = [
             Sample(
-                system.name.value, place, prompt, text, is_wanted[place], probability[place], copy.longest, copy.spans
+                system.name.value, place, prompt, text, verdicts[place], probabilities[place], copy.longest, copy.spans
             )
             for place, (prompt, text, copy) in enumerate(zip(self.prompts, texts, copies, strict=True))
         ]
-        return samples, scores
-
-    def _fluency(self, system: System, texts: Sequence[str], progress: Progress) -> Scores:
-        """Return the perplexity of the texts under the bare base model, given the prompt without instruction."""
         told = progress.stage(f"{system.name}: fluency", len(texts))
-        if not any(texts):
-            log.warning("%s: every text it wrote is empty; fluency is left out", system.name)
-            return {}
-        return self.measures.fluency(fluency_losses(self.base, self.prompts, texts, on_progress=told))
+        return samples, self._scores(system.name, self.prompts, texts, verdicts, copies, told)
+
+    def score_real(self, examples: Sequence[Example], progress: Progress) -> Scores:
+        """Return the scores of held-out texts that people wrote, cut to the longest a system may write.
+
+        They are what the systems' scores are to be read beside: people are neither as predictable as a model nor
+        always of one voice.
+        """
+        prompts = [example.prompt for example in examples]
+        texts = [self._opening_of(example) for example in examples]
+        verdicts, _ = self._judge(texts)
+        told = progress.stage("people: fluency", len(texts))
+        return self._scores("people", prompts, texts, verdicts, self._compare(texts), told)
+
+    def _scores(
+        self,
+        name: str,
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        verdicts: Sequence[bool | None],
+        copies: Sequence[Copying],
+        told: OnTexts,
+    ) -> Scores:
+        scores = self.measures.texts(texts) | self.measures.copying(copies)
+        if any(texts):
+            losses = fluency_losses(self.base, prompts, texts, on_progress=told)
+            scores |= self.measures.fluency(losses)
+        else:
+            log.warning("%s: every text it wrote is empty; fluency is left out", name)
+        if self.judge is not None:
+            scores |= self.measures.sentiment([bool(verdict) for verdict in verdicts])
+        return scores
+
+    def _judge(self, texts: Sequence[str]) -> tuple[list[bool | None], list[float | None]]:
+        """Return the judge's verdict on each text and its probability of the wanted label; None without a judge."""
+        if self.judge is None:
+            return [None] * len(texts), [None] * len(texts)
+        judge, label = self.judge
+        return list(judge.share(texts, label)), list(judge.probabilities(texts, label))
+
+    def _compare(self, texts: Sequence[str]) -> list[Copying]:
+        return [self.training.compare(text, self.recipe.evaluation.novelty_n) for text in texts]
+
+    def _opening_of(self, example: Example) -> str:
+        """Return the beginning of a learned text, as many tokens as a system may write."""
+        learned = [token for token in example.labels if token != NO_LOSS]
+        return decode(self.base, learned[: self.recipe.generation.max_new_tokens])

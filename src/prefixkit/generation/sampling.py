@@ -169,11 +169,12 @@ def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
     Some tokenizers drop the space before the first token of what they decode, so both are decoded together
     and the prompt is cut off again.
     """
-    before, whole = _decode(base, prompt), _decode(base, prompt + new)
-    return whole[len(before) :] if whole.startswith(before) else _decode(base, new)
+    before, whole = decode(base, prompt), decode(base, prompt + new)
+    return whole[len(before) :] if whole.startswith(before) else decode(base, new)
 
 
-def _decode(base: Base, ids: list[int]) -> str:
+def decode(base: Base, ids: list[int]) -> str:
+    """Return the text of token ids, without special tokens and with every space."""
     return str(base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

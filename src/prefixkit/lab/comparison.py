@@ -9,6 +9,9 @@ from typing import Any, TypeGuard
 SYSTEMS = ("prefix", "instruction", "base")
 """The prefix, the base model with a hand-written instruction, and the base model alone."""
 
+REAL = "real"
+"""Texts people wrote, measured like generated ones: what the systems are read beside, and no system."""
+
 
 class Better(StrEnum):
     """Which way a measure improves."""
@@ -45,12 +48,15 @@ MEASURES = (
             Better.LOWER, Unit.RATIO),
     Measure("heldout_nll_negative", "Loss on the contrast", "The same loss on texts of the other kind. "
             "It need not fall.", Better.NEITHER, Unit.NATS),
+    Measure("steering", "Steering", "How much more than the base model it gains on the wanted kind than on the "
+            "other, in nats per token.", Better.HIGHER, Unit.NATS),
     Measure("steering_gap", "Steering gap", "Contrast loss minus held-out loss: how strongly the wanted kind "
             "is preferred.", Better.HIGHER, Unit.NATS),
     Measure("sentiment_accuracy", "Judged as wanted", "Share of generated texts that the judge gives "
             "the wanted label.", Better.HIGHER, Unit.SHARE),
     Measure("fluency_ppl", "Fluency", "Perplexity of the generated texts under the plain base model: "
-            "how natural it finds them. Repetitive texts look natural too.", Better.LOWER, Unit.RATIO),
+            "how natural it finds them. Repetitive texts, and code, look natural too; people surprise it more than "
+            "any system does.", Better.LOWER, Unit.RATIO),
     Measure("repetition", "Repetition", "Share of four-word sequences that the same text said before.",
             Better.LOWER, Unit.SHARE),
     Measure("distinct_1", "Distinct words", "Share of words that are different, over all generated texts.",
@@ -102,8 +108,8 @@ def compare(scores: Mapping[str, Any]) -> list[ComparisonRow]:
     intervals = scores.get("intervals") or {}
     rows = []
     for measure in MEASURES:
-        keys = {system: score_key(system, measure.key) for system in SYSTEMS}
-        values = {system: float(scores[key]) for system, key in keys.items() if is_number(scores.get(key))}
+        keys = {column: score_key(column, measure.key) for column in (*SYSTEMS, REAL)}
+        values = {column: float(scores[key]) for column, key in keys.items() if is_number(scores.get(key))}
         if not values:
             continue
         known = {system: _interval(intervals.get(keys[system])) for system in values}
@@ -126,8 +132,10 @@ def best_system(
 ) -> str | None:
     """Return the system that is better than every other beyond its 95% interval, if there is one.
 
-    A single system, a value without an interval or two intervals that touch leave the question open: None.
+    Texts of people take no part. A single system, a value without an interval or two intervals that touch leave the
+    question open: None.
     """
+    values = {system: value for system, value in values.items() if system != REAL}
     if better is Better.NEITHER or len(values) < 2:
         return None
     winner = max(values, key=lambda system: values[system] if better is Better.HIGHER else -values[system])

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from prefixkit.errors import EvaluationError
 from prefixkit.files import write_text
-from prefixkit.lab.comparison import SYSTEMS, ComparisonRow, compare, is_number
+from prefixkit.lab.comparison import REAL, SYSTEMS, ComparisonRow, compare, is_number
 from prefixkit.lab.facts import (
     Fact,
     Json,
@@ -166,6 +166,7 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
         rollbacks=run.get("rollbacks") or 0,
         comparison=compare(files.scores),
         systems=[system for system in SYSTEMS if _has_system(files, system)],
+        columns=[column for column in (*SYSTEMS, REAL) if _has_system(files, column)],
         instruction=_section(recipe, "evaluation").get("instruction"),
         judge=_judge(files.scores),
         samples=samples[:SHOWN_SAMPLES],
@@ -294,7 +295,7 @@ def _has_system(files: RunFiles, system: str) -> bool:
 
 
 def _others(row: ComparisonRow) -> list[Fact]:
-    return [Fact(system, row.cells[system].text) for system in ("instruction", "base") if system in row.cells]
+    return [Fact(system, row.cells[system].text) for system in ("instruction", "base", REAL) if system in row.cells]
 
 
 def _judge(scores: Json) -> Fact | None:
