@@ -69,6 +69,9 @@ def test_a_run_leaves_everything_and_can_be_used(run: Run, recipe: Path, tmp_pat
     assert {"heldout_nll", "base.heldout_nll", "heldout_nll_negative", "trainable_parameters"} <= scores.keys()
     record = json.loads((folder / "run.json").read_text())
     assert record["base_weights_hash"]["before"] == record["base_weights_hash"]["after"]
+    assert record["seconds"] > 0
+    assert record["evaluation_seconds"] > 0
+    assert record["peak_memory_bytes"] > 1e8
 
     refused = run("train", str(recipe))
     assert refused.returncode == 1

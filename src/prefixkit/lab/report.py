@@ -36,6 +36,7 @@ _TRAINING: Writers = {
     "best_step": ("best step, kept", format_count),
     "tokens": ("tokens seen", format_count),
     "seconds": ("time", format_duration),
+    "evaluation_seconds": ("time to measure", format_duration),
     "tokens_per_second": ("tokens per second", format_count),
     "peak_memory_bytes": ("peak memory", format_bytes),
     "threads": ("threads", format_count),

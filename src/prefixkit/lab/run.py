@@ -1,6 +1,7 @@
 """One run, end to end: train, measure, save, report. Every step can be interrupted and resumed."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "best_heldout_loss": outcome.best_loss,
         "rollbacks": outcome.rollbacks,
         "tokens": outcome.tokens,
-        "seconds": round(outcome.seconds, 1),
+        "seconds": round(outcome.seconds, 3),
         "tokens_per_second": round(outcome.tokens / max(outcome.seconds, 1e-9), 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": outcome.encoder.num_parameters(),
@@ -209,6 +210,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
 
 def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
     prefix = Prefix.load(folder)
+    started = time.perf_counter()
     evaluation: Evaluation = evaluate(
         base,
         prefix,
@@ -222,6 +224,10 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
         "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in evaluation.samples),
     )
     prefix.with_scores({key: value for key, value in flat.items() if isinstance(value, int | float)}).save(folder)
+    record = read_json(folder / RUN)
+    record["evaluation_seconds"] = round(time.perf_counter() - started, 3)
+    record["peak_memory_bytes"] = max(record["peak_memory_bytes"], peak_memory_bytes())
+    write_json(folder / RUN, record)
     write_json(folder / SCORES, flat)
     write_report(folder)
 

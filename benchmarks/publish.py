@@ -1,0 +1,174 @@
+"""Put measured numbers where people read them: result files into docs/results, a figure and tables into README.
+
+    .venv/bin/python benchmarks/publish.py runs/positive-reviews
+
+Copies the run's own files (of the samples the first rows, nobody picks them), draws ``overview.svg`` from them and from
+``benchmarks/results/quality_vs_peft.json``, and rewrites what stands between README's ``results`` marks. A test
+(`tests/test_results.py`) holds README against the committed files.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from prefixkit.errors import PrefixkitError
+from prefixkit.files import read_json, write_text
+from prefixkit.lab.comparison import REAL, compare
+from prefixkit.lab.facts import format_bytes, format_duration
+from prefixkit.lab.folder import METRICS, RUN, SAMPLES, SCORES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+QUALITY = ROOT / "benchmarks" / "results" / "quality_vs_peft.json"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+SHOWN_SAMPLES = 12
+COLUMNS = {"base": "base model", "instruction": "with an instruction", "prefix": "prefix", REAL: "people"}
+KEYS = (
+    "heldout_nll",
+    "steering",
+    "sentiment_accuracy",
+    "fluency_ppl",
+    "repetition",
+    "distinct_2",
+    "self_bleu",
+    "novelty",
+)
+METHODS = {
+    "prefixkit": "prefixkit's prefix", "lora": "PEFT's LoRA", "peft-prefix": "PEFT's prefix tuning",
+    "base": "base model",
+}  # fmt: skip
+COLOURS = {"base": "#6f6a76", "instruction": "#c25400", "prefix": "#0072b2", REAL: "#00795a",
+           "prefixkit": "#0072b2", "lora": "#c25400", "peft-prefix": "#8a5fb0"}  # fmt: skip
+
+Json = Mapping[str, Any]
+
+
+def copy_run(run: Path, target: Path) -> None:
+    """Copy what a run left, with the samples of the first rows only."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (RUN, SCORES, METRICS):
+        shutil.copyfile(run / name, target / name)
+    lines = (run / SAMPLES).read_text(encoding="utf-8").split("\n")
+    kept = [line for line in lines if line and json.loads(line)["index"] < SHOWN_SAMPLES]
+    write_text(target / SAMPLES, "".join(line + "\n" for line in kept))
+
+
+def readme_block(run: Json, scores: Json, quality: Json) -> str:
+    """Return what README says between its marks."""
+    return "\n".join([BEGIN, "", *_run_lines(run, scores), "", *_quality_lines(quality), "", END])
+
+
+def _run_lines(run: Json, scores: Json) -> list[str]:
+    machine = run["machine"]
+    lines = [
+        f"One run of `make demo` (recipe `{run['name']}`, seed {run['seed']}; {machine['cores']} cores, "
+        f"{machine['cpu']}, {run['base']['dtype']}): {run['trainable_parameters']:,} numbers trained in {run['steps']} "
+        f"steps and {format_duration(run['seconds'])}, measured in {format_duration(run['evaluation_seconds'])}, peak "
+        f"memory {format_bytes(run['peak_memory_bytes'])}. 95% intervals in brackets; *people* are held-out reviews, "
+        "cut to the length of the generated texts.",
+        "",
+        "| | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|" + "---|" * len(COLUMNS),
+    ]
+    rows = {row.measure.key: row for row in compare(scores)}
+    for key in KEYS:
+        cells = [rows[key].cells.get(column) for column in COLUMNS]
+        texts = [
+            "" if cell is None else f"{cell.text} [{cell.interval_text}]" if cell.interval else cell.text
+            for cell in cells
+        ]
+        lines.append(f"| {rows[key].measure.label} | " + " | ".join(texts) + " |")
+    return lines
+
+
+def _quality_lines(quality: Json) -> list[str]:
+    train, threads = quality["recipe"]["train"], quality["threads"]
+    lines = [
+        f"The same number of parameters on the same batches ({train['steps']} steps of {train['batch_size']}, seed "
+        f"{train['seed']}, {threads} thread{'s' if threads > 1 else ''} of {quality['machine']['cpu']}, PEFT "
+        f"{quality['peft']}), each method at the best of its rates on validation rows "
+        "([how](benchmarks/README.md)):",
+        "",
+        "| | rates tried | best | held-out loss | prefixkit's prefix minus it |",
+        "|---|---|---|---|---|",
+    ]
+    for method, name in METHODS.items():
+        rates = sorted(trial["learning_rate"] for trial in quality["trials"] if trial["method"] == method)
+        found = quality["best"].get(method) or quality["base"]
+        gap = quality["differences"].get(f"prefixkit - {method}")
+        lines.append(
+            f"| {name} | {', '.join(f'{rate:g}' for rate in rates)} | {found.get('learning_rate', '')} | "
+            f"{found['test_loss']:.3f} | "
+            + (f"{gap['difference']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" if gap else "")
+            + " |"
+        )
+    return lines
+
+
+def draw_overview(scores: Json, quality: Json, path: Path) -> None:
+    """Draw the two pictures of README: how methods learn, and what systems write."""
+    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path",
+             "svg.hashsalt": "overview"}  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(9.6, 3.5), layout="constrained", facecolor="white")
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        _draw_curves(left, quality)
+        _draw_shares(right, scores)
+        FigureCanvasSVG(figure)
+        figure.savefig(path, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+
+
+def _draw_curves(axes: Axes, quality: Json) -> None:
+    for method, best in quality["best"].items():
+        rate = best["learning_rate"]
+        trial = next(t for t in quality["trials"] if (t["method"], t["learning_rate"]) == (method, rate))
+        points = [(point["step"], point["validation_loss"]) for point in trial["curve"]]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=COLOURS[method], label=METHODS[method])
+    start = quality["trials"][0]["curve"][0]["validation_loss"]
+    axes.set(title="Held-out loss while training", xlabel="step", ylabel="nats per token", ylim=(None, start + 1.2))
+    axes.legend(frameon=False)
+
+
+def _draw_shares(axes: Axes, scores: Json) -> None:
+    rows = {row.measure.key: row for row in compare(scores)}
+    cells = rows["sentiment_accuracy"].cells
+    for place, (column, name) in enumerate(reversed(COLUMNS.items())):
+        cell = cells[column]
+        assert cell.interval is not None
+        axes.plot([100 * end for end in cell.interval], [place, place], color=COLOURS[column], linewidth=2)
+        axes.plot([100 * cell.value], [place], "o", color=COLOURS[column])
+        axes.annotate(cell.text, (100 * cell.value, place), xytext=(0, 7), textcoords="offset points", ha="center")
+        axes.text(0, place, name, ha="left", va="center")
+    axes.set(title="Texts that sound positive to the judge", xlabel="percent, with 95% intervals", xlim=(0, 104),
+             ylim=(-0.6, 3.7), yticks=[])  # fmt: skip
+    axes.spines["left"].set_visible(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run folder")
+    folder = parser.parse_args().run
+    target = RESULTS / read_json(folder / RUN)["name"]
+    copy_run(folder, target)
+    run, scores, quality = read_json(target / RUN), read_json(target / SCORES), read_json(QUALITY)
+    draw_overview(scores, quality, RESULTS / "overview.svg")
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(readme, before + readme_block(run, scores, quality) + after)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PrefixkitError as error:
+        sys.exit(str(error))
