@@ -95,7 +95,7 @@ def test_a_run_leaves_everything_and_can_be_used(run: Run, recipe: Path, tmp_pat
 def test_a_dry_run_prints_the_whole_recipe(run: Run) -> None:
     found = run("train", "positive-reviews", "prefix.num_virtual_tokens=50", "--dry-run")
     assert "num_virtual_tokens: 50" in found.stdout
-    assert "learning_rate: 0.005" in found.stdout
+    assert "learning_rate: 0.015" in found.stdout
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ REFUSALS = {
     "prefix: {init: {txt: a}}": 'prefix.init.txt: unknown key; did you mean "text"?',
     "prefix: {zzz: 1}": "prefix.zzz: unknown key; see `prefixkit recipes show` for the known ones",
     "prefx: {}": 'prefx: unknown key; did you mean "prefix"?',
+    "data: {clearest: 0.5}": "data: clearest needs keep_label, the label that is to be clear",
     "data: {keep_label: a}": "data: keep_label needs label_column, the column it is compared with",
     "data: {max_words: 3, min_words: 5}": "data: max_words (3) is below min_words (5)",
     "data: {split: {train: 0.5}}": "data.split: shares must sum to 1, got 1.05",

