@@ -105,7 +105,7 @@ def test_a_dry_run_prints_the_whole_recipe(run: Run) -> None:
         (["train", "positive-review"], 'error: positive-review: no such recipe file; did you mean "positive-reviews"?'),
         (["train", "positive-reviews", "model.base=no-such-model"], "error: no-such-model: "),
         (["show", "nowhere"], "error: nowhere: no such folder; expected an artefact or a finished run"),
-        (["generate", "nowhere"], "error: nowhere: is not a run folder (no recipe.yaml)"),
+        (["generate", "nowhere"], "error: nowhere: no such folder; expected an artefact or a finished run"),
         (["train", "positive-reviews", "data.source=missing.csv"], "error: "),
     ],
 )
@@ -134,7 +134,7 @@ def test_overwriting_spares_a_folder_that_is_no_run(run: Run, recipe: Path, tmp_
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "thesis.txt").write_text("years of work")
     found = run("train", str(recipe), "--overwrite")
-    assert "is not a run folder (no recipe.yaml); not overwriting it" in found.stderr
+    assert "is not a run folder, it holds thesis.txt; not overwriting it" in found.stderr
     assert (tmp_path / "runs" / "tiny" / "thesis.txt").exists()
 
 

@@ -23,6 +23,8 @@ from prefixkit.errors import ConfigError
         ("steps", "steps: expected key=value, such as prefix.num_virtual_tokens=50"),
         ("data.split.train=0.9", "data.split: shares must sum to 1"),
         ("name.first=x", "name.first: name is a value, not a section"),
+        ("name=..", "name: expected "),
+        ("data.max_rows=few", "data.max_rows: expected a valid integer, got 'few'"),
         ("data.label_column=null", "data: keep_label needs label_column"),
     ],
 )
@@ -34,6 +36,30 @@ def test_a_wrong_setting_is_refused_with_its_path(override: str, message: str) -
 
 def test_numbers_with_exponents_are_numbers() -> None:
     assert parse_recipe("train: {learning_rate: 5e-3}").train.learning_rate == 0.005
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("data.prompt=Review:", "data", "prompt", "Review:"),
+        ("data.prompt=Review #1", "data", "prompt", "Review #1"),
+        ('data.prompt="Review: "', "data", "prompt", "Review: "),
+        ("data.separator= -> ", "data", "separator", " -> "),
+        ("data.separator=", "data", "separator", ""),
+        ("data.keep_label=yes", "data", "keep_label", "yes"),
+        ("evaluation.instruction=Write this: that.", "evaluation", "instruction", "Write this: that."),
+        ("evaluation.instruction=null", "evaluation", "instruction", None),
+        ("model.dtype=float32", "model", "dtype", "float32"),
+        ("evaluation.prompts=[a, b]", "evaluation", "prompts", ["a", "b"]),
+    ],
+)
+def test_overrides_of_text_are_taken_as_typed(override: str, section: str, key: str, value: object) -> None:
+    assert getattr(getattr(load_recipe("positive-reviews", [override]), section), key) == value
+
+
+def test_an_empty_section_is_no_section() -> None:
+    assert parse_recipe("prefix:\ntrain: {steps: 3}").train.steps == 3
+    assert parse_recipe("prefix:\n", ["prefix.num_virtual_tokens=3"]).prefix.num_virtual_tokens == 3
 
 
 def test_a_key_given_twice_is_refused() -> None:

@@ -107,6 +107,16 @@ def test_clearest_chooses_among_training_rows_alone(run: Callable[..., PreparedD
     assert half.hash != whole.hash
 
 
+def test_the_judge_learns_from_no_target_that_is_also_learned_or_reported(run: Callable[..., PreparedData]) -> None:
+    rows = [{"input": f"question {i}", "target": f"answer {i % 40}", "label": ("positive", "negative")[i % 2]}
+            for i in range(400)]  # fmt: skip
+    data = run(rows, format="input_target", prompt="")
+    assert data.judge_test_rows
+    judged = {row.text for row in data.judge_rows}
+    assert judged.isdisjoint(row.text for row in data.judge_test_rows)
+    assert judged.isdisjoint(example.text for example in (*data.train, *data.validation, *data.test))
+
+
 def test_judge_learns_from_every_length(run: Callable[..., PreparedData]) -> None:
     rows = ROWS + [{"text": review(i, 30), "label": "positive"} for i in range(1000, 1100)]
     data = run(rows, max_words=20)

@@ -30,9 +30,30 @@ def test_each_format_fills_its_own_fields(write_jsonl: Callable[..., str]) -> No
     assert load_rows(DataConfig(source=path, format=Format.MESSAGES)) == [Row(1, messages=talk)]
 
 
-def test_max_rows_stops_reading_early(write_jsonl: Callable[..., str]) -> None:
-    path = write_jsonl([{"text": "a"}, {"text": "b"}, {"text": 3}])
-    assert [row.text for row in load_rows(DataConfig(source=path, max_rows=2))] == ["a", "b"]
+def test_max_rows_are_spread_over_the_source(write_jsonl: Callable[..., str]) -> None:
+    """A file sorted by label keeps all its labels."""
+    path = write_jsonl([{"text": letter} for letter in "abcdefg"])
+    assert [row.text for row in load_rows(DataConfig(source=path, max_rows=3))] == ["a", "c", "e"]
+    assert [len(load_rows(DataConfig(source=path, max_rows=most))) for most in (7, 99)] == [7, 7]
+
+
+@pytest.mark.parametrize("label", [float("nan"), "", "  ", None])
+def test_a_row_without_a_label_is_refused(write_jsonl: Callable[..., str], label: object) -> None:
+    path = write_jsonl([{"text": "a", "label": 1.0}, {"text": "b", "label": label}])
+    with pytest.raises(DataError, match=r'row 2: column "label" holds .*, expected a label'):
+        load_rows(DataConfig(source=path, label_column="label"))
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "cut \\ud83d"}\n')
+    with pytest.raises(DataError, match=r'row 2: column "text" holds half a character \(a lone surrogate\)'):
+        load_rows(DataConfig(source=str(path)))
+
+
+def test_an_unknown_home_is_a_missing_file() -> None:
+    with pytest.raises(DataError, match="~nosuchuser/x.csv: no such file"):
+        load_rows(DataConfig(source="~nosuchuser/x.csv"))
 
 
 @pytest.mark.parametrize("keep_label", ["1", 1])

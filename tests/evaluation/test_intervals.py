@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from prefixkit.evaluation import Interval, Ratio, difference_interval, jackknife_interval, ratio_interval
+from prefixkit.evaluation import (
+    Interval,
+    Ratio,
+    difference_interval,
+    jackknife_interval,
+    ratio_interval,
+    share_interval,
+)
 from prefixkit.evaluation import intervals as module
 
 
@@ -23,6 +30,30 @@ def test_the_interval_is_the_middle_of_the_resamples():
         ratios.append(sum(parts[i] for i in drawn) / sum(weights[i] for i in drawn))
     found = ratio_interval(Ratio(parts, weights), resamples=400, seed=9)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    """Brown, Cai & DasGupta (2001), Eq. 4, by hand for 9 of 10."""
+    z, n, share = 1.959964, 10, 0.9
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    margin = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    found = share_interval([True] * 9 + [False])
+    assert (found.low, found.high) == pytest.approx((centre - margin, centre + margin), abs=1e-5)
+    assert share_interval([]) is None
+
+
+def test_a_share_of_one_is_not_certain():
+    assert share_interval([True] * 4).low == pytest.approx(0.51, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.97])
+def test_the_interval_of_a_share_holds_it_as_often_as_it_says(share):
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        found = share_interval((generator.random(64) < share).tolist())
+        held += found.low <= share <= found.high
+    assert held / 400 > 0.92  # nominal 0.95; the odds of a false alarm are about 1 in 200
 
 
 def test_drawing_in_chunks_changes_nothing(monkeypatch):

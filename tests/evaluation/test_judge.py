@@ -39,6 +39,14 @@ def test_a_text_without_words_is_never_counted(judge):
     assert judge.share([], "positive") == []
 
 
+def test_a_text_of_unknown_words_is_never_counted(rows):
+    """Without this it would count as the label with more rows: token salad would be judged, and well."""
+    more_positive = [row for i, row in enumerate(rows[:80]) if row.label == "positive" or i % 4 == 0]
+    judge = SentimentJudge.train(more_positive, 0, window_words=10)
+    assert judge.share(["zzq xkcd qwfp", "great"], "positive") == [False, True]
+    assert judge.probabilities(["zzq xkcd qwfp"], "positive") == [0.0]
+
+
 def test_seeds_settle_the_judge(rows):
     texts = [row.text for row in rows[80:90]]
     first = SentimentJudge.train(rows[:80], 3, window_words=10).probabilities(texts, "positive")

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from prefixkit.config import GenerationConfig, validate_recipe
-from prefixkit.data import LabelledText
+from prefixkit.data import Example, LabelledText
+from prefixkit.errors import DataError, EvaluationError
 from prefixkit.evaluation import (
     SentimentJudge,
     TrainingTexts,
+    check_context,
     evaluate,
     fluency_losses,
     heldout_loss,
@@ -142,6 +144,38 @@ def test_texts_of_people_are_cut_to_the_length_of_generations(base, prefix, data
     short = make_recipe(instruction=None).model_copy(update={"generation": GenerationConfig(max_new_tokens=3)})
     evaluate(base, prefix, data, short)
     assert scored[-1] == [" ".join(example.text.split()[:3]) for example in pick(data.test, 6)]
+
+
+def test_of_a_conversation_only_the_last_reply_is_a_persons_text(base, prefix, data, monkeypatch):
+    ids = tuple(base.tokenizer("the film was a story")["input_ids"])
+    talk = Example("the film was", "film\nstory", ids, (-100, ids[1], -100, ids[3], ids[4]))
+    scored = []
+    real = writing.fluency_losses
+
+    def noted(base, prompts, texts, **told):
+        scored.append(texts)
+        return real(base, prompts, texts, **told)
+
+    monkeypatch.setattr(writing, "fluency_losses", noted)
+    evaluate(base, prefix, dataclasses.replace(data, test=(talk,)), make_recipe(instruction=None, samples=1))
+    assert scored[-1] == ["a story"]
+
+
+def test_fewer_texts_of_people_have_no_measures_of_the_set(base, prefix, data):
+    few = evaluate(base, prefix, dataclasses.replace(data, test=data.test[:4]), make_recipe(samples=6)).scores
+    assert {"real.fluency_ppl", "real.novelty"} <= set(few)
+    assert not {"real.distinct_1", "real.distinct_2", "real.distinct_3", "real.self_bleu"} & set(few)
+
+
+def test_what_does_not_fit_the_context_is_said_before_anything_is_trained(base, data):
+    check_context(base, data, make_recipe(), prefix_tokens=5)
+    limit = base.context_tokens
+    long = make_recipe().model_copy(update={"generation": GenerationConfig(max_new_tokens=limit - 4)})
+    with pytest.raises(DataError, match=rf"prefix 5 \+ prompt 2 \+ {limit - 4} new tokens exceed the model's context"):
+        check_context(base, data, long, prefix_tokens=5)
+    wordy = make_recipe(instruction="film " * limit)
+    with pytest.raises(EvaluationError, match=r"text \d+ tokens exceed the model's context"):
+        check_context(base, data, wordy, prefix_tokens=5)
 
 
 def test_every_system_writes_on_the_same_dice(base, prefix, evaluation):

@@ -22,18 +22,23 @@ def run_app(app: typer.Typer, arguments: list[str]) -> int:
     try:
         status = app(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; go on with --resume", _INTERRUPTED)
+        return _say(_interrupted(arguments), _INTERRUPTED)
     except BrokenPipeError:
         return 0
     except typer.TyperException as error:
-        return _say(f"error: {_one_line(error)}; see --help", _UNUSABLE)
+        message = " ".join(error.format_message().split())  # empty where the help was shown instead
+        return _say(f"error: {message}; see --help", _UNUSABLE) if message else _UNUSABLE
     except (PrefixkitError, OSError) as error:
         if is_debug:
             traceback.print_exc()
         return _say(f"error: {_one_line(error)}", 1)
     if status == _INTERRUPTED:  # typer turns Ctrl-C into a status of its own
-        return _say("interrupted; go on with --resume", _INTERRUPTED)
+        return _say(_interrupted(arguments), _INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+def _interrupted(arguments: list[str]) -> str:
+    return "interrupted; go on with --resume" if "train" in arguments else "interrupted"
 
 
 def _one_line(error: Exception) -> str:

@@ -10,8 +10,11 @@ import typer
 def generate(
     folder: Annotated[Path, typer.Argument(help="A trained run, such as runs/positive-reviews.")],
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Text to continue; the recipe's if left out.")
+        str | None, typer.Option("--prompt", "-p", help="What to continue or answer; the recipe's if left out.")
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without separator or chat template.")
+    ] = False,
     count: Annotated[int, typer.Option("-n", min=1, help="Texts to generate.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest continuation, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest token.")] = None,
@@ -25,27 +28,28 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
 ) -> None:
     """Continue a prompt with a trained prefix; a single text streams."""
-    from prefixkit.config import GenerationConfig
-    from prefixkit.errors import ConfigError
+    from prefixkit.config import dump_recipe, parse_recipe
+    from prefixkit.data import ask
     from prefixkit.generation import generate_texts, stream_text
     from prefixkit.lab.run import load_run_base
 
     loaded, prefix, recipe = load_run_base(folder)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
              "repetition_penalty": repetition_penalty}  # fmt: skip
-    changes = {key: value for key, value in given.items() if value is not None}
-    try:
-        settings = GenerationConfig.model_validate(recipe.generation.model_dump() | changes)
-    except ValueError as error:
-        raise ConfigError(f"generation: {str(error).splitlines()[2].strip()}") from None
+    changes = [f"generation.{key}={value}" for key, value in given.items() if value is not None]
+    settings = parse_recipe(dump_recipe(recipe), changes).generation
     text = recipe.data.prompt if prompt is None else prompt
+    if prompt is not None and not raw:
+        text = ask(prompt, recipe.data, loaded.tokenizer)
     systems = [("prefix", prefix), ("base", None)] if base else [("prefix", prefix)]
     for name, each in systems:
         if base and not as_json:
             typer.secho(f"--- {name}", bold=True)
         if count == 1 and not as_json:
-            typer.echo(text, nl=False)
-            for piece in stream_text(loaded, text, settings, seed=seed, prefix=each):
+            pieces = stream_text(loaded, text, settings, seed=seed, prefix=each)
+            first = next(pieces, "")  # before anything is shown: what is wrong shows itself here
+            typer.echo(text + first, nl=False)
+            for piece in pieces:
                 typer.echo(piece, nl=False)
             typer.echo()
             continue

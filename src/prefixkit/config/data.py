@@ -68,8 +68,8 @@ class DataConfig(Section):
     max_words: int | None = Field(None, ge=1)
     """Rows with more words are left out."""
     clearest: float = Field(1.0, gt=0, le=1)
-    """Share of the training rows to learn from: those whose opening says keep_label most clearly, to a naive Bayes
-    classifier fitted to other training rows. Validation and test rows are never chosen."""
+    """Share of the training rows to learn from: those whose opening says keep_label most clearly, to a classifier
+    fitted to other training rows. Validation and test rows are never chosen."""
     clean_html: bool = True
     """Turn <br /> into a space, unescape entities, and fold white space."""
     max_tokens: int = Field(96, ge=2)
@@ -77,7 +77,7 @@ class DataConfig(Section):
     truncate: bool = True
     """Cut longer examples at max_tokens; false makes them an error."""
     max_rows: int | None = Field(None, ge=1)
-    """Read at most this many rows, for quick trials."""
+    """Take at most this many rows, evenly spaced over the source, for quick trials."""
     split: SplitConfig = SplitConfig()
     """Shares of train, validation, test and judge."""
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -62,7 +62,8 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
     Args:
         name_or_path: a YAML file, or the name of a shipped recipe.
-        overrides: ``section.key=value`` texts; values are read as YAML.
+        overrides: ``section.key=value`` texts. Values are read as YAML, except those of settings that are text, which
+            are taken as they are typed (``null`` leaves an optional one out).
 
     Raises:
         ConfigError: a key is unknown, a value has the wrong type or range, or the file is not YAML. The message
@@ -90,7 +91,7 @@ def validate_recipe(values: Mapping[str, Any]) -> Recipe:
         ConfigError: as for `load_recipe`.
     """
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0])) from None
 
@@ -116,16 +117,29 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override}: expected key=value, such as prefix.num_virtual_tokens=50")
     *parents, leaf = path.split(".")
     for depth, parent in enumerate(parents):
-        child = values.setdefault(parent, {})
+        if values.get(parent) is None:  # absent, or an empty section
+            values[parent] = {}
+        child = values[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"{path}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         values = child
-    values[leaf] = _parse_yaml(raw, path)
+    values[leaf] = raw if _is_plain_text(raw, path.split(".")) else _parse_yaml(raw, path)
+
+
+def _is_plain_text(raw: str, location: list[str]) -> bool:
+    """Whether a value is to be taken as it is typed: the setting is text, and the value neither null nor quoted."""
+    section = _section_at(location[:-1])
+    field = section.model_fields.get(location[-1]) if section else None
+    kinds = (set(get_args(field.annotation)) or {field.annotation}) if field else set()
+    is_text = str in kinds and kinds <= {str, int, bool, type(None)}
+    is_null = raw in ("null", "~") and type(None) in kinds
+    is_quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\""
+    return is_text and not is_null and not is_quoted
 
 
 def _explain(error: ErrorDetails) -> str:
     """One line for one pydantic error: the field's path, what was expected, what was given."""
-    location = [str(part) for part in error["loc"]]
+    location = _location(error)
     path = ".".join(location) or "recipe"
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -138,6 +152,12 @@ def _explain(error: ErrorDetails) -> str:
         return f"{path}: expected {bounds}, got {given!r}"
     expected = error["msg"].removeprefix("Input should be ")
     return f"{path}: expected {expected}, got {given!r}"
+
+
+def _location(error: ErrorDetails) -> list[str]:
+    """Return the path of the field, without the member of a union that pydantic tried last."""
+    location = [str(part) for part in error["loc"]]
+    return location[:-1] if location and location[-1] in ("str", "int", "bool") else location
 
 
 def _section_at(location: list[str]) -> type[BaseModel] | None:

@@ -12,7 +12,7 @@ from prefixkit.config.prefix import PrefixConfig
 from prefixkit.config.section import Section
 from prefixkit.config.train import TrainConfig
 
-RunName = Annotated[str, StringConstraints(pattern=r"^[^/\\]+$", min_length=1, max_length=120)]
+RunName = Annotated[str, StringConstraints(pattern=r"^[^/\\]*[^/\\.][^/\\]*$", min_length=1, max_length=120)]
 
 
 class Recipe(Section):

@@ -38,7 +38,7 @@ class TrainConfig(Section):
 
     seed: int = Field(0, ge=0)
     """The run's one seed: initialisation, order of the data, dropout and generation derive from it."""
-    steps: int = Field(200, ge=1)
+    steps: int = Field(250, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(8, ge=1)
     """Examples per forward pass."""

@@ -2,7 +2,7 @@
 
 from prefixkit.data.batches import Collator, LengthGroupedSampler
 from prefixkit.data.clean import clean_text
-from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, build_examples
+from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
 from prefixkit.data.prepare import WORDS_PER_TOKEN, DataCounts, PreparedData, check_context, prepare
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
@@ -26,6 +26,7 @@ __all__ = [
     "PreparedData",
     "Row",
     "Split",
+    "ask",
     "build_examples",
     "check_context",
     "clean_text",

@@ -20,7 +20,7 @@ from prefixkit.data.chat import (
     template_marks_turns,
 )
 from prefixkit.data.encoding import Ids, Piece, encode_pieces, opening_ids
-from prefixkit.data.rows import Row
+from prefixkit.data.rows import ASSISTANT, Message, Row
 from prefixkit.errors import DataError
 
 NO_LOSS = -100
@@ -114,6 +114,23 @@ def text_pieces(row: Row, config: DataConfig) -> tuple[Piece, Piece]:
         return Piece(row.input + config.separator, is_learned=False), Piece(row.learned, is_learned=True)
     joint = " " if config.prompt and not config.prompt[-1].isspace() else ""
     return Piece(config.prompt, is_learned=False), Piece(joint + row.learned, is_learned=True)
+
+
+def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a person's prompt as the prefix met its like in training: with the separator, or as a user's turn.
+
+    Raises:
+        DataError: the data are conversations, and the tokenizer has no chat template or one that refuses this.
+    """
+    match config.format:
+        case Format.TEXT:
+            return text
+        case Format.INPUT_TARGET:
+            return text_pieces(Row(0, input=text, target=""), config)[0].text
+        case Format.MESSAGES:
+            check_template(tokenizer)
+            turns = (Message("user", text), Message(ASSISTANT, ""))
+            return chat_prompt(Row(0, messages=turns), tokenizer, opening_ids(tokenizer))
 
 
 def _encode_texts(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Encoded]:

@@ -13,7 +13,7 @@ from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
 from prefixkit.data.rows import LabelledText, Row
 from prefixkit.data.sources import kept_label, load_rows
-from prefixkit.data.splits import Split, distinct_rows, split_rows
+from prefixkit.data.splits import Split, content_hash, distinct_rows, split_rows
 from prefixkit.errors import DataError
 from prefixkit.logs import get_logger
 
@@ -65,7 +65,10 @@ class DataCounts:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Everything a run reads. No text occurs in two of train, validation, test and judge.
+    """Everything a run reads. No row, and no input, occurs in two of train, validation, test and judge.
+
+    What is learned may: rows of different inputs can have the same target. Of those the judge learns from none that is
+    also learned or reported.
 
     Attributes:
         train: examples of the kept label, in the order of the source.
@@ -146,7 +149,9 @@ def prepare(
     learned = [example for result in built.values() for example in result.examples]
     check_context([*learned, *contrast], prefix_tokens=prefix_tokens, context_tokens=context_tokens)
 
-    judge, judge_test = _labelled(splits[Split.JUDGE]), _labelled(same_length)
+    judge_test = _labelled(same_length)
+    elsewhere = {content_hash(row.learned) for split in splits if split is not Split.JUDGE for row in splits[split]}
+    judge = _labelled(row for row in splits[Split.JUDGE] if content_hash(row.learned) not in elsewhere)
     train, validation, test = (built[split].examples for split in (Split.TRAIN, Split.VALIDATION, Split.TEST))
     counts = DataCounts(
         read=len(rows),

@@ -89,6 +89,8 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
         return
     try:
         records = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply; expected a list of flat objects") from None
     except json.JSONDecodeError as error:
         hint = "; one object per line belongs in a .jsonl file" if error.msg == "Extra data" else ""
         raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}{hint}") from None

@@ -1,8 +1,10 @@
 """Where rows come from: a packaged data set, a local file, or a data hub."""
 
+import math
+import os
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from prefixkit.data.readers import has_known_extension, read_records
 from prefixkit.data.rows import ASSISTANT, Message, Row, label_name
 from prefixkit.errors import DataError, did_you_mean
 from prefixkit.logs import get_logger
+from prefixkit.texts import is_unicode
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MOST_LABELS_SHOWN = 10
@@ -27,9 +30,7 @@ def load_rows(config: DataConfig) -> list[Row]:
             conversation or label is missing or of the wrong type, or `keep_label` never occurs. The message
             is one line and says which row.
     """
-    records = iter(_records(config))
-    if config.max_rows is not None:
-        records = islice(records, config.max_rows)
+    records = iter(_spread(_records(config), config.max_rows))
     first = next(records, None)
     if first is None:
         raise DataError(f"{config.source}: no rows in it")
@@ -42,6 +43,14 @@ def load_rows(config: DataConfig) -> list[Row]:
     return rows
 
 
+def _spread(records: Iterable[dict[str, Any]], most: int | None) -> Iterable[dict[str, Any]]:
+    """Return at most so many records, evenly spaced: the first ones of a file sorted by label have one label."""
+    if most is None:
+        return records
+    whole = list(records)
+    return whole if len(whole) <= most else [whole[place * len(whole) // most] for place in range(most)]
+
+
 def kept_label(config: DataConfig) -> str | None:
     """Return the name of the label to learn from, as `Row.label` has it; None keeps every row."""
     return None if config.keep_label is None else label_name(config.keep_label)
@@ -51,7 +60,7 @@ def _records(config: DataConfig) -> Iterable[dict[str, Any]]:
     source = config.source
     if source in PACKAGED_DATASETS:
         return PACKAGED_DATASETS[source].records()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # leaves an unknown ~user alone, where Path raises
     if path.exists() or has_known_extension(source) or not _HUB_ID.fullmatch(source):
         return read_records(path)
     return _hub_records(config)
@@ -123,7 +132,7 @@ def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
     label = None
     if config.label_column:
         value = record.get(config.label_column)
-        if not isinstance(value, str | int | float) or value == "":
+        if not isinstance(value, str | int | float) or _is_nan(value) or not str(value).strip():
             raise DataError(f'{where}: column "{config.label_column}" holds {_kind(value)}, expected a label')
         label = label_name(value)
     match config.format:
@@ -141,6 +150,8 @@ def _text(record: dict[str, Any], column: str, where: str) -> str:
     value = record.get(column)
     if not isinstance(value, str):
         raise DataError(f'{where}: column "{column}" holds {_kind(value)}, expected text')
+    if not is_unicode(value):
+        raise DataError(f'{where}: column "{column}" holds half a character (a lone surrogate); save the file as UTF-8')
     return value
 
 
@@ -154,14 +165,23 @@ def _messages(value: Any, column: str, where: str) -> tuple[Message, ...]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise DataError(f"{where}: message {turn} is not a {{role, content}} pair of texts")
+        if not is_unicode(content):
+            raise DataError(
+                f"{where}: message {turn} holds half a character (a lone surrogate); save the file as UTF-8"
+            )
         messages.append(Message(role, content))
     if all(message.role != ASSISTANT for message in messages):
         raise DataError(f'{where}: no message of role "{ASSISTANT}", so nothing to learn from')
     return tuple(messages)
 
 
+def _is_nan(value: Any) -> bool:
+    """Whether a value is NaN, which is how tables write that there is none."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _kind(value: Any) -> str:
-    if value is None:
+    if value is None or _is_nan(value):
         return "nothing"
     return f"an empty {type(value).__name__}" if value in ("", [], {}) else f"a value of type {type(value).__name__}"
 

@@ -9,10 +9,11 @@ from prefixkit.evaluation.intervals import (
     difference_interval,
     jackknife_interval,
     ratio_interval,
+    share_interval,
 )
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.loss import TokenLosses, heldout_loss
-from prefixkit.evaluation.protocol import evaluate
+from prefixkit.evaluation.protocol import check_context, evaluate
 from prefixkit.evaluation.repetition import repetition_rates
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
 from prefixkit.evaluation.systems import System, SystemName
@@ -32,6 +33,7 @@ __all__ = [
     "SystemName",
     "TokenLosses",
     "TrainingTexts",
+    "check_context",
     "difference_interval",
     "evaluate",
     "fluency_losses",
@@ -39,4 +41,5 @@ __all__ = [
     "jackknife_interval",
     "ratio_interval",
     "repetition_rates",
+    "share_interval",
 ]

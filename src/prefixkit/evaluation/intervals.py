@@ -2,7 +2,10 @@
 
 Means and ratios over items are bootstrapped (Efron & Tibshirani, 1993, ch. 13): items are drawn with
 replacement and the interval is the middle 95% of the recomputed values. It speaks of the items only, not of
-other training seeds, and a share that is exactly 0 or 1 gets an interval of no width.
+other training seeds.
+
+Shares (of texts that are this or that) get Wilson's interval (Wilson, 1927; Brown, Cai & DasGupta, 2001): near 0 and 1
+resampled shares vary too little, and a share of exactly 1 would have an interval of no width.
 
 Measures of a *set* of texts (distinct-n, self-BLEU) must not be bootstrapped: a drawn set holds texts twice,
 and a text that stands beside itself is a perfect copy, so every resample would look less diverse than the
@@ -68,6 +71,14 @@ def ratio_interval(ratio: Ratio, *, resamples: int, seed: int) -> Interval | Non
     if len(ratio.parts) < 2:
         return None
     return _percentiles(_resampled(ratio, resamples, seed))
+
+
+def share_interval(hits: Sequence[bool]) -> Interval | None:
+    """Return Wilson's interval of the share of hits; None without any item."""
+    if not hits:
+        return None
+    found = stats.binomtest(sum(hits), len(hits)).proportion_ci(_LEVEL, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def difference_interval(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> Interval | None:

@@ -79,7 +79,7 @@ class SentimentJudge:
         return cls(tuple(labels), window_words, pipeline)
 
     def probabilities(self, texts: Sequence[str], label: str) -> list[float]:
-        """Return the judge's probability that each text has this label; 0 for a text without words.
+        """Return the judge's probability that each text has this label; 0 for a text without a word it knows.
 
         Raises:
             EvaluationError: the judge was not trained on this label.
@@ -89,7 +89,7 @@ class SentimentJudge:
     def share(self, texts: Sequence[str], label: str) -> list[bool]:
         """Say of each text whether it sounds like this label more than like any other.
 
-        A text without words sounds like nothing and never counts.
+        A text without a word the judge knows sounds like nothing and never counts.
 
         Raises:
             EvaluationError: the judge was not trained on this label.
@@ -121,11 +121,12 @@ class SentimentJudge:
         return sum(self.correct(rows, cut=cut)) / len(rows)
 
     def _predict(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return probabilities, [texts, labels]; a row of zeros for a text without words."""
+        """Return probabilities, [texts, labels]; a row of zeros for a text without a word the judge knows."""
         if not texts:
             return np.zeros((0, len(self.labels)))
-        found = np.asarray(self._pipeline.predict_proba(texts), dtype=np.float64)
-        found[[not split_words(text) for text in texts]] = 0
+        features = self._pipeline[:-1].transform(texts)
+        found = np.asarray(self._pipeline[-1].predict_proba(features), dtype=np.float64)
+        found[features.getnnz(axis=1) == 0] = 0
         return found
 
     def _place(self, label: str) -> int:

@@ -74,7 +74,7 @@ def heldout_loss(
         EvaluationError: there is nothing to score, an example does not fit the context, or a loss is not a
             finite number.
     """
-    _check(base, examples, prefix)
+    check_examples(base, examples, prefix_tokens=0 if prefix is None else prefix.position_offset)
     nats = [0.0] * len(examples)
     done = 0
     collate = Collator(base.tokenizer.pad_token_id)
@@ -124,14 +124,18 @@ def _batches(base: Base, examples: Sequence[Example], batch_size: int) -> Iterat
         order = order[rows:]
 
 
-def _check(base: Base, examples: Sequence[Example], prefix: Prefix | None) -> None:
+def check_examples(base: Base, examples: Sequence[Example], *, prefix_tokens: int) -> None:
+    """Raise if there is nothing to score, or if an example does not fit the context behind the prefix.
+
+    Raises:
+        EvaluationError: either.
+    """
     if not any(map(_scored, examples)):
         raise EvaluationError(f"{len(examples)} held-out texts, none with a token to score; give texts with loss")
     longest = max(len(example.input_ids) for example in examples)
-    offset = 0 if prefix is None else prefix.position_offset
     limit = base.context_tokens
-    if limit is not None and offset + longest > limit:
-        before = "" if prefix is None else f"prefix {offset} + "
+    if limit is not None and prefix_tokens + longest > limit:
+        before = f"prefix {prefix_tokens} + " if prefix_tokens else ""
         raise EvaluationError(
             f"{before}text {longest} tokens exceed the model's context of {limit}; "
             "lower data.max_tokens or shorten what stands before the text"

@@ -14,6 +14,7 @@ from prefixkit.evaluation.intervals import (
     difference_interval,
     jackknife_interval,
     ratio_interval,
+    share_interval,
 )
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.loss import TokenLosses
@@ -22,6 +23,9 @@ from prefixkit.evaluation.scores import Score
 from prefixkit.seeding import derive
 
 Scores = dict[str, Score]
+
+#: Measures of a set of texts, which depend on how many those are.
+SET_MEASURES = frozenset({"distinct_1", "distinct_2", "distinct_3", "self_bleu", "longest_copy"})
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,13 @@ class Measures:
     def judge(self, judge: SentimentJudge, rows: Sequence[LabelledText]) -> Scores:
         """Return how often the judge is right about real texts, whole and cut to a generation's length."""
         return {
-            "judge_accuracy": self._mean("judge_accuracy", judge.correct(rows)),
-            "judge_accuracy_short": self._mean("judge_accuracy_short", judge.correct(rows, cut=True)),
+            "judge_accuracy": self._share(judge.correct(rows)),
+            "judge_accuracy_short": self._share(judge.correct(rows, cut=True)),
         }
 
     def sentiment(self, is_wanted: Sequence[bool]) -> Scores:
         """Return the share of generated texts that the judge gives the wanted label."""
-        return {"sentiment_accuracy": self._mean("sentiment_accuracy", is_wanted)}
+        return {"sentiment_accuracy": self._share(is_wanted)}
 
     def fluency(self, losses: TokenLosses) -> Scores:
         """Return the perplexity of generated texts."""
@@ -109,7 +113,10 @@ class Measures:
             scores["novelty"] = self._ratio("novelty", novelty)
         return scores
 
-    def _mean(self, key: str, values: Sequence[float | bool]) -> Score:
+    def _share(self, hits: Sequence[bool]) -> Score:
+        return Score(sum(hits) / len(hits), share_interval(hits))
+
+    def _mean(self, key: str, values: Sequence[float]) -> Score:
         return self._ratio(key, Ratio.mean(values))
 
     def _ratio(self, key: str, ratio: Ratio) -> Score:

@@ -16,12 +16,13 @@ from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData, content_hash
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
-from prefixkit.evaluation.loss import TokenLosses, heldout_loss
+from prefixkit.evaluation.loss import TokenLosses, check_examples, heldout_loss
 from prefixkit.evaluation.measures import HeldOutLosses, Measures
 from prefixkit.evaluation.progress import OnProgress, Progress
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
 from prefixkit.evaluation.systems import System, SystemName, systems_to_compare
 from prefixkit.evaluation.writing import REAL, Writing
+from prefixkit.generation import check_length, encode_prompts
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.prefix import Prefix
@@ -78,6 +79,28 @@ def evaluate(
             scores |= {system.key + key: score for key, score in found.items()}
         scores |= {REAL + key: score for key, score in writing.score_real(people, progress).items()}
     return Evaluation(scores, tuple(samples))
+
+
+def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_tokens: int) -> None:
+    """Raise if anything an evaluation will read or write does not fit the model's context: before training, not after.
+
+    Args:
+        base: the base model.
+        data: the run's data.
+        recipe: its evaluation and generation settings.
+        prefix_tokens: positions the prefix takes.
+
+    Raises:
+        DataError: the longest prompt and the new tokens do not fit, behind the prefix or behind the instruction.
+        EvaluationError: a held-out text does not fit behind the instruction.
+    """
+    wanted = pick(data.test, recipe.evaluation.heldout_rows)
+    for system in systems_to_compare(None, recipe.evaluation.instruction):
+        read = prefix_tokens if system.name is SystemName.BASE else 0  # the base model stands for the prefix here
+        check_examples(base, system.examples(base, wanted), prefix_tokens=read)
+        prompts = encode_prompts(base, system.prompts(dict.fromkeys(_prompts(wanted, recipe))))
+        if prompts:
+            check_length(base, prompts, max_new_tokens=recipe.generation.max_new_tokens, prefix_tokens=read)
 
 
 def pick(examples: Sequence[Example], rows: int) -> list[Example]:

@@ -1,6 +1,6 @@
 """The systems that are compared: the prefix, the base model, and the base model with an instruction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,7 +53,7 @@ class System:
         held = states.geometry.num_parameters(states.lengths) + gates
         return held if training is None else training.trained_parameters
 
-    def prompts(self, prompts: Sequence[str]) -> list[str]:
+    def prompts(self, prompts: Iterable[str]) -> list[str]:
         """Return what this system is asked to continue."""
         return [self._lead + prompt for prompt in prompts]
 
@@ -74,9 +74,10 @@ class System:
         return "" if self.instruction is None else self.instruction + _SEPARATOR
 
 
-def systems_to_compare(prefix: Prefix, instruction: str | None) -> list[System]:
-    """Return the prefix and its baselines; without an instruction there is no instruction baseline."""
-    systems = [System(SystemName.PREFIX, prefix=prefix), System(SystemName.BASE)]
+def systems_to_compare(prefix: Prefix | None, instruction: str | None) -> list[System]:
+    """Return the prefix, if there is one yet, and its baselines; without an instruction that one is missing."""
+    systems = [System(SystemName.PREFIX, prefix=prefix)] if prefix is not None else []
+    systems.append(System(SystemName.BASE))
     if instruction:
         systems.append(System(SystemName.INSTRUCTION, instruction=instruction))
     return systems

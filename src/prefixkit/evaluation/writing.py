@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from prefixkit.config import Recipe
 from prefixkit.data import NO_LOSS, Example
 from prefixkit.evaluation.copying import Copying, TrainingTexts
 from prefixkit.evaluation.fluency import fluency_losses
 from prefixkit.evaluation.judge import SentimentJudge
-from prefixkit.evaluation.measures import Measures, Scores
+from prefixkit.evaluation.measures import SET_MEASURES, Measures, Scores
 from prefixkit.evaluation.progress import OnTexts, Progress
 from prefixkit.evaluation.scores import Sample
 from prefixkit.evaluation.systems import System
@@ -72,13 +73,16 @@ class Writing:
         """Return the scores of held-out texts that people wrote, cut to the longest a system may write.
 
         They are what the systems' scores are to be read beside: people are neither as predictable as a model nor
-        always of one voice.
+        always of one voice. Measures of the whole set are left out where there are fewer texts than a system writes.
         """
         prompts = [example.prompt for example in examples]
         texts = [self._opening_of(example) for example in examples]
         verdicts, _ = self._judge(texts)
         told = progress.stage("people: fluency", len(texts))
-        return self._scores("people", prompts, texts, verdicts, self._compare(texts), told)
+        scores = self._scores("people", prompts, texts, verdicts, self._compare(texts), told)
+        if len(texts) < len(self.prompts):  # fewer texts look more diverse
+            scores = {key: score for key, score in scores.items() if key not in SET_MEASURES}
+        return scores
 
     def _scores(
         self,
@@ -110,6 +114,6 @@ class Writing:
         return [self.training.compare(text, self.recipe.evaluation.novelty_n) for text in texts]
 
     def _opening_of(self, example: Example) -> str:
-        """Return the beginning of a learned text, as many tokens as a system may write."""
-        learned = [token for token in example.labels if token != NO_LOSS]
+        """Return the beginning of what follows the prompt, as many tokens as a system may write."""
+        *_, learned = [list(run) for learns, run in groupby(example.labels, lambda token: token != NO_LOSS) if learns]
         return decode(self.base, learned[: self.recipe.generation.max_new_tokens])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefixkit.errors import DataError, ModelError
 from prefixkit.models import Base
-from prefixkit.prefix import Prefix
+from prefixkit.texts import is_unicode
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
     is to go on.
 
     Raises:
-        DataError: a prompt is empty and the tokenizer has no BOS token.
+        DataError: a prompt is empty and the tokenizer has no BOS token, or it is no text that can be encoded.
     """
     tokenizer = base.tokenizer
     encoded = []
     for prompt in prompts:
+        if not is_unicode(prompt):
+            raise DataError("the prompt holds half a character (a lone surrogate); give it as UTF-8")
         # verbose=False: lengths are checked below, with the prefix and the new tokens counted in.
         plain: list[int] = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         whole: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
@@ -46,7 +48,7 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
     return encoded
 
 
-def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: int, prefix: Prefix | None) -> None:
+def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: int, prefix_tokens: int) -> None:
     """Raise if a prompt, the prefix and the new tokens together exceed the model's context.
 
     Raises:
@@ -54,9 +56,8 @@ def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: in
     """
     limit = base.context_tokens
     longest = max(map(len, prompts))
-    offset = 0 if prefix is None else prefix.position_offset
-    if limit is not None and offset + longest + max_new_tokens > limit:
-        before = "" if prefix is None else f"prefix {offset} + "
+    if limit is not None and prefix_tokens + longest + max_new_tokens > limit:
+        before = f"prefix {prefix_tokens} + " if prefix_tokens else ""
         raise DataError(
             f"{before}prompt {longest} + {max_new_tokens} new tokens exceed the model's context of {limit}; "
             "shorten the prompt or lower generation.max_new_tokens"

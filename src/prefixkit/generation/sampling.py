@@ -60,7 +60,7 @@ def generate_texts(
     if not prompts:
         return []
     encoded = encode_prompts(base, prompts)
-    check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix=prefix)
+    check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix_tokens=_offset(prefix))
     order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]))
     texts = [""] * len(prompts)
     done = 0
@@ -97,7 +97,7 @@ def stream_text(
             iterator.
     """
     row = encode_prompts(base, [prompt])[0]
-    check_length(base, [row], max_new_tokens=settings.max_new_tokens, prefix=prefix)
+    check_length(base, [row], max_new_tokens=settings.max_new_tokens, prefix_tokens=_offset(prefix))
     return _stream(base, row, settings, seed, prefix)
 
 
@@ -171,6 +171,10 @@ def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
     """
     before, whole = decode(base, prompt), decode(base, prompt + new)
     return whole[len(before) :] if whole.startswith(before) else decode(base, new)
+
+
+def _offset(prefix: Prefix | None) -> int:
+    return 0 if prefix is None else prefix.position_offset
 
 
 def decode(base: Base, ids: list[int]) -> str:

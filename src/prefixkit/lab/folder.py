@@ -1,42 +1,60 @@
-"""The run folder: whether one may be started, gone on with, or thrown away."""
+"""The run folder: what lies in it, and whether a run may be started, gone on with, or thrown away."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from prefixkit.config import Recipe, dump_recipe, parse_recipe
 from prefixkit.errors import ArtefactError, ConfigError, TrainingError
-from prefixkit.files import write_text
+from prefixkit.files import read_json, write_text
+from prefixkit.prefix import PREFIX_FILES
 
-RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT = (
-    "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html",
+RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING = (
+    "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html", "training",
 )  # fmt: skip
+_OWN = {RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING, *PREFIX_FILES}
 
 
-def open_run(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make a folder ready for a run.
+def check_run(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what must not be done with a folder; changes nothing.
 
     Args:
         folder: the run folder.
-        recipe: what is to run; written to ``recipe.yaml``.
+        recipe: what is to run.
         resume: go on with what is there; a folder that is not there is started.
         overwrite: throw away what is there.
 
     Raises:
-        TrainingError: the folder exists and neither was asked for, or it is no run folder.
-        ConfigError: the run to resume was started with another recipe.
+        TrainingError: the folder exists and neither was asked for, or it holds more than a run.
+        ConfigError: the run to resume was started with another recipe, or both were asked for.
+        ArtefactError: there is no run to resume in the folder.
     """
-    if folder.exists() and any(folder.iterdir()):
-        if overwrite:
-            if not (folder / RECIPE).is_file():
-                raise TrainingError(f"{folder}: is not a run folder (no {RECIPE}); not overwriting it")
-            shutil.rmtree(folder)
-        elif resume:
-            _check_same(read_recipe(folder), recipe)
-        else:
-            raise TrainingError(
-                f"{folder}: exists already; go on with --resume, start again with --overwrite, or choose a name=..."
-            )
+    if resume and overwrite:
+        raise ConfigError("--resume keeps the run and --overwrite throws it away; give one of them")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if overwrite:
+        foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path))
+        if foreign or not (folder / RECIPE).is_file():
+            reason = f"it holds {foreign[0]}" if foreign else f"it has no {RECIPE}"
+            raise TrainingError(f"{folder}: is not a run folder, {reason}; not overwriting it")
+    elif resume:
+        _check_same(read_recipe(folder), recipe)
+    else:
+        raise TrainingError(
+            f"{folder}: exists already; go on with --resume, start again with --overwrite, or choose a name=..."
+        )
+
+
+def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Make a folder that `check_run` let pass ready for a run: write ``recipe.yaml``, and no more than that.
+
+    Raises:
+        TrainingError: the folder cannot be written to.
+    """
     try:
+        if overwrite:
+            _clear(folder)
         write_text(folder / RECIPE, dump_recipe(recipe))
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror}") from None
@@ -52,6 +70,37 @@ def read_recipe(folder: Path) -> Recipe:
     if not path.is_file():
         raise ArtefactError(f"{folder}: is not a run folder (no {RECIPE})")
     return parse_recipe(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one of a run's JSON files; an absent one is empty.
+
+    Raises:
+        ArtefactError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record = read_json(path)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise ArtefactError(f"{path}: damaged, not a JSON object; restore it, or start again with --overwrite")
+    return record
+
+
+def _clear(folder: Path) -> None:
+    """Empty a folder that `check_run` found to hold a run and nothing else."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a run wrote this; a killed one may leave a file it was about to rename into place."""
+    return path.name in _OWN or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _check_same(old: Recipe, new: Recipe) -> None:

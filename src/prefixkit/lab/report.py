@@ -153,6 +153,7 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     run, recipe = files.run, files.run.get("recipe") or {}
+    measured_with = _section(files.scores, "measured_with") or recipe
     label = _section(recipe, "data").get("keep_label")
     samples = sample_rows(files.samples, **({} if label is None else {"wanted": str(label)}))
     hashes = run.get("base_weights_hash") or {}
@@ -168,11 +169,11 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
         comparison=compare(files.scores),
         systems=[system for system in SYSTEMS if _has_system(files, system)],
         columns=[column for column in (*SYSTEMS, REAL) if _has_system(files, column)],
-        instruction=_section(recipe, "evaluation").get("instruction"),
+        instruction=_section(measured_with, "evaluation").get("instruction"),
         judge=_judge(files.scores),
         samples=samples[:SHOWN_SAMPLES],
         num_samples=len(samples),
-        changes=recipe_changes(recipe),
+        changes=recipe_changes({**recipe, **measured_with}),
         training=named_facts(run, _TRAINING),
         data=flat_facts(run.get("data_counts") or {}),
         machine=flat_facts({k: v for k, v in (run.get("machine") or {}).items() if k != "versions"}),

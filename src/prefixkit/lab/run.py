@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from prefixkit.config import Recipe
+from prefixkit.config import Recipe, validate_recipe
 from prefixkit.data import PreparedData, prepare
 from prefixkit.errors import ArtefactError, TrainingError
-from prefixkit.evaluation import Evaluation, evaluate, heldout_loss
-from prefixkit.files import atomic_path, read_json, write_json, write_text
-from prefixkit.lab.folder import RUN, SAMPLES, SCORES, open_run, read_recipe
+from prefixkit.evaluation import check_context, evaluate, heldout_loss
+from prefixkit.files import atomic_path, write_json, write_text
+from prefixkit.lab.folder import RECIPE, RUN, SAMPLES, SCORES, TRAINING, check_run, open_run, read_recipe, read_record
 from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.models import Base, load_base_model
@@ -23,7 +23,7 @@ from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, Prefix, PrefixStates, TrainingCard
-from prefixkit.training import Outcome, train_prefix
+from prefixkit.training import Outcome, check_trackers, train_prefix
 
 log = get_logger(__name__)
 
@@ -62,13 +62,16 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
         PrefixkitError: with one line that says what is wrong; what was saved before stays.
         KeyboardInterrupt: Ctrl-C; go on with `resume`.
     """
-    open_run(folder, recipe, resume=resume, overwrite=overwrite)
-    if is_finished(folder):
+    check_run(folder, recipe, resume=resume, overwrite=overwrite)
+    if resume and _is_measured(folder, recipe):
         log.info("%s is finished already", folder)
         return _finished(folder)
+    check_trackers(recipe.train.report_to)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     base, data = _load(recipe)
-    if not (folder / RUN).is_file() or "content_hash" not in read_json(folder / RUN):
+    open_run(folder, recipe, overwrite=overwrite)  # only now: what cannot be loaded costs no run
+    _check_unchanged(folder, base, data)
+    if "content_hash" not in read_record(folder / RUN):
         _train(recipe, folder, base, data, report)
     _measure(recipe, folder, base, data, report)
     return _finished(folder)
@@ -79,27 +82,24 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
 
     Raises:
         ArtefactError: the run is not trained to its end.
+        TrainingError: the data or the base model are no longer those it was trained on.
     """
     Prefix.load(folder)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     base, data = _load(recipe)
+    _check_unchanged(folder, base, data)
     _measure(recipe, folder, base, data, report)
     return _finished(folder)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has been trained and measured."""
-    return (folder / SCORES).is_file()
-
-
 def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
-    """Load what is needed to generate with a run.
+    """Load what is needed to generate with a run, or with an artefact that a run left.
 
     Raises:
-        ArtefactError: the folder is no trained run, or the base model it names is another by now.
+        ArtefactError: the folder is no artefact that knows its recipe, or the base model it names is another by now.
     """
-    recipe = read_recipe(folder)
     prefix = Prefix.load(folder)
+    recipe = _recipe_of(folder, prefix)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     return load_base_model(recipe.model.base, revision=recipe.model.revision, dtype=recipe.model.dtype,
                            attention=recipe.model.attention), prefix, recipe  # fmt: skip
@@ -121,12 +121,18 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
     )
     positions = max(lengths) if config.position_offset is None else config.position_offset
     data = prepare(recipe.data, base.tokenizer, prefix_tokens=positions, context_tokens=base.context_tokens)
+    check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
+
+
+def _recipe_of(folder: Path, prefix: Prefix) -> Recipe:
+    if not (folder / RECIPE).is_file() and prefix.card.training is not None:
+        return validate_recipe(prefix.card.training.recipe)
+    return read_recipe(folder)
 
 
 def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
     before = weights_hash(base.model)
-    _check_data(folder, data, before)
     write_json(folder / RUN, {"name": recipe.name, "data_hash": data.hash, "base_weights_hash": {"before": before}})
     card = BaseCard(id=base.id, revision=base.revision, fingerprint=fingerprint(base.model))
 
@@ -159,21 +165,24 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
     offset = recipe.prefix.position_offset
     licence = recipe.licence or base.licence
     prefix = Prefix.from_states(outcome.states, base=card, position_offset=offset, training=training, licence=licence)
-    with atomic_path(folder / "training" / "encoder.safetensors") as path:
-        save_file(outcome.encoder.state_dict(), path)
+    with atomic_path(folder / TRAINING / "encoder.safetensors") as path:
+        path.write_bytes(save(outcome.encoder.state_dict()))
     prefix = prefix.save(folder)
     record = _record(recipe, base, data, outcome, prefix)
     write_json(folder / RUN, record | {"base_weights_hash": {"before": before, "after": after}})
 
 
-def _check_data(folder: Path, data: PreparedData, weights: str) -> None:
-    """A resumed run must meet the data and the base model it was started with."""
-    if not (folder / RUN).is_file():
+def _check_unchanged(folder: Path, base: Base, data: PreparedData) -> None:
+    """A run that is resumed or measured again must meet the data and the base model it was started with."""
+    started = read_record(folder / RUN)
+    if not started:
         return
-    started = read_json(folder / RUN)
-    if started["data_hash"] != data.hash:
+    hashes = (started.get("data_hash"), (started.get("base_weights_hash") or {}).get("before"))
+    if None in hashes:
+        raise ArtefactError(f"{folder / RUN}: damaged, without hashes; restore it, or start again with --overwrite")
+    if hashes[0] != data.hash:
         raise TrainingError(f"{folder}: the data changed since this run was started; start another run")
-    if started["base_weights_hash"]["before"] != weights:
+    if hashes[1] != weights_hash(base.model):
         raise TrainingError(f"{folder}: the base model changed since this run was started; start another run")
 
 
@@ -211,7 +220,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
 def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
     prefix = Prefix.load(folder)
     started = time.perf_counter()
-    evaluation: Evaluation = evaluate(
+    evaluation = evaluate(
         base,
         prefix,
         data,
@@ -219,21 +228,29 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
         on_progress=lambda words, done, total: report("evaluating", done, total, words),
     )
     flat = evaluation.to_flat()
+    flat["measured_with"] = _measured_with(recipe)
     write_text(
         folder / SAMPLES,
         "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in evaluation.samples),
     )
     prefix.with_scores({key: value for key, value in flat.items() if isinstance(value, int | float)}).save(folder)
-    record = read_json(folder / RUN)
+    record = read_record(folder / RUN)
     record["evaluation_seconds"] = round(time.perf_counter() - started, 3)
-    record["peak_memory_bytes"] = max(record["peak_memory_bytes"], peak_memory_bytes())
+    record["peak_memory_bytes"] = max(record.get("peak_memory_bytes", 0), peak_memory_bytes())
     write_json(folder / RUN, record)
     write_json(folder / SCORES, flat)
     write_report(folder)
 
 
+def _measured_with(recipe: Recipe) -> dict[str, Any]:
+    """The settings that scores depend on and that may change after training."""
+    return {name: getattr(recipe, name).model_dump(mode="json") for name in ("evaluation", "generation")}
+
+
+def _is_measured(folder: Path, recipe: Recipe) -> bool:
+    return read_record(folder / SCORES).get("measured_with") == _measured_with(recipe)
+
+
 def _finished(folder: Path) -> Run:
-    if not is_finished(folder):
-        raise ArtefactError(f"{folder}: is not finished; go on with `prefixkit train ... --resume`")
-    scores = {k: v for k, v in read_json(folder / SCORES).items() if isinstance(v, int | float)}
+    scores = {k: v for k, v in read_record(folder / SCORES).items() if isinstance(v, int | float)}
     return Run(folder, Prefix.load(folder), scores, write_report(folder))

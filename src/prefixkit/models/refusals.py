@@ -99,6 +99,11 @@ def explain_failure(source: Source, error: Exception, *, revision: str | None) -
             f"{name}: this version of transformers does not know its architecture{_model_type(text)};"
             " upgrade transformers, or give another model"
         )
+    if "does not support an attention implementation" in text:
+        return UnsupportedModelError(
+            f"{name}: its attention does not go through transformers' attention interface, so no prefix can be "
+            "prepended; choose another base model"
+        )
     return ModelError(f"{name}: {_explain_files(error, kinds, text)}")
 
 

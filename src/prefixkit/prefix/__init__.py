@@ -3,7 +3,7 @@
 `encoder` is the file to read first.
 """
 
-from prefixkit.prefix.artefact import CARD_NAME, TENSORS_NAME, Prefix
+from prefixkit.prefix.artefact import PREFIX_FILES, Prefix
 from prefixkit.prefix.bank import Bank, SiteBank, stack
 from prefixkit.prefix.card import BaseCard, PrefixCard, SiteCard, TrainingCard
 from prefixkit.prefix.encoder import PrefixEncoder
@@ -12,8 +12,7 @@ from prefixkit.prefix.init import init_mlp, init_random, init_zero, reproduce
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
 __all__ = [
-    "CARD_NAME",
-    "TENSORS_NAME",
+    "PREFIX_FILES",
     "Bank",
     "BaseCard",
     "Geometry",

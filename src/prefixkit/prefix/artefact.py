@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from prefixkit.errors import ArtefactError
@@ -26,6 +26,8 @@ from prefixkit.prefix.states import PrefixStates, SiteStates
 
 TENSORS_NAME = "prefix.safetensors"
 CARD_NAME = "prefix.json"
+#: What an artefact consists of.
+PREFIX_FILES = (TENSORS_NAME, CARD_NAME)
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ class Prefix:
         tensors = _to_tensors(self.states)
         try:
             with atomic_path(folder / CARD_NAME) as card_path, atomic_path(folder / TENSORS_NAME) as path:
-                save_file(tensors, path)
+                path.write_bytes(save(tensors))  # not save_file, whose full disk is no OSError
                 card = self.card.model_copy(update={"content_hash": sha256_file(path)})
                 write_json(card_path, card.model_dump(mode="json"))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             raise ArtefactError(f"{folder}: cannot save the prefix: {error}") from None
         return replace(self, card=card)
 

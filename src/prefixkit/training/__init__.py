@@ -2,7 +2,7 @@
 
 from prefixkit.training.callbacks import Measure, ProgressBar, read_metrics
 from prefixkit.training.checkpoint import checkpoint_folder, checkpoints
-from prefixkit.training.run import Outcome, train_prefix
+from prefixkit.training.run import Outcome, check_trackers, train_prefix
 from prefixkit.training.start import build_encoder
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Outcome",
     "ProgressBar",
     "build_encoder",
+    "check_trackers",
     "checkpoint_folder",
     "checkpoints",
     "read_metrics",

@@ -11,14 +11,22 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from prefixkit.errors import TrainingError
 from prefixkit.files import read_json, write_json
+from prefixkit.logs import get_logger
+
+log = get_logger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STAGING = "unfinished"
+_ENCODER, _BEST = "encoder.safetensors", "best.safetensors"
 
 
 @dataclass
@@ -68,6 +76,28 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def newest_readable(folder: Path) -> Path | None:
+    """Return the newest checkpoint of which every file can be read, None where there is no checkpoint at all.
+
+    Raises:
+        TrainingError: there are checkpoints, but all are damaged.
+    """
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        try:
+            read_own(checkpoint)
+            read_json(checkpoint / "trainer_state.json")
+            for name in ("optimizer.pt", "scheduler.pt"):
+                torch.load(checkpoint / name, weights_only=True)
+        except (OSError, ValueError, TypeError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+            log.warning("%s is damaged and left out: %s", checkpoint, " ".join(str(error).split())[:120])
+        else:
+            return checkpoint
+    if found:
+        raise TrainingError(f"{folder}: every checkpoint is damaged; start again with --overwrite")
+    return None
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the optimiser step a checkpoint was made at."""
     match = _NAME.fullmatch(checkpoint.name)
@@ -78,20 +108,18 @@ def step_of(checkpoint: Path) -> int:
 def write_own(folder: Path, encoder: dict[str, Tensor], best: dict[str, Tensor] | None, progress: Progress) -> None:
     """Write our part of a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in encoder.items()},
-        folder / "encoder.safetensors",
-    )
+    # write_bytes, not save_file: its full disk is no OSError
+    (folder / _ENCODER).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in encoder.items()}))
     if best is not None:
-        save_file(best, folder / "best.safetensors")
+        (folder / _BEST).write_bytes(save(best))
     write_json(folder / "progress.json", asdict(progress))
 
 
 def read_own(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Progress]:
     """Read our part of a checkpoint: encoder, best encoder, progress."""
-    best = folder / "best.safetensors"
+    best = folder / _BEST
     return (
-        load_file(folder / "encoder.safetensors"),
+        load_file(folder / _ENCODER),
         load_file(best) if best.exists() else None,
         Progress(**read_json(folder / "progress.json")),
     )

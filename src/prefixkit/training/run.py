@@ -10,16 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import PrinterCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from prefixkit.config import OnDivergence, Recipe, TrainConfig
 from prefixkit.data import Collator, Example, LengthGroupedSampler
-from prefixkit.errors import DivergedError
+from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.prefix import PrefixEncoder, PrefixStates
 from prefixkit.seeding import derive
 from prefixkit.training.callbacks import HeldOut, Measure, Metrics, ProgressBar, StopAfterStep
-from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints
+from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints, newest_readable
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
 from prefixkit.training.start import build_encoder
@@ -128,9 +132,9 @@ def _run_once(
         callbacks=[heldout, metrics, stop],
     )
     trainer.remove_callback(PrinterCallback)  # stdout is data
-    resume_from = checkpoints(checkpoint_folder(folder))[-1:]
+    resume_from = newest_readable(checkpoint_folder(folder))
     with stop.listening():
-        trainer.train(resume_from_checkpoint=str(resume_from[0]) if resume_from else None)
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if stop.asked:
         raise KeyboardInterrupt
     assert heldout.best is not None
@@ -199,6 +203,23 @@ def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> Tr
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
     )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that transformers does not know or that are not installed.
+
+    Raises:
+        ConfigError: one is not usable.
+    """
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        try:
+            get_reporting_integration_callbacks([name])
+        except ValueError as error:
+            raise ConfigError(f"train.report_to: {' '.join(str(error).split())}") from None
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(f"train.report_to: {name} is not installed; install it, or leave it out")
 
 
 @contextmanager

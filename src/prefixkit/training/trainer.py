@@ -14,6 +14,9 @@ from prefixkit.training.checkpoint import Progress, publish, read_own, staging, 
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
 
+#: A disk with less room than this counts as full.
+_FULL_BYTES = 1_000_000
+
 
 class PrefixTrainer(Trainer):
     """Trains the encoder of a `PrefixModel`.
@@ -77,8 +80,10 @@ class PrefixTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             publish(staged / f"checkpoint-{self.state.global_step}", folder, self.args.save_total_limit or 1)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            is_full = shutil.disk_usage(folder).free < _FULL_BYTES
+            reason = "the disk is full" if is_full else " ".join(str(error).split())
             raise TrainingError(
-                f"{folder}: cannot save a checkpoint at step {self.state.global_step}: {error}; the previous "
+                f"{folder}: cannot save a checkpoint at step {self.state.global_step}: {reason}; the previous "
                 "checkpoint is intact, make room and go on with --resume"
             ) from None
         finally:

@@ -1,0 +1,200 @@
+"""A run from recipe to report: what is refused, when, and that nothing is lost by it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefixkit.config import Recipe, validate_recipe
+from prefixkit.errors import ArtefactError, ConfigError, DataError, ModelError, TrainingError
+from prefixkit.files import read_json
+from prefixkit.lab.folder import check_run
+from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
+from prefixkit.training import checkpoint_folder, checkpoints
+
+WORDS = "the film was wonderful great dull i loved it and story".split()
+
+
+def quiet(*_: Any) -> None:
+    """Say nothing."""
+
+
+def write_reviews(path: Path, *, last_word: str = "") -> Path:
+    rows = [{"text": " ".join(WORDS[(i + k) % 11] for k in range(4 + i % 7)) + f" {i}{last_word}", "label": "ab"[i % 2]}
+            for i in range(80)]  # fmt: skip
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    return write_reviews(tmp_path / "my reviews.jsonl")
+
+
+@pytest.fixture
+def recipe(reviews: Path, tiny_llama_dir: Path) -> Recipe:
+    """A recipe that trains in a second."""
+    return validate_recipe(
+        {
+            "name": "tiny",
+            "model": {"base": str(tiny_llama_dir), "dtype": "float32"},
+            "prefix": {"num_virtual_tokens": 3},
+            "data": {"source": str(reviews), "label_column": "label", "keep_label": "a", "prompt": "the film"},
+            "train": {"steps": 4, "batch_size": 4, "evaluate_every": 2, "checkpoint_every": 2, "threads": 1},
+            "evaluation": {"samples": 2, "judge": False, "heldout_rows": 4, "contrast_rows": 2, "bootstrap": 100,
+                           "instruction": "be kind"},
+            "generation": {"max_new_tokens": 4},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(recipe: Recipe, tmp_path: Path) -> Run:
+    return train_run(recipe, tmp_path / "run", report=quiet)
+
+
+def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    values = recipe.model_dump(mode="json")
+    for name, changes in sections.items():
+        values[name] |= changes
+    return validate_recipe(values)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_overwriting_removes_the_old_run_and_trains_again(run: Run, recipe: Recipe) -> None:
+    again = train_run(change(recipe, train={"seed": 1}), run.folder, overwrite=True, report=quiet)
+    assert again.prefix.card.content_hash != run.prefix.card.content_hash
+    assert read_json(run.folder / "run.json")["seed"] == 1
+
+
+def test_overwriting_spares_whatever_is_no_run(run: Run, recipe: Recipe) -> None:
+    (run.folder / "thesis.txt").write_text("years of work")
+    before = content(run.folder)
+    with pytest.raises(TrainingError, match=r"is not a run folder, it holds thesis.txt; not overwriting it"):
+        train_run(recipe, run.folder, overwrite=True, report=quiet)
+    (run.folder / "thesis.txt").unlink()
+    (run.folder / "recipe.yaml").unlink()
+    with pytest.raises(TrainingError, match=r"is not a run folder, it has no recipe.yaml; not overwriting it"):
+        train_run(recipe, run.folder, overwrite=True, report=quiet)
+    before.pop("thesis.txt"), before.pop("recipe.yaml")
+    assert content(run.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"data": {"source": "missing.csv"}}, DataError, "missing.csv: no such file"),
+        ({"model": {"base": "./nowhere"}}, ModelError, "nowhere"),
+        ({"train": {"report_to": ["foo"]}}, ConfigError, "train.report_to: foo is not supported, only"),
+        (
+            {"generation": {"max_new_tokens": 5000}},
+            DataError,
+            r"prompt \d+ \+ 5000 new tokens exceed the model's context",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_costs_no_run_and_no_name(
+    run: Run, recipe: Recipe, tmp_path: Path, sections: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before = content(run.folder)
+    with pytest.raises(error, match=message):
+        train_run(change(recipe, **sections), run.folder, overwrite=True, report=quiet)
+    assert content(run.folder) == before
+    with pytest.raises(error, match=message):
+        train_run(change(recipe, **sections), tmp_path / "new", report=quiet)
+    assert not (tmp_path / "new").exists()
+
+
+def test_resuming_and_overwriting_exclude_each_other(run: Run, recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="--resume keeps the run and --overwrite throws it away; give one of them"):
+        check_run(run.folder, recipe, resume=True, overwrite=True)
+
+
+def test_a_finished_run_is_measured_again_only_with_other_settings(run: Run, recipe: Recipe) -> None:
+    before = content(run.folder)
+    assert train_run(recipe, run.folder, resume=True, report=quiet).scores == run.scores
+    assert content(run.folder) == before
+    train_run(change(recipe, evaluation={"samples": 3}), run.folder, resume=True, report=quiet)
+    assert len((run.folder / "samples.jsonl").read_text().splitlines()) == 3 * 3
+    assert read_json(run.folder / "run.json")["content_hash"] == run.prefix.card.content_hash
+
+
+def test_the_report_names_the_settings_the_scores_were_made_with(run: Run, recipe: Recipe) -> None:
+    evaluate_run(run.folder, change(recipe, evaluation={"instruction": "say yes"}), report=quiet)
+    assert read_json(run.folder / "scores.json")["measured_with"]["evaluation"]["instruction"] == "say yes"
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "say yes" in page
+    assert "be kind" not in page
+
+
+def test_a_run_is_not_measured_on_other_data_than_it_was_trained_with(run: Run, recipe: Recipe, reviews: Path) -> None:
+    before = content(run.folder)
+    write_reviews(reviews, last_word=" changed")
+    with pytest.raises(TrainingError, match="the data changed since this run was started; start another run"):
+        evaluate_run(run.folder, recipe, report=quiet)
+    assert content(run.folder) == before
+
+
+def test_resuming_an_unfinished_run_needs_the_same_data_and_base(
+    run: Run, recipe: Recipe, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.folder / "scores.json").unlink()
+    monkeypatch.setattr("prefixkit.lab.run.weights_hash", lambda model: "another")
+    with pytest.raises(TrainingError, match="the base model changed since this run was started; start another run"):
+        train_run(recipe, run.folder, resume=True, report=quiet)
+
+
+@pytest.mark.parametrize("name", ["run.json", "scores.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_record_is_named(run: Run, recipe: Recipe, name: str, text: str) -> None:
+    (run.folder / name).write_text(text)
+    with pytest.raises(ArtefactError, match=rf"{name}: damaged, not a JSON object; restore it, or start again with"):
+        evaluate_run(run.folder, recipe, report=quiet) if name == "run.json" else train_run(
+            recipe, run.folder, resume=True, report=quiet
+        )
+
+
+def test_a_record_without_hashes_is_damaged(run: Run, recipe: Recipe) -> None:
+    (run.folder / "run.json").write_text('{"name": "tiny"}')
+    with pytest.raises(ArtefactError, match=r"run.json: damaged, without hashes"):
+        evaluate_run(run.folder, recipe, report=quiet)
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "best.safetensors", "optimizer.pt", "progress.json"])
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
+    run: Run, recipe: Recipe, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = checkpoints(checkpoint_folder(run.folder))[-1]
+    assert newest.name == "checkpoint-4"
+    (newest / name).write_bytes((newest / name).read_bytes()[:20])
+    record = read_json(run.folder / "run.json")
+    record.pop("content_hash")
+    (run.folder / "run.json").write_text(json.dumps(record))
+    again = train_run(change(recipe, evaluation={"seed": 9}), run.folder, resume=True, report=quiet)
+    assert f"{newest} is damaged and left out" in caplog.text
+    assert again.prefix.card.content_hash == run.prefix.card.content_hash
+
+
+def test_with_every_checkpoint_damaged_the_run_says_so(run: Run, recipe: Recipe) -> None:
+    for checkpoint in checkpoints(checkpoint_folder(run.folder)):
+        (checkpoint / "progress.json").write_text("{")
+    (run.folder / "scores.json").unlink()
+    record = read_json(run.folder / "run.json")
+    record.pop("content_hash")
+    (run.folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(TrainingError, match="every checkpoint is damaged; start again with --overwrite"):
+        train_run(recipe, run.folder, resume=True, report=quiet)
+
+
+def test_a_deployed_artefact_alone_can_be_generated_with(run: Run, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "deployed").mkdir()
+    for name in ("prefix.json", "prefix.safetensors"):
+        shutil.copy(run.folder / name, tmp_path / "deployed" / name)
+    _, prefix, found = load_run_base(tmp_path / "deployed")
+    assert prefix.card.content_hash == run.prefix.card.content_hash
+    assert found == recipe
