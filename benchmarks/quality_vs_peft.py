@@ -71,8 +71,7 @@ def logits_loss(model: nn.Module) -> Loss:
 def build_prefixkit(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
     texts = [example.text for example in data.train[:64]]  # as train_prefix does
     encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    offset = max(encoder.lengths) if recipe.prefix.position_offset is None else recipe.prefix.position_offset
-    model = PrefixModel(base.model, encoder, offset)
+    model = PrefixModel(base.model, encoder, recipe.prefix.text_position(encoder.lengths))
 
     def loss(batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         return summed_loss(model.base, batch, labels, plain_head=model.plain_head)

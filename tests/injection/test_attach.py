@@ -112,3 +112,12 @@ def test_a_copied_configuration_does_not_run_without_its_prefix(make_model, make
         copied = type(model)(model.config)
         with pytest.raises(InjectionError, match="its configuration was copied from a model while a prefix"):
             copied(ids)
+
+
+def test_changing_the_attention_implementation_under_a_prefix_is_refused(make_model, make_prefix, ids):
+    """transformers would call its own attention again, and the prefix would be gone without a word."""
+    model = make_model("llama", fresh=True)
+    with attach(model, make_prefix(model, [2, 2, 2])):
+        model.set_attn_implementation("eager")
+        with pytest.raises(InjectionError, match="attention implementation was changed while a prefix was attached"):
+            model(ids)

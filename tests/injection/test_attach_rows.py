@@ -183,3 +183,16 @@ def test_the_fingerprint_knows_weights_and_settings_but_not_the_dtype(make_model
         prefix = Prefix.from_states(make_states(model, 2), base=BaseCard(id="llama", fingerprint=fingerprint(model)))
         with pytest.raises(BaseMismatchError, match=r"trained on llama \(fingerprint .*\); load that base model"):
             attach(other, prefix)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_one_mask_for_all_rows_serves_prefixes_of_different_lengths(attention, make_model, make_prefix, make_ids):
+    model, ids = make_model("llama", attention), make_ids(3, 5)
+    rows = [make_prefix(model, [4, 1, 2], seed=1), None, make_prefix(model, 2, seed=3)]
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]  # [1, 1, t, s]
+    if attention == "eager":
+        mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float32).min)
+    with attach(model, rows):
+        expected = model(input_ids=ids).logits
+        found = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -145,6 +145,11 @@ def test_weight_without_a_place_is_refused(folder):
     )
 
 
+def test_buffers_that_older_versions_saved_are_let_pass(folder):
+    change_weights(folder, lambda weights: weights.update({"model.layers.0.attn.masked_bias": torch.zeros(1)}))
+    assert load_base_model(str(folder)).model is not None
+
+
 def test_weight_of_another_shape_is_refused(folder):
     change_config(folder, intermediate_size=40)
     assert refused(ModelError, folder) == (

@@ -8,6 +8,7 @@ from prefixkit.config import Dtype
 from prefixkit.errors import ConfigError
 from prefixkit.models import hardware
 from prefixkit.models.hardware import (
+    choose_device,
     choose_dtype,
     choose_threads,
     computes_bfloat16,
@@ -147,3 +148,9 @@ def test_peak_memory_counts_what_was_held_and_let_go(cpu_only):
     held = torch.ones(before // 4 + 50_000_000)  # four bytes each: more than everything so far
     del held
     assert peak_memory_bytes() > before + 100_000_000
+
+
+@pytest.mark.parametrize(("is_there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_a_base_model_goes_to_the_gpu_where_there_is_one(monkeypatch, is_there, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    assert choose_device() == torch.device(device)

@@ -23,7 +23,7 @@ def make(seed: int = 0, dtype: torch.dtype = torch.float32) -> Prefix:
     return Prefix.from_states(PrefixStates(geometry, sites), base=BaseCard(id="tiny"), position_offset=7)
 
 
-@pytest.mark.parametrize("failing", ["save_file", "write_json", "sha256_file"])
+@pytest.mark.parametrize("failing", ["save", "write_json", "sha256_file"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_save_that_fails_anywhere_leaves_the_old_artefact_whole(
     failing: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,10 @@ def test_parameters_are_counted_as_the_paper_counts_them() -> None:
     assert PrefixEncoder(gpt2, (20,) * 12).num_parameters() == 368_640
     assert make(0, 4, 0, 2).num_parameters() == (4 + 0 + 2) * 2 * 2 * 3
     assert make(2, 4, 4, 4, width=8).num_parameters() == 4 * 8 + (8 * 8 + 8) + (8 * 36 + 36)
+    assert make(2, 4, 0, 4, width=8).num_parameters() == 4 * 8 + (8 * 8 + 8) + (8 * 24 + 24)
+    gated = make(0, 4, 0, 2, gated=True)
+    assert gated.num_parameters() == (4 + 2) * 2 * 2 * 3 + 2 * gated.geometry.sites[0].query_heads
+    assert [site.gate is None for site in gated.materialise().sites] == [False, True, False]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])

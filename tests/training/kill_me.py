@@ -1,5 +1,9 @@
-"""Trains the recipe in argv[1] into the folder argv[2], and dies by SIGKILL when step argv[3] is reached."""
+"""Trains the recipe in argv[1] into the folder argv[2], and dies by SIGKILL when step argv[3] is reached.
 
+With a step in argv[4], the loss of that step is NaN the first time, so that the run rolls back.
+"""
+
+import json
 import os
 import signal
 import sys
@@ -11,14 +15,24 @@ torch.set_num_threads(1)
 
 from prefixkit.config import load_recipe  # noqa: E402
 from prefixkit.data import prepare  # noqa: E402
+from prefixkit.files import sha256_file  # noqa: E402
 from prefixkit.models import load_base_model  # noqa: E402
 from prefixkit.prefix import BaseCard, Prefix, PrefixStates  # noqa: E402
-from prefixkit.training import train_prefix  # noqa: E402
+from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix  # noqa: E402
+from prefixkit.training.monitor import Monitor  # noqa: E402
 
 
-def measure(states: PrefixStates) -> float:
-    """Stand in for a held-out loss: any number that follows from the states alone."""
-    return float(sum(site.key.square().mean() for site in states.sites))
+def fail_once_at(step_to_fail: int, folder: Path) -> None:
+    """Make the monitor see a NaN, once in the whole life of the run."""
+    check, mark = Monitor.check, folder / "failed"
+
+    def fail(self: Monitor, step: int, loss: float, grad_norm: float) -> None:
+        if step == step_to_fail and not mark.exists():
+            mark.touch()
+            loss = float("nan")
+        check(self, step, loss, grad_norm)
+
+    Monitor.check = fail  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -31,8 +45,32 @@ def main() -> None:
     base = load_base_model(recipe.model.base, dtype=recipe.model.dtype)
     data = prepare(recipe.data, base.tokenizer, prefix_tokens=4, context_tokens=base.context_tokens)
     folder.mkdir(parents=True, exist_ok=True)
+    if len(sys.argv) > 4:
+        fail_once_at(int(sys.argv[4]), folder)
+    texts = [example.text for example in data.train[:64]]
+    start = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts).materialise()
+
+    def measure(states: PrefixStates) -> float:
+        """Stand in for a held-out loss: the further from the start the better, so that the last step is the best."""
+        pairs = zip(states.sites, start.sites, strict=True)
+        return -float(sum((site.key - first.key).norm() for site, first in pairs))
+
     outcome = train_prefix(base, data.train, recipe, folder, measure=measure, report=report)
-    print(Prefix.from_states(outcome.states, base=BaseCard(id="tiny")).save(folder).card.content_hash)
+    prefix = Prefix.from_states(outcome.states, base=BaseCard(id="tiny")).save(folder)
+    lines = read_metrics(folder / "metrics.jsonl")
+    encoder = checkpoints(checkpoint_folder(folder))[-1] / "encoder.safetensors"
+    print(
+        json.dumps(
+            {
+                "prefix": prefix.card.content_hash,
+                "encoder": sha256_file(encoder),
+                "best_step": outcome.best_step,
+                "steps": outcome.steps,
+                "rollbacks": outcome.rollbacks,
+                "metrics": [{key: line[key] for key in sorted(line) if key != "seconds"} for line in lines],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training learns, leaves the base model alone, resumes to the bit, and survives divergence and full disks."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from prefixkit.config import Recipe, dump_recipe
 from prefixkit.errors import DivergedError, TrainingError
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.prefix import PrefixStates
-from prefixkit.training import checkpoint_folder, checkpoints, read_metrics, train_prefix, trainer
+from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix, trainer
+from prefixkit.training.checkpoint import read_own
 from prefixkit.training.monitor import Monitor
 
 Load = Callable[[Recipe], Any]
@@ -23,6 +25,19 @@ Make = Callable[..., Recipe]
 
 def measure(states: PrefixStates) -> float:
     return float(sum(site.key.square().mean() for site in states.sites))
+
+
+def last_encoder(folder: Path) -> dict[str, torch.Tensor]:
+    return read_own(checkpoints(checkpoint_folder(folder))[-1])[0]
+
+
+def assert_close_and_moved(one: Any, other: Any, base: Any, recipe: Recipe, data: Any) -> None:
+    """Two trained encoders are equal, and neither is where it started: else the comparison would be of nothing."""
+    texts = [example.text for example in data.train[:64]]
+    start = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts).state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=1e-9, rtol=0)
+        assert (tensor - start[name]).abs().max() > 1e-3
 
 
 def quiet(step: int, steps: int, words: str) -> None:
@@ -52,47 +67,132 @@ def test_accumulated_small_batches_equal_one_large_batch(make_recipe: Make, load
         base, data = load(recipe)
         folder = tmp_path / str(batch)
         folder.mkdir()
-        results.append(train_prefix(base, data.train, recipe, folder, measure=lambda s: -measure(s), report=quiet))
-    for one, other in zip(results[0].states.sites, results[1].states.sites, strict=True):
-        torch.testing.assert_close(one.key, other.key, atol=1e-9, rtol=0)
+        train_prefix(base, data.train, recipe, folder, measure=measure, report=quiet)
+        results.append(last_encoder(folder))
+    assert_close_and_moved(results[0], results[1], base, recipe, data)
 
 
-def test_gradient_checkpointing_trains_the_same_prefix(make_recipe: Make, load: Load, tmp_path: Path) -> None:
-    hashes = []
+def test_gradient_checkpointing_trains_the_same_prefix_and_is_taken_off_again(
+    make_recipe: Make, load: Load, tmp_path: Path
+) -> None:
+    results, calls = [], []
     for on in (False, True):
-        recipe = make_recipe(model={"dtype": "float64"}, train={"gradient_checkpointing": on, "steps": 3})
+        recipe = make_recipe(
+            model={"dtype": "float64"}, prefix={"dropout": 0.0}, train={"gradient_checkpointing": on, "steps": 3}
+        )
         base, data = load(recipe)
+        count = []
+        layer = base.model.model.layers[0].self_attn  # pre-hook: recomputing stops early, once it has what it needs
+        hook = layer.register_forward_pre_hook(lambda *_, seen=count: seen.append(1))
         folder = tmp_path / str(on)
         folder.mkdir()
-        outcome = train_prefix(base, data.train, recipe, folder, measure=lambda s: -measure(s), report=quiet)
-        hashes.append(outcome.states)
-    for one, other in zip(hashes[0].sites, hashes[1].sites, strict=True):
-        torch.testing.assert_close(one.value, other.value, atol=1e-10, rtol=0)
+        train_prefix(base, data.train, recipe, folder, measure=measure, report=quiet)
+        hook.remove()
+        calls.append(len(count))
+        results.append(last_encoder(folder))
+        assert not base.model.is_activation_checkpointing
+        assert not base.model.get_input_embeddings()._forward_hooks
+    assert calls[1] == calls[0] + 3  # in every step the layer runs again in the backward pass
+    assert_close_and_moved(results[0], results[1], base, recipe, data)
 
 
-@pytest.mark.parametrize("killed_at", [1, 5])
-def test_a_run_killed_at_any_step_ends_in_the_same_prefix(make_recipe: Make, tmp_path: Path, killed_at: int) -> None:
+def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> subprocess.CompletedProcess[str]:
+    """Train in a process of its own, see kill_me.py."""
+    script = str(Path(__file__).parent / "kill_me.py")
+    command = [sys.executable, script, str(recipe), str(folder), str(last), *map(str, fail_at)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+EPOCHS = {"batch_size": 8, "accumulation": 3, "schedule": "cosine", "warmup": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "train", "fail_at"),
+    [
+        (1, {}, ()),  # before the first checkpoint
+        (5, {}, ()),  # between two
+        (6, EPOCHS, ()),  # in a later epoch, in the middle of accumulating
+        (6, {}, (3,)),  # after a rollback, at half the rate
+        (8, {}, ()),  # after the last step, before anything else was saved
+    ],
+)
+def test_a_run_killed_at_any_step_ends_in_the_same_prefix(
+    make_recipe: Make, tmp_path: Path, killed_at: int, train: dict[str, Any], fail_at: tuple[int, ...]
+) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_recipe(make_recipe(prefix={"reparam_depth": 2, "reparam_width": 8})), encoding="utf-8")
-
-    def run(folder: str, last: int) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            str(Path(__file__).parent / "kill_me.py"),
-            str(recipe),
-            str(tmp_path / folder),
-        ]
-        return subprocess.run([*command, str(last)], capture_output=True, text=True, check=False)
-
-    whole = run("whole", -1)
+    sections = make_recipe(prefix={"reparam_depth": 2, "reparam_width": 8}, train=train)
+    recipe.write_text(dump_recipe(sections), encoding="utf-8")
+    whole = run_apart(recipe, tmp_path / "whole", -1, *fail_at)
     assert whole.returncode == 0, whole.stderr
-    killed = run("killed", killed_at)
+    killed = run_apart(recipe, tmp_path / "killed", killed_at, *fail_at)
     assert killed.returncode == -9
-    resumed = run("killed", -1)
+    resumed = run_apart(recipe, tmp_path / "killed", -1, *fail_at)
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout == whole.stdout
-    steps = [line["step"] for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
-    assert steps == list(range(9))
+    assert json.loads(resumed.stdout) == json.loads(whole.stdout)
+    found = json.loads(whole.stdout)
+    assert [line["step"] for line in found["metrics"]] == list(range(9))
+    assert (found["steps"], found["best_step"], found["rollbacks"]) == (8, 8, len(fail_at))
+
+
+@pytest.mark.parametrize("train", [{}, {"steps": 30, "evaluate_every": 1, "patience": 3, "checkpoint_every": 1}])
+def test_a_run_that_is_over_is_not_trained_further(
+    make_recipe: Make, load: Load, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    """At its last step, or stopped early: transformers' Trainer itself would take one more step."""
+    recipe = make_recipe(train=train)
+    base, data = load(recipe)
+    losses = iter([5.0, 4.0, 3.0, 3.1, 3.2, 3.3])
+
+    def scripted(states: PrefixStates) -> float:
+        return next(losses) if train else measure(states)
+
+    first = train_prefix(base, data.train, recipe, tmp_path, measure=scripted, report=quiet)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = train_prefix(base, data.train, recipe, tmp_path, measure=scripted, report=quiet)
+    assert (again.steps, again.best_step, again.best_loss) == (first.steps, first.best_step, first.best_loss)
+    assert (again.tokens, again.seconds) == (first.tokens, first.seconds)
+    assert torch.equal(again.states.sites[0].key, first.states.sites[0].key)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_rate_warms_up_and_decays_as_asked(make_recipe: Make, load: Load, tmp_path: Path) -> None:
+    """8 steps, 2 of warm-up: Trainer logs the rate of the step just taken."""
+    expected = {
+        "linear": [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+        "cosine": [0, 1 / 2, 1, *(0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(1, 6))],
+        "constant": [0, 1 / 2, 1, 1, 1, 1, 1, 1],
+    }
+    for schedule, shares in expected.items():
+        recipe = make_recipe(train={"schedule": schedule, "warmup": 0.25, "learning_rate": 0.01})
+        base, data = load(recipe)
+        folder = tmp_path / schedule
+        folder.mkdir()
+        train_prefix(base, data.train, recipe, folder, measure=measure, report=quiet)
+        rates = [line["learning_rate"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+        assert rates == pytest.approx([0.01 * share for share in shares])
+
+
+def test_gradients_are_clipped(make_recipe: Make, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(train={"max_grad_norm": 1e-3, "steps": 2})
+    base, data = load(recipe)
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW, *rest: Any, **options: Any) -> Any:
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *rest, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    train_prefix(base, data.train, recipe, tmp_path, measure=measure, report=quiet)
+    assert norms == pytest.approx([1e-3, 1e-3], rel=1e-3)
+
+
+def test_a_heldout_loss_that_is_no_number_is_a_divergence(make_recipe: Make, load: Load, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"divergence": {"action": "stop"}})
+    base, data = load(recipe)
+    with pytest.raises(DivergedError, match="step 0: held-out loss is nan; lower train.learning_rate"):
+        train_prefix(base, data.train, recipe, tmp_path, measure=lambda states: math.nan, report=quiet)
 
 
 def test_a_diverging_run_rolls_back_with_half_the_rate_and_ends(
@@ -162,8 +262,11 @@ def test_early_stopping_keeps_the_best_prefix(make_recipe: Make, load: Load, tmp
     assert torch.equal(outcome.states.sites[0].key, seen[2].sites[0].key)
 
 
-def test_training_leaves_the_callers_random_numbers_alone(make_recipe: Make, load: Load, tmp_path: Path) -> None:
-    recipe = make_recipe(train={"steps": 2})
+@pytest.mark.parametrize("depth", [0, 2])
+def test_training_leaves_the_callers_random_numbers_alone(
+    make_recipe: Make, load: Load, tmp_path: Path, depth: int
+) -> None:
+    recipe = make_recipe(train={"steps": 2}, prefix={"reparam_depth": depth, "reparam_width": 8})
     base, data = load(recipe)
     torch.manual_seed(7)
     expected = torch.rand(3)

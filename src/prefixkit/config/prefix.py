@@ -1,5 +1,6 @@
 """Settings of the prefix: its length, where it sits, how it is parameterised and where it starts."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -84,9 +85,16 @@ class PrefixConfig(Section):
     """A learned gate per head that starts at 0, so that step 0 equals the base model exactly. It costs a second
     attention, and a gated prefix cannot be exported as plain keys and values."""
     position_offset: int | None = Field(None, ge=0)
-    """Position of the first text token; left out, the prefix's longest layer (the paper's and PEFT's choice)."""
+    """Position of the first text token; left out, the prefix's longest layer (the paper's and PEFT's choice), and 0
+    with a gate, which is to start as the base model."""
     init: InitConfig = InitConfig()
     """Where the prefix starts."""
+
+    def text_position(self, lengths: Sequence[int]) -> int:
+        """Return the position of the first text token, for a prefix of these lengths per site."""
+        if self.position_offset is not None:
+            return self.position_offset
+        return 0 if self.gate else max(lengths)
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "PrefixConfig":

@@ -44,7 +44,8 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
         model: a decoder-only transformers model with nothing attached.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
             encoder to train; or None, which leaves the model alone.
-        position_offset: for an encoder, the position of the first text token; its longest site if left out.
+        position_offset: for an encoder, the position of the first text token; left out, its longest site, and 0 for a
+            gated one, which starts as the base model.
 
     Returns:
         A handle: a context manager, or call its `detach`.
@@ -121,6 +122,11 @@ class Handle(AbstractContextManager["Handle"]):
     def _before_forward(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         assert self._source is not None
+        if self._model.config._attn_implementation not in NAMES.values():
+            raise InjectionError(
+                "the attention implementation was changed while a prefix was attached, so nothing would read it; "
+                "detach, change it, and attach again"
+            )
         _check_checkpointing(stack)
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
@@ -188,7 +194,8 @@ def _check_checkpointing(stack: nn.Module) -> None:
 def _from_encoder(anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> Callable[[], Bank]:
     if encoder.geometry != anatomy.geometry:
         raise InjectionError("the encoder was made for a model of another geometry")
-    offset = max(encoder.lengths) if offset is None else offset
+    if offset is None:
+        offset = max(encoder.lengths) if encoder.gates is None else 0
     return lambda: stack([encoder()], [offset])
 
 

@@ -73,7 +73,7 @@ def attend(
         query,
         torch.cat([_per_row(prefix.key, key), key], dim=2),  # [b, g, p + s, d]
         torch.cat([_per_row(prefix.value, value), value], dim=2),  # [b, g, p + s, d]
-        torch.cat([_columns(prefix, attention_mask), attention_mask], dim=3),  # [b, 1, t, p + s]
+        _with_columns(prefix, attention_mask),  # [b, 1, t, p + s]
         **options | {"is_causal": False},  # the mask says it all; a causal flag would be aligned wrongly
     )
     if prefix.gate is None:
@@ -86,16 +86,17 @@ def _per_row(states: Float[Tensor, "n g p d"], like: Float[Tensor, "b g s d"]) -
     return states.expand(like.shape[0], -1, -1, -1)
 
 
-def _columns(prefix: SiteBank, mask: Tensor) -> Tensor:
-    """Mask columns for the prefix, [b, 1, t, p], in the kind of mask the implementation takes."""
-    rows, _, queries, _ = mask.shape
+def _with_columns(prefix: SiteBank, mask: Tensor) -> Tensor:
+    """Put the prefix's columns before the mask's, [b, 1, t, p + s], in the kind of mask the implementation takes."""
     seen: Bool[Tensor, "n p"] = torch.ones(1, prefix.length, dtype=torch.bool, device=mask.device)
     if prefix.mask is not None:
         seen = prefix.mask
-    seen = seen[:, None, None, :].expand(rows, mask.shape[1], queries, -1)  # [n, p] -> [b, 1, t, p]
-    if mask.dtype == torch.bool:
-        return seen
-    return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, hidden(mask.dtype))
+    rows = max(mask.shape[0], len(seen))  # either may speak for all rows
+    seen = seen[:, None, None, :].expand(rows, mask.shape[1], mask.shape[2], -1)  # [n, p] -> [b, 1, t, p]
+    columns = seen
+    if mask.dtype != torch.bool:
+        columns = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, hidden(mask.dtype))
+    return torch.cat([columns, mask.expand(rows, -1, -1, -1)], dim=3)
 
 
 def _blend(plain: Output, prefixed: Output, gate: Float[Tensor, "n h"]) -> Output:

@@ -119,7 +119,7 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
         layer_lengths=config.layer_lengths,
         placements=config.placement,
     )
-    positions = max(lengths) if config.position_offset is None else config.position_offset
+    positions = config.text_position(lengths)
     data = prepare(recipe.data, base.tokenizer, prefix_tokens=positions, context_tokens=base.context_tokens)
     check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
@@ -138,7 +138,7 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
 
     def measure(states: PrefixStates) -> float:
         rows = data.validation[: recipe.train.validation_rows]
-        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.position_offset)
+        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.text_position(states.lengths))
         return float(heldout_loss(base, rows, prefix=candidate).mean)
 
     outcome = train_prefix(
@@ -162,7 +162,7 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         base_weights_hash=before,
         versions=machine.versions,
     )
-    offset = recipe.prefix.position_offset
+    offset = recipe.prefix.text_position(outcome.states.lengths)
     licence = recipe.licence or base.licence
     prefix = Prefix.from_states(outcome.states, base=card, position_offset=offset, training=training, licence=licence)
     with atomic_path(folder / TRAINING / "encoder.safetensors") as path:

@@ -16,7 +16,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from prefixkit.config import Attention, Dtype
 from prefixkit.errors import ConfigError, ModelError, PrefixkitError
 from prefixkit.logs import get_logger
-from prefixkit.models.hardware import choose_dtype
+from prefixkit.models.hardware import choose_device, choose_dtype
+from prefixkit.models.inspect import context_tokens
 from prefixkit.models.licences import find_licence
 from prefixkit.models.packaged import PACKAGED_MODELS, packaged_folder
 from prefixkit.models.quiet import quiet_transformers
@@ -48,12 +49,7 @@ class Base:
     @property
     def context_tokens(self) -> int | None:
         """Longest text the model has positions for, virtual tokens included; None where it names no limit."""
-        config = self.model.config.get_text_config()
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            value = getattr(config, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-        return None
+        return context_tokens(self.model)
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def _load(
     except Exception as error:
         raise explain_failure(source, error, revision=revision) from None
     model, loading = loaded
-    return model, tokenizer, loading
+    return model.to(choose_device()), tokenizer, loading
 
 
 def _locate(source: Source, revision: str | None) -> _Location:

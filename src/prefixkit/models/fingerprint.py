@@ -12,30 +12,40 @@ from prefixkit.prefix import BaseCard
 #: Numbers sampled from each weight for the fingerprint.
 _SAMPLES = 512
 #: Settings that change what the same weights compute.
-_SETTINGS = ("model_type", "hidden_act", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta",
-             "rope_parameters", "sliding_window", "layer_types")  # fmt: skip
+_SETTINGS = (
+    "model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "activation_function",
+    "hidden_activation", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_parameters",
+    "rotary_pct", "partial_rotary_factor", "sliding_window", "layer_types", "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+    "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "logit_scale",
+    "use_parallel_residual", "do_layer_norm_before",
+)  # fmt: skip
 
-_known: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+#: Per model object: how often its weights had been changed in place, and the fingerprint at that time.
+_known: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Return the identity of a model's configuration and weights; computed once per model object.
+    """Return the identity of a model's configuration and weights; computed once, and again if weights change in place.
 
-    Weights are sampled evenly and rounded to bfloat16, so a model has one fingerprint in float32 and in
-    bfloat16, and a 70B model is fingerprinted in seconds. Fine-tuned copies differ.
+    Weights are sampled evenly and rounded to bfloat16, so a model has one fingerprint in float64, float32 and
+    bfloat16 (float16 rounds differently, and differs), and a 70B model is fingerprinted in seconds. Fine-tuned copies
+    differ.
     """
-    if model not in _known:
-        digest = hashlib.sha256()
+    changes = sum(weight._version for weight in model.parameters())
+    known = _known.get(model)
+    if known is None or known[0] != changes:
+        digest, config = hashlib.sha256(), model.config.get_text_config()
         for key in _SETTINGS:
-            digest.update(f"{key}={getattr(model.config, key, None)!r};".encode())
+            digest.update(f"{key}={getattr(config, key, None)!r};".encode())
         for name, weight in sorted(model.state_dict().items()):
             flat = weight.detach().flatten()
             step = max(1, flat.numel() // _SAMPLES)
             sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
             digest.update(f"{name}{tuple(weight.shape)}".encode())
             digest.update(sample.view(torch.uint8).numpy().tobytes())
-        _known[model] = digest.hexdigest()
-    return _known[model]
+        known = _known[model] = (changes, digest.hexdigest())
+    return known[1]
 
 
 def weights_hash(model: PreTrainedModel) -> str:

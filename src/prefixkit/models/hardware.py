@@ -83,6 +83,11 @@ def _say_dtype(is_native: bool) -> None:
         log.info("weights in float32: this hardware has no native bfloat16")
 
 
+def choose_device() -> torch.device:
+    """Return where a base model goes: the first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def choose_threads(requested: int | None = None) -> int:
     """Return how many threads to compute with.
 

@@ -61,7 +61,7 @@ def inspect_model(model: PreTrainedModel) -> Anatomy:
 def context_tokens(model: PreTrainedModel) -> int | None:
     """Return the number of positions the model was made for, or None if it sets no limit."""
     config = model.config.get_text_config()
-    for key in ("max_position_embeddings", "n_positions"):
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         limit = getattr(config, key, None)
         if isinstance(limit, int) and limit > 0:
             return limit

@@ -46,6 +46,10 @@ def require_causal(base: str, config: PretrainedConfig) -> None:
         raise UnsupportedModelError(f"{base}: {kind} is a masked language model, it reads both ways; {todo}")
 
 
+#: Buffers that older versions of transformers saved and that are computed today.
+_OLD_BUFFERS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq")
+
+
 def require_complete(base: str, model: PreTrainedModel, loading: dict[str, Any]) -> None:
     """Refuse a model some of whose weights were not in its files, or the other way round.
 
@@ -71,7 +75,7 @@ def require_complete(base: str, model: PreTrainedModel, loading: dict[str, Any])
             f"{base}: weight {weight} has shape {list(found)}, but config.json asks for {list(expected)};"
             " get matching config.json and weights"
         )
-    unexpected = sorted(loading["unexpected_keys"])
+    unexpected = sorted(key for key in loading["unexpected_keys"] if not key.endswith(_OLD_BUFFERS))
     if unexpected:
         kind = model.config.model_type
         raise ModelError(

@@ -57,13 +57,15 @@ class Prefix:
         Args:
             states: keys and values per site; copied, so later training steps do not change the prefix.
             base: the model they belong to.
-            position_offset: position of the first text token; the longest site's length if left out.
+            position_offset: position of the first text token; left out, the longest site's length, and 0 with a gate.
             training: how they were trained, if they were.
             licence: terms of the base model and the data.
         """
+        if position_offset is None:
+            position_offset = 0 if states.has_gate else states.num_virtual_tokens
         card = PrefixCard(
             base=base,
-            position_offset=states.num_virtual_tokens if position_offset is None else position_offset,
+            position_offset=position_offset,
             sites=tuple(
                 SiteCard(
                     placement=site.placement,

@@ -38,7 +38,7 @@ class BaseCard(_Part):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     fingerprint: str | None = None
-    """Identity of configuration and weights, the same for every dtype; None accepts any model that fits."""
+    """Identity of configuration and weights, the same in float64, float32 and bfloat16; None accepts any model."""
 
 
 class TrainingCard(_Part):

@@ -11,7 +11,7 @@ and after training only ``P`` is kept: `materialise` runs the MLP once and drops
 
     table P'           [p, w]
       hidden layers    [p, w] -> [p, w]     (depth - 1 of them, each followed by the activation)
-      last layer       [p, w] -> [p, o]     o = sum over sites of 2 * g * d
+      last layer       [p, w] -> [p, o]     o = sum of 2 * g * d over sites that have virtual tokens
     split per site     key, value: [g, p, d] each
 
 The encoder runs once per training step on `p` rows, whatever the batch size: all rows of a batch share its
@@ -42,7 +42,7 @@ class PrefixEncoder(nn.Module):
 
     Args:
         geometry: the sites of the base model.
-        lengths: number of virtual tokens per site; 0 leaves a site alone and costs no parameters at depth 0.
+        lengths: number of virtual tokens per site; 0 leaves a site alone and costs no parameters.
         depth: layers of the reparameterisation MLP, 0-3.
         width: `w`, width of the MLP and its table; ignored at depth 0.
         activation: non-linearity after each hidden layer.
@@ -73,12 +73,13 @@ class PrefixEncoder(nn.Module):
             raise ConfigError("prefix: every layer has length 0; nothing would be trained")
         self.geometry = geometry
         self.lengths = tuple(lengths)
+        sites = list(zip(geometry.sites, self.lengths, strict=True))
+        self._widths = [site.numbers_per_token if p else 0 for site, p in sites]
         self.depth = depth
         self.dropout = dropout
         if depth == 0:
             self.states = nn.ParameterList(
-                torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype)
-                for site, p in zip(geometry.sites, self.lengths, strict=True)
+                torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites
             )
         else:
             self.table = nn.Parameter(torch.zeros(max(self.lengths), width, dtype=dtype))
@@ -88,16 +89,15 @@ class PrefixEncoder(nn.Module):
                 for layer in (nn.Linear(width, width, dtype=dtype), _ACTIVATIONS[activation]())
             ]
             self.hidden = nn.Sequential(*hidden)
-            self.last = nn.Linear(width, geometry.numbers_per_token, dtype=dtype)
-        self.gates = (
-            nn.ParameterList(torch.zeros(site.query_heads, dtype=dtype) for site in geometry.sites) if gated else None
-        )
+            self.last = nn.Linear(width, sum(self._widths), dtype=dtype)
+        gates = (torch.zeros(site.query_heads if p else 0, dtype=dtype) for site, p in sites)
+        self.gates = nn.ParameterList(gates) if gated else None
 
     def forward(self) -> PrefixStates:
         """Return the prefix states, with gradients to the encoder's parameters."""
         pairs = list(self.states) if self.depth == 0 else self._split(self.last(self.hidden(self.table)))
         pairs = [nn.functional.dropout(pair, self.dropout, self.training) for pair in pairs]
-        gates = list(self.gates) if self.gates is not None else [None] * len(pairs)
+        gates = [gate if len(gate) else None for gate in self.gates] if self.gates is not None else [None] * len(pairs)
         return PrefixStates(
             self.geometry,
             tuple(SiteStates(pair[0], pair[1], gate) for pair, gate in zip(pairs, gates, strict=True)),
@@ -105,7 +105,7 @@ class PrefixEncoder(nn.Module):
 
     def _split(self, rows: Float[Tensor, "p o"]) -> list[Float[Tensor, "2 g q d"]]:
         """Cut the MLP's output into keys and values per site; a site of length q < p takes the first q rows."""
-        parts = rows.split([site.numbers_per_token for site in self.geometry.sites], dim=1)
+        parts = rows.split(self._widths, dim=1)
         return [
             part[:q].view(q, 2, site.kv_heads, site.head_dim).permute(1, 2, 0, 3)  # [q, 2gd] -> [2, g, q, d]
             for part, site, q in zip(parts, self.geometry.sites, self.lengths, strict=True)

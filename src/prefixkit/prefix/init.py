@@ -87,13 +87,15 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
         raise ConfigError("prefix.gate: the prefix to start from is gated; set prefix.gate=true")
     if target.has_gate and encoder.gates is not None:
         for gate, states in zip(encoder.gates, target.sites, strict=True):
-            gate.copy_(torch.ones_like(gate) if states.gate is None else states.gate)
+            if len(gate):
+                gate.copy_(torch.ones_like(gate) if states.gate is None else states.gate)
     if encoder.depth == 0:
         for pair, states in zip(encoder.states, target.slice(encoder.lengths).sites, strict=True):
             pair[0].copy_(states.key)
             pair[1].copy_(states.value)
         return 0.0
-    error = _solve_last_layer(encoder, _rows(target.slice((len(encoder.table),) * len(target.sites))))
+    tokens = tuple(len(encoder.table) if q else 0 for q in encoder.lengths)
+    error = _solve_last_layer(encoder, _rows(target.slice(tokens)))
     if error > TOLERANCE and encoder.table.shape[1] >= len(encoder.table):
         raise ConfigError(
             f"prefix.reparam_depth: the MLP reproduces the states only to {error:.1g} of their size, {TOLERANCE:g} is "
@@ -109,7 +111,7 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
 
 def _rows(states: PrefixStates) -> Float[Tensor, "p o"]:
     """Lay out states as the MLP puts them out: one row per virtual token."""
-    parts = [torch.stack([s.key, s.value]).permute(2, 0, 1, 3).flatten(1) for s in states.sites]  # [p, 2gd]
+    parts = [torch.stack([s.key, s.value]).permute(2, 0, 1, 3).flatten(1) for s in states.sites if s.length]  # [p, 2gd]
     return torch.cat(parts, dim=1)
 
 

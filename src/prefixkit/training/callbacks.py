@@ -1,6 +1,7 @@
 """What happens around optimiser steps: held-out loss and early stopping, metrics, progress, Ctrl-C."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefixkit.errors import DivergedError
 from prefixkit.files import write_text
 from prefixkit.logs import get_logger
 from prefixkit.prefix import PrefixStates
@@ -19,6 +21,8 @@ from prefixkit.training.checkpoint import Progress
 from prefixkit.training.model import PrefixModel
 
 log = get_logger(__name__)
+
+METRICS_NAME = "metrics.jsonl"
 
 #: Measures a held-out loss, in nats per token, of the base model with these states attached.
 Measure = Callable[[PrefixStates], float]
@@ -66,6 +70,8 @@ class HeldOut(TrainerCallback):
     def _look(self, step: int) -> None:
         states = self._model.encoder.materialise()
         self.latest = self._measure(states)
+        if not math.isfinite(self.latest):
+            raise DivergedError(f"step {step}: held-out loss is {self.latest}; lower train.learning_rate")
         if self.progress.best_loss is None or self.latest < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_step, self.progress.waited = self.latest, step, 0
             self.best = {name: t.detach().clone() for name, t in self._model.encoder.state_dict().items()}

@@ -38,6 +38,7 @@ class Progress:
         best_step: step it was reached at.
         waited: held-out losses since then.
         recent_losses: the monitor's memory.
+        recent_norms: likewise.
         rollbacks: times the run went back to a checkpoint with half the learning rate.
     """
 
@@ -45,6 +46,7 @@ class Progress:
     best_step: int = 0
     waited: int = 0
     recent_losses: list[float] = field(default_factory=list)
+    recent_norms: list[float] = field(default_factory=list)
     rollbacks: int = 0
 
 

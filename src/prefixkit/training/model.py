@@ -31,6 +31,7 @@ class PrefixModel(nn.Module):
         self.base = base.requires_grad_(False)
         self.encoder = encoder
         self.position_offset = position_offset
+        self._is_recomputing = False
         self._handle = attach(base, encoder, position_offset=position_offset)
 
     def forward(
@@ -56,6 +57,8 @@ class PrefixModel(nn.Module):
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute the base model's activations in the backward pass; called by transformers' Trainer."""
         self.base.activation_checkpointing_enable({"use_reentrant": False})
+        self.base.disable_input_require_grads()  # a prefix brings its own gradient into every layer
+        self._is_recomputing = True
 
     @contextmanager
     def set_aside(self) -> Iterator[PreTrainedModel]:
@@ -72,4 +75,6 @@ class PrefixModel(nn.Module):
     def close(self) -> None:
         """Detach the prefix; the base model is as it was."""
         self._handle.detach()
+        if self._is_recomputing:
+            self.base.activation_checkpointing_disable()
         self.base.eval()

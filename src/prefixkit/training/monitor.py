@@ -8,18 +8,23 @@ from prefixkit.errors import DivergedError
 
 #: Steps the running median looks back over, and how many it needs to say anything.
 _WINDOW, _ENOUGH = 25, 5
+#: Nats a loss must lie above the median to have exploded: a loss near 0 may well triple in one batch.
+_MARGIN = 2.0
 
 
 class Monitor:
     """Raises before a step that would carry a run off the rails.
 
     Args:
-        loss_ratio: a loss above this many times the running median counts as exploded.
+        loss_ratio: a loss above this many times the running median, and 2 nats above it, counts as exploded.
+        norm_ratio: likewise for the gradient norm, where it is also above `max_grad_norm`.
+        max_grad_norm: gradients are scaled down to this norm, so that smaller ones do no harm.
     """
 
-    def __init__(self, loss_ratio: float) -> None:
-        self._loss_ratio = loss_ratio
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
+    def __init__(self, loss_ratio: float, norm_ratio: float, max_grad_norm: float) -> None:
+        self._loss_ratio, self._norm_ratio, self._max_grad_norm = loss_ratio, norm_ratio, max_grad_norm
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+        self._norms: deque[float] = deque(maxlen=_WINDOW)
 
     def check(self, step: int, loss: float, grad_norm: float) -> None:
         """Look at one step.
@@ -30,22 +35,32 @@ class Monitor:
             grad_norm: norm of its gradient before clipping.
 
         Raises:
-            DivergedError: loss or gradient norm is NaN or infinite, or the loss exploded.
+            DivergedError: loss or gradient norm is NaN or infinite, or exploded.
         """
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise DivergedError(f"step {step}: {name} is {value}; lower train.learning_rate")
-        if len(self._recent) >= _ENOUGH and loss > self._loss_ratio * median(self._recent):
-            raise DivergedError(
-                f"step {step}: loss {loss:.3g} is more than {self._loss_ratio:g} times the running median "
-                f"{median(self._recent):.3g}; lower train.learning_rate"
-            )
-        self._recent.append(loss)
+        if len(self._losses) >= _ENOUGH:
+            middle = median(self._losses)
+            if loss > max(self._loss_ratio * middle, middle + _MARGIN):
+                raise DivergedError(_exploded(step, "loss", loss, self._loss_ratio, middle))
+            middle = median(self._norms)
+            if grad_norm > max(self._norm_ratio * middle, self._max_grad_norm):
+                raise DivergedError(_exploded(step, "gradient norm", grad_norm, self._norm_ratio, middle))
+        self._losses.append(loss)
+        self._norms.append(grad_norm)
 
-    def state(self) -> list[float]:
-        """Return what a checkpoint must keep."""
-        return list(self._recent)
+    def state(self) -> tuple[list[float], list[float]]:
+        """Return what a checkpoint must keep: recent losses and gradient norms."""
+        return list(self._losses), list(self._norms)
 
-    def restore(self, state: list[float]) -> None:
+    def restore(self, losses: list[float], norms: list[float]) -> None:
         """Go back to a checkpoint's state."""
-        self._recent = deque(state, maxlen=_WINDOW)
+        self._losses, self._norms = deque(losses, maxlen=_WINDOW), deque(norms, maxlen=_WINDOW)
+
+
+def _exploded(step: int, name: str, value: float, ratio: float, middle: float) -> str:
+    return (
+        f"step {step}: {name} {value:.3g} is more than {ratio:g} times the running median {middle:.3g}; "
+        "lower train.learning_rate"
+    )

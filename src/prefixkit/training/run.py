@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
 from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
@@ -22,8 +23,16 @@ from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.prefix import PrefixEncoder, PrefixStates
 from prefixkit.seeding import derive
-from prefixkit.training.callbacks import HeldOut, Measure, Metrics, ProgressBar, StopAfterStep
-from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints, newest_readable
+from prefixkit.training.callbacks import (
+    METRICS_NAME,
+    HeldOut,
+    Measure,
+    Metrics,
+    ProgressBar,
+    StopAfterStep,
+    read_metrics,
+)
+from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints, newest_readable, read_own, step_of
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
 from prefixkit.training.start import build_encoder
@@ -82,10 +91,10 @@ def train_prefix(
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved first.
     """
     texts = [example.text for example in examples[:64]]
-    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
+    with _own_randomness():  # torch's layers draw their weights as they are made, before ours replace them
+        encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
     at_start = copy.deepcopy(encoder.state_dict())
-    offset = max(encoder.lengths) if recipe.prefix.position_offset is None else recipe.prefix.position_offset
-    model = PrefixModel(base.model, encoder, offset)
+    model = PrefixModel(base.model, encoder, recipe.prefix.text_position(encoder.lengths))
     progress = Progress()
     try:
         with _own_randomness():
@@ -115,16 +124,22 @@ def _run_once(
         with model.set_aside():
             return measure(states)
 
+    newest = newest_readable(checkpoint_folder(folder))
+    if newest is not None:
+        _, best, saved = read_own(newest)
+        progress.rollbacks = max(progress.rollbacks, saved.rollbacks)  # before the rate is chosen
+        if best is not None and _is_over(step_of(newest), saved, config):
+            return _outcome(model, best, saved, step_of(newest), folder)
     rate = config.learning_rate * 0.5**progress.rollbacks
     heldout = HeldOut(model, measure_aside, every=config.evaluate_every, patience=config.patience, progress=progress)
-    metrics = Metrics(folder / "metrics.jsonl", heldout, report)
+    metrics = Metrics(folder / METRICS_NAME, heldout, report)
     stop = StopAfterStep()
     trainer = PrefixTrainer(
         model,
         sampler=_sampler(examples, config),
         heldout=heldout,
         metrics=metrics,
-        monitor=Monitor(config.divergence.loss_ratio),
+        monitor=Monitor(config.divergence.loss_ratio, config.divergence.norm_ratio, config.max_grad_norm),
         learning_rate=rate,
         args=_arguments(config, checkpoint_folder(folder), rate, base),
         train_dataset=list(examples),
@@ -132,22 +147,31 @@ def _run_once(
         callbacks=[heldout, metrics, stop],
     )
     trainer.remove_callback(PrinterCallback)  # stdout is data
-    resume_from = newest_readable(checkpoint_folder(folder))
     with stop.listening():
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    if stop.asked:
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if stop.asked and not _is_over(trainer.state.global_step, progress, config):
         raise KeyboardInterrupt
     assert heldout.best is not None
+    return _outcome(model, heldout.best, progress, trainer.state.global_step, folder)
+
+
+def _is_over(step: int, progress: Progress, config: TrainConfig) -> bool:
+    """Whether a run has nothing left to do: transformers' Trainer would take one more step."""
+    return step >= config.steps or (config.patience is not None and progress.waited >= config.patience)
+
+
+def _outcome(model: PrefixModel, best: dict[str, Tensor], progress: Progress, steps: int, folder: Path) -> Outcome:
     assert progress.best_loss is not None
-    model.encoder.load_state_dict(heldout.best)
+    model.encoder.load_state_dict(best)
+    last = read_metrics(folder / METRICS_NAME)[-1]
     return Outcome(
         states=model.encoder.materialise(),
         encoder=model.encoder,
-        steps=trainer.state.global_step,
+        steps=steps,
         best_step=progress.best_step,
         best_loss=progress.best_loss,
-        tokens=metrics.tokens,
-        seconds=metrics.seconds,
+        tokens=last["tokens"],
+        seconds=last["seconds"],
         rollbacks=progress.rollbacks,
     )
 

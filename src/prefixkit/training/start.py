@@ -77,7 +77,7 @@ def _target_states(
         tokens = _random_words(base.tokenizer, length, generator)
     else:
         tokens = _text_tokens(base.tokenizer, config.init.text, length, texts)
-    return text_states(base.model, tokens).map(lambda states: states.float())
+    return text_states(base.model, tokens)
 
 
 def _text_tokens(

@@ -93,7 +93,7 @@ class PrefixTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the encoder, not the base model."""
         if self.args.should_save:
-            self.progress.recent_losses = self._monitor.state()
+            self.progress.recent_losses, self.progress.recent_norms = self._monitor.state()
             encoder = self._encoder().state_dict()
             write_own(Path(str(output_dir or self.args.output_dir)), encoder, self._heldout.best, self.progress)
 
@@ -103,7 +103,7 @@ class PrefixTrainer(Trainer):
         rollbacks = max(progress.rollbacks, self.progress.rollbacks)
         self.progress.__dict__.update(progress.__dict__ | {"rollbacks": rollbacks})
         self._heldout.best = best
-        self._monitor.restore(progress.recent_losses)
+        self._monitor.restore(progress.recent_losses, progress.recent_norms)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """After a rollback, the saved schedule is replayed at the lower peak rate."""

@@ -1,0 +1,33 @@
+"""The fingerprint tells models apart by what they compute, not by how they are stored."""
+
+import copy
+
+import pytest
+import torch
+
+from prefixkit.models.fingerprint import fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_does_not_depend_on_the_number_format(make_tiny_llama, dtype):
+    model = make_tiny_llama().bfloat16()  # numbers that every format here holds
+    assert fingerprint(copy.deepcopy(model).to(dtype)) == fingerprint(model.float())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("activation_function", "relu"), ("scale_attn_by_inverse_layer_idx", True), ("layer_norm_epsilon", 0.5)],
+)
+def test_it_tells_settings_that_change_what_the_same_weights_compute(make_tiny_gpt2, key, value):
+    model, other = make_tiny_gpt2(), make_tiny_gpt2()
+    setattr(other.config, key, value)
+    assert fingerprint(model) != fingerprint(other)
+
+
+def test_it_follows_weights_that_change_in_place(make_tiny_llama):
+    model = make_tiny_llama()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    assert fingerprint(model) != before
