@@ -41,4 +41,4 @@ def test_the_encoder_through_a_whole_model_passes_gradcheck(depth, gated, make_m
     assert torch.autograd.gradcheck(run, values, fast_mode=True)
     gradients = torch.autograd.grad(run(*values), values, allow_unused=True)
     silent = {name for name, gradient in zip(names, gradients, strict=True) if gradient is None}
-    assert silent == ({"gates.1"} if gated else set())  # the site of length 0
+    assert not silent  # the site of length 0 has no parameter at all
