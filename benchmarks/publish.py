@@ -103,7 +103,9 @@ def _quality_lines(quality: Json) -> list[str]:
     ]
     for method, name in METHODS.items():
         rates = sorted(trial["learning_rate"] for trial in quality["trials"] if trial["method"] == method)
-        found = quality["best"].get(method) or quality["base"]
+        found = quality["base"] if method == "base" else quality["best"].get(method)
+        if found is None:  # not run, or diverged at every rate
+            continue
         gap = quality["differences"].get(f"prefixkit - {method}")
         lines.append(
             f"| {name} | {', '.join(f'{rate:g}' for rate in rates)} | {found.get('learning_rate', '')} | "
@@ -128,13 +130,15 @@ def draw_overview(scores: Json, quality: Json, path: Path) -> None:
 
 
 def _draw_curves(axes: Axes, quality: Json) -> None:
+    """Draw each method's curve; one that never comes into view is only named, with where it ends."""
+    top = quality["base"]["test_loss"] + 0.1
     for method, best in quality["best"].items():
         rate = best["learning_rate"]
         trial = next(t for t in quality["trials"] if (t["method"], t["learning_rate"]) == (method, rate))
-        points = [(point["step"], point["validation_loss"]) for point in trial["curve"]]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=COLOURS[method], label=METHODS[method])
-    start = quality["trials"][0]["curve"][0]["validation_loss"]
-    axes.set(title="Held-out loss while training", xlabel="step", ylabel="nats per token", ylim=(None, start + 1.2))
+        steps, losses = zip(*((p["step"], p["validation_loss"]) for p in trial["curve"]), strict=True)
+        note = f" (above, ends at {losses[-1]:.2f})" if min(losses) > top else ""
+        axes.plot(steps, losses, marker="o", markersize=4, color=COLOURS[method], label=METHODS[method] + note)
+    axes.set(title="Held-out loss while training", xlabel="step", ylabel="nats per token", ylim=(None, top))
     axes.legend(frameon=False)
 
 
