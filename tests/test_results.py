@@ -1,0 +1,34 @@
+"""Numbers people read are those of the committed result files."""
+
+import importlib.util
+from pathlib import Path
+
+from prefixkit.files import read_json
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_publish():
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_says_what_the_result_files_say():
+    publish = load_publish()
+    folder = publish.RESULTS / "positive-reviews"
+    run, scores = read_json(folder / publish.RUN), read_json(folder / publish.SCORES)
+    block = publish.readme_block(run, scores, read_json(publish.QUALITY))
+    assert block in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_published_runs_and_benchmarks_trained_the_shipped_recipe():
+    """A result of another recipe than the one that ships would answer for something nobody can run."""
+    from prefixkit.config import load_recipe
+
+    publish = load_publish()
+    shipped = load_recipe("positive-reviews").model_dump(mode="json")
+    run, quality = read_json(publish.RESULTS / "positive-reviews" / publish.RUN), read_json(publish.QUALITY)
+    assert run["recipe"] == shipped
+    assert quality["recipe"] == shipped
