@@ -71,7 +71,7 @@ def logits_loss(model: nn.Module) -> Loss:
 def build_prefixkit(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
     texts = [example.text for example in data.train[:64]]  # as train_prefix does
     encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    model = PrefixModel(base.model, encoder, recipe.prefix.text_position(encoder.lengths))
+    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset)
 
     def loss(batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         return summed_loss(model.base, batch, labels, plain_head=model.plain_head)

@@ -46,7 +46,7 @@ def test_attention_equals_a_slow_loop(make_model, make_prefix, make_states, wind
     allowed = (distance >= 0) & (distance < (window or 9))
     rows = [make_states(model, [3, 0, 1], seed=1, gated=gated), None, make_states(model, [1, 2, 1], seed=2)]
     layer = inspect_layer(model)
-    place(layer, Slot(0, "sdpa", Current(stack(rows, [3, 0, 2]))))
+    place(layer, Slot(0, True, "sdpa", Current(stack(rows, [3, 0, 2]))))
     mask = allowed.expand(3, 1, 5, 5)
     found, _ = module.attend(layer, query, key, value, mask, scaling=0.3, dropout=0.0)
     sites = [None if row is None else row.sites[0] for row in rows]
@@ -74,7 +74,7 @@ def test_attention_with_a_prefix_passes_gradcheck(make_model, make_prefix, make_
     def run(*_: Tensor) -> Tensor:
         if has_slot(layer):
             clear(layer)
-        place(layer, Slot(0, "sdpa", Current(stack([states], [2]))))
+        place(layer, Slot(0, True, "sdpa", Current(stack([states], [2]))))
         return module.attend(layer, query, key, value, mask, scaling=0.35, dropout=0.0)[0]
 
     assert torch.autograd.gradcheck(run, (query, key, value, *leaves))

@@ -2,19 +2,24 @@
 
 import pytest
 from transformers import (
+    BigBirdPegasusConfig,
+    BigBirdPegasusForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LongT5Config,
+    LongT5ForConditionalGeneration,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.inspect import inspect_model
+
+SMALL = {"vocab_size": 50, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "block_size": 4}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -48,8 +53,10 @@ def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
          "BloomForCausalLM: its attention does not go through transformers' attention interface"),
         (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1)),
          "MambaForCausalLM: takes no position_ids"),
-        (lambda: T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_ff=16)),
-         "T5ForConditionalGeneration: encoder-decoder models are not supported yet"),
+        (lambda: LongT5ForConditionalGeneration(LongT5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2)),
+         "LongT5ForConditionalGeneration: only 0 of its 1 encoder_self layers are attention layers"),
+        (lambda: BigBirdPegasusForConditionalGeneration(BigBirdPegasusConfig(**SMALL)),
+         "BigBirdPegasusForConditionalGeneration: "),
         (lambda: _gpt2("flex_attention"), "GPT2LMHeadModel: attention implementation 'flex_attention' is not"),
         (lambda: _gpt2("eager", reorder_and_upcast_attn=True),
          "GPT2LMHeadModel: reorder_and_upcast_attn bypasses the attention interface"),

@@ -1,6 +1,5 @@
 """Settings of the prefix: its length, where it sits, how it is parameterised and where it starts."""
 
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -86,15 +85,9 @@ class PrefixConfig(Section):
     attention, and a gated prefix cannot be exported as plain keys and values."""
     position_offset: int | None = Field(None, ge=0)
     """Position of the first text token; left out, the prefix's longest layer (the paper's and PEFT's choice), and 0
-    with a gate, which is to start as the base model."""
+    with a gate, which is to start as the base model. Where there is an encoder, text keeps its positions: 0."""
     init: InitConfig = InitConfig()
     """Where the prefix starts."""
-
-    def text_position(self, lengths: Sequence[int]) -> int:
-        """Return the position of the first text token, for a prefix of these lengths per site."""
-        if self.position_offset is not None:
-            return self.position_offset
-        return 0 if self.gate else max(lengths)
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "PrefixConfig":

@@ -9,9 +9,10 @@
     handle.detach()
 
 Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are
-changed and restored: the name of the attention implementation, a slot on each attention layer, one hook on the
-decoder stack (it runs the encoder once per forward pass and moves the positions past the prefix), and, with one
-prefix per row, `generate` (it may repeat rows for beams; a plain forward may not).
+changed and restored: the name of the attention implementation, a slot on each attention layer, a hook on each stack
+(it chooses the rows' prefixes and, in a decoder-only model, moves the positions past them), and, with one prefix per
+row, `generate` (it may repeat rows for beams; a plain forward may not). The prefix encoder runs once per forward pass
+of the whole model: an encoder-decoder has one more hook, on the module that runs both stacks.
 """
 
 import inspect
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.compat import eager_attention
+from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.positions import check_context, moved_positions, past_tokens
@@ -41,11 +43,11 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
     """Make a frozen model read a prefix.
 
     Args:
-        model: a decoder-only transformers model with nothing attached.
+        model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
             encoder to train; or None, which leaves the model alone.
-        position_offset: for an encoder, the position of the first text token; left out, its longest site, and 0 for a
-            gated one, which starts as the base model.
+        position_offset: for a prefix encoder, the position of the first text token; left out,
+            `Geometry.text_position`.
 
     Returns:
         A handle: a context manager, or call its `detach`.
@@ -54,6 +56,7 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
         UnsupportedModelError: the model cannot take a prefix.
         BaseMismatchError: a prefix was trained on another base model.
         InjectionError: something is attached already, or a prefix has another geometry.
+        ConfigError: a position offset for a model whose text keeps its positions.
     """
     anatomy = inspect_model(model)
     if any(has_slot(module) for module in anatomy.attention):
@@ -85,6 +88,7 @@ class Handle(AbstractContextManager["Handle"]):
     ) -> None:
         self._model, self._anatomy, self._source, self._rows = model, anatomy, source, rows
         self._current = Current()
+        self._pass: Bank | None = None  # of the forward pass under way, if one of the whole model is
         self._repeats = False
         self._restore: list[Callable[[], object]] = []
         if source is not None:
@@ -107,19 +111,34 @@ class Handle(AbstractContextManager["Handle"]):
         if implementation == "eager":
             for module in self._anatomy.attention:
                 eager_attention(module)  # refuses a family without one before anything is changed
-        for site, module in enumerate(self._anatomy.attention):
-            place(module, Slot(site, implementation, self._current))
+        sites = self._anatomy.geometry.sites
+        for index, (site, module) in enumerate(zip(sites, self._anatomy.attention, strict=True)):
+            is_causal = site.placement is Placement.DECODER_SELF
+            place(module, Slot(index, is_causal, implementation, self._current))
             self._restore.append(partial(clear, module))
         self._restore.append(lambda: model.set_attn_implementation(implementation))
         model.set_attn_implementation(NAMES[implementation])
-        hook = self._anatomy.stack.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._restore.append(hook.remove)
+        hooks = [
+            stack.register_forward_pre_hook(self._before_stack, with_kwargs=True) for stack in self._anatomy.stacks
+        ]
+        if len(self._anatomy.stacks) > 1:
+            hooks.append(self._anatomy.root.register_forward_pre_hook(self._before_pass))
+            hooks.append(self._anatomy.root.register_forward_hook(self._after_pass, always_call=True))
+        self._restore.extend(hook.remove for hook in hooks)
         if self._rows is not None:
             own = vars(model).get("generate")  # a caller may have put one on the instance
             setattr(model, "generate", self._generate)  # noqa: B010 - an instance attribute that shadows the method
             self._restore.append(lambda: delattr(model, "generate") if own is None else setattr(model, "generate", own))
 
-    def _before_forward(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _before_pass(self, root: nn.Module, args: tuple[Any, ...]) -> None:
+        """Run the prefix encoder once for both stacks."""
+        assert self._source is not None
+        self._pass = self._source()
+
+    def _after_pass(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._pass = None
+
+    def _before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         assert self._source is not None
         if self._model.config._attn_implementation not in NAMES.values():
@@ -129,12 +148,18 @@ class Handle(AbstractContextManager["Handle"]):
             )
         _check_checkpointing(stack)
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
-        inputs: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-        batch, tokens = inputs.shape[:2]
-        bank = self._source()
+        inputs = _inputs(call)
+        bank = self._source() if self._pass is None else self._pass
         if self._rows is not None:
-            bank = bank.rows(self._row_index(batch))
+            bank = bank.rows(self._row_index(len(inputs)))
         self._current.bank = bank
+        if self._anatomy.geometry.moves_text:
+            call |= {"position_ids": self._positions(call, bank, inputs)}
+        return (), call | {BANK: bank}
+
+    def _positions(self, call: dict[str, Any], bank: Bank, inputs: Tensor) -> Tensor:
+        """Return the text's positions behind each row's prefix; refuse those the model was not made for."""
+        batch, tokens = inputs.shape[:2]
         positions = moved_positions(
             call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._model.config.model_type == "opt"
         )
@@ -143,7 +168,7 @@ class Handle(AbstractContextManager["Handle"]):
             check_context(positions, self._anatomy.context_tokens, most)
         elif self._anatomy.context_tokens is not None:
             check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
-        return (), call | {"position_ids": positions, BANK: bank}
+        return positions
 
     def _row_index(self, batch: int) -> Tensor:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
@@ -154,10 +179,11 @@ class Handle(AbstractContextManager["Handle"]):
         return torch.arange(self._rows).repeat_interleave(repeats)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = next((kwargs[k] for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
-        inputs = args[0] if args else inputs
-        if inputs is not None and len(inputs) != self._rows:
-            raise _wrong_rows(self._rows, len(inputs))
+        names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
+        given = [*args[:1], *(kwargs.get(name) for name in names)]
+        for inputs in given:
+            if isinstance(inputs, Tensor) and len(inputs) != self._rows:
+                raise _wrong_rows(self._rows, len(inputs))
         with self._repeating():
             return getattr(type(self._model), "generate")(self._model, *args, **kwargs)  # noqa: B009 - a mixin may add it
 
@@ -194,9 +220,15 @@ def _check_checkpointing(stack: nn.Module) -> None:
 def _from_encoder(anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> Callable[[], Bank]:
     if encoder.geometry != anatomy.geometry:
         raise InjectionError("the encoder was made for a model of another geometry")
-    if offset is None:
-        offset = max(encoder.lengths) if encoder.gates is None else 0
-    return lambda: stack([encoder()], [offset])
+    position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
+    return lambda: stack([encoder()], [position])
+
+
+def _inputs(call: dict[str, Any]) -> Tensor:
+    """Return what a stack reads: token ids, embeddings, or the features of a recording."""
+    names = ("input_ids", "inputs_embeds", "input_features")
+    inputs: Tensor = next(call[name] for name in names if call.get(name) is not None)
+    return inputs
 
 
 def _build_bank(

@@ -9,12 +9,14 @@ every layer (He et al., 2022, Eq. 5),
     query        [b, h, t, d]
     key, value   [b, g, s, d]  ->  [b, g, p + s, d]       P_K, P_V: [b, g, p, d]
     mask         [b, 1, t, s]  ->  [b, 1, t, p + s]       a row sees its own virtual tokens, all of them, always
+    bias         [1, h, t, s]  ->  [1, h, t, p + s]       T5's, by distance: a virtual token is at no distance, 0
     output       [b, t, h, d]
 
 transformers asks a registry for the attention function of a model. The functions below stand in that registry
 under names of their own, prepend, and call the model's own implementation, so that rotary embedding,
 grouped-query attention, soft-capping, sinks, caches and gradient checkpointing stay the model's business.
-Masks are made for the text alone: a sliding window slides over text, and never hides the prefix.
+Masks are made for the text alone: a sliding window slides over text, and never hides the prefix. The same holds
+for an encoder's attention and for a decoder's attention to its encoder, where the keys are the encoder's.
 """
 
 from typing import Any
@@ -51,30 +53,34 @@ def attend(
         query: `[b, h, t, d]`.
         key: `[b, g, s, d]`, the text's, earlier tokens from the cache included.
         value: `[b, g, s, d]`.
-        attention_mask: `[b, 1, t, s]`, boolean (sdpa) or added to the scores (eager).
+        attention_mask: `[b, 1, t, s]`, boolean (sdpa) or added to the scores (eager); None where all is visible.
         options: dropout, scaling and whatever else the model gives its implementation; passed on.
 
     Returns:
         The output `[b, t, h, d]`, and the attention weights `[b, h, t, p + s]` if the implementation has them.
 
     Raises:
-        InjectionError: nothing is attached to this layer, or the model gave no mask.
+        InjectionError: nothing is attached to this layer, a causal layer got no mask, or the model gives its
+            attention something per key that knows of no prefix.
     """
     slot = slot_of(module)
     own = eager_attention(module) if slot.implementation == "eager" else sdpa_attention
     prefix = slot.read(key.shape[0], options.pop(BANK, None))
     if prefix.length == 0:
         return own(module, query, key, value, attention_mask, **options)
-    if attention_mask is None:
+    if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
+    _check_options(module, key, options)
     prefix = prefix.to(key.device, key.dtype)
+    bias = options.get("position_bias")
+    longer = {} if bias is None else {"position_bias": nn.functional.pad(bias, (prefix.length, 0))}  # [1, h, t, p + s]
     with_prefix = own(
         module,
         query,
         torch.cat([_per_row(prefix.key, key), key], dim=2),  # [b, g, p + s, d]
         torch.cat([_per_row(prefix.value, value), value], dim=2),  # [b, g, p + s, d]
-        _with_columns(prefix, attention_mask),  # [b, 1, t, p + s]
-        **options | {"is_causal": False},  # the mask says it all; a causal flag would be aligned wrongly
+        _with_columns(prefix, attention_mask, key, slot.implementation),  # [b, 1, t, p + s]
+        **options | longer | {"is_causal": False},  # the mask says it all; a causal flag would be aligned wrongly
     )
     if prefix.gate is None:
         return with_prefix
@@ -86,8 +92,28 @@ def _per_row(states: Float[Tensor, "n g p d"], like: Float[Tensor, "b g s d"]) -
     return states.expand(like.shape[0], -1, -1, -1)
 
 
-def _with_columns(prefix: SiteBank, mask: Tensor) -> Tensor:
+def _check_options(module: nn.Module, key: Tensor, options: dict[str, Any]) -> None:
+    """Refuse numbers per key under a name not known here: the prefix's columns would be missing from them."""
+    for name, value in options.items():
+        if (
+            name != "position_bias"
+            and isinstance(value, Tensor)
+            and value.dim() > 2
+            and value.shape[-1] == key.shape[2]
+        ):
+            raise InjectionError(
+                f"{type(module).__name__} gives its attention {name}, which has no place for a prefix; "
+                "choose another base model"
+            )
+
+
+def _with_columns(prefix: SiteBank, mask: Tensor | None, key: Tensor, implementation: str) -> Tensor | None:
     """Put the prefix's columns before the mask's, [b, 1, t, p + s], in the kind of mask the implementation takes."""
+    if mask is None and prefix.mask is None:
+        return None
+    if mask is None:  # all of the text is visible
+        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
+        mask = mask if implementation == "sdpa" else torch.zeros_like(mask, dtype=key.dtype)
     seen: Bool[Tensor, "n p"] = torch.ones(1, prefix.length, dtype=torch.bool, device=mask.device)
     if prefix.mask is not None:
         seen = prefix.mask

@@ -32,11 +32,13 @@ class Slot:
 
     Attributes:
         site: index of the layer's site in the geometry.
+        is_causal: whether the layer's text hides its own future; if not, a missing mask means that all is visible.
         implementation: the model's own attention, ``"sdpa"`` or ``"eager"``.
         current: the bank of the present forward pass.
     """
 
     site: int
+    is_causal: bool
     implementation: str
     current: Current = field(repr=False)
 

@@ -23,7 +23,7 @@ from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, Prefix, PrefixStates, TrainingCard
-from prefixkit.training import Outcome, check_trackers, train_prefix
+from prefixkit.training import Outcome, check_trackers, prefix_lengths, train_prefix
 
 log = get_logger(__name__)
 
@@ -113,13 +113,9 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
         attention=recipe.model.attention,
     )
     config = recipe.prefix
-    lengths = inspect_model(base.model).geometry.lengths(
-        config.num_virtual_tokens,
-        layers=config.layers,
-        layer_lengths=config.layer_lengths,
-        placements=config.placement,
-    )
-    positions = config.text_position(lengths)
+    geometry = inspect_model(base.model).geometry
+    lengths = prefix_lengths(geometry, config)
+    positions = geometry.text_position(lengths, is_gated=config.gate, asked=config.position_offset)
     data = prepare(recipe.data, base.tokenizer, prefix_tokens=positions, context_tokens=base.context_tokens)
     check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
@@ -138,7 +134,7 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
 
     def measure(states: PrefixStates) -> float:
         rows = data.validation[: recipe.train.validation_rows]
-        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.text_position(states.lengths))
+        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.position_offset)
         return float(heldout_loss(base, rows, prefix=candidate).mean)
 
     outcome = train_prefix(
@@ -162,8 +158,8 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         base_weights_hash=before,
         versions=machine.versions,
     )
-    offset = recipe.prefix.text_position(outcome.states.lengths)
     licence = recipe.licence or base.licence
+    offset = recipe.prefix.position_offset
     prefix = Prefix.from_states(outcome.states, base=card, position_offset=offset, training=training, licence=licence)
     with atomic_path(folder / TRAINING / "encoder.safetensors") as path:
         path.write_bytes(save(outcome.encoder.state_dict()))

@@ -1,28 +1,36 @@
 """Can this model take a prefix, and how? The model itself is asked.
 
-transformers 5.x sends attention through one registry of functions. `inspect_model` runs one token through the
-model with a recording function in that registry: which modules call it, and with how many heads, of what size,
-is the geometry. Nothing is read from configuration keys, whose names differ from family to family.
+transformers 5.x sends attention through one registry of functions. `inspect_model` runs a few tokens through the
+model and watches: which modules call the registry, in which stack, and with how many heads, of what size, is the
+geometry. No size is read from configuration keys, whose names differ from family to family.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import PreTrainedModel
 
 from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
+from prefixkit.models.probe import AttentionCall, watch_attention
 from prefixkit.prefix import Geometry, Site
 
-_PROBE = "prefixkit_probe"
 _IMPLEMENTATIONS = ("sdpa", "eager")
+#: Tokens of the probe. They differ, so that the length of its keys tells a cross-attention from a self-attention.
+_SOURCE_TOKENS, _TARGET_TOKENS = 3, 2
+
+
+class Kind(StrEnum):
+    """How a model is built."""
+
+    DECODER = "decoder"
+    ENCODER = "encoder"
+    ENCODER_DECODER = "encoder-decoder"
 
 
 @dataclass(frozen=True)
@@ -30,16 +38,25 @@ class Anatomy:
     """What prefixkit needs to know of a model.
 
     Attributes:
-        geometry: the sites that can take a prefix.
+        kind: which stacks it has.
+        geometry: the sites that can take a prefix, in the order the model runs them.
         attention: the attention module of each site.
-        stack: the module whose forward receives token ids and positions.
+        stacks: the modules whose forward receives a batch's rows: the decoder, the encoder, or encoder and decoder.
+        root: the innermost module that runs all stacks; the stack itself where there is one.
         context_tokens: positions the model was made for; None if it sets no limit.
     """
 
+    kind: Kind
     geometry: Geometry
     attention: tuple[nn.Module, ...]
-    stack: nn.Module
+    stacks: tuple[nn.Module, ...]
+    root: nn.Module
     context_tokens: int | None
+
+    @property
+    def stack(self) -> nn.Module:
+        """The stack whose last hidden state the model's head reads."""
+        return self.stacks[-1]
 
 
 _known: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
@@ -63,9 +80,18 @@ def context_tokens(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         limit = getattr(config, key, None)
-        if isinstance(limit, int) and limit > 0:
+        # T5 names the length it was trained on, but its relative positions set no limit.
+        if isinstance(limit, int) and limit > 0 and not hasattr(config, "relative_attention_num_buckets"):
             return limit
     return None
+
+
+def text_inputs(model: PreTrainedModel, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return a forward's inputs for token ids `[1, s]`; an encoder-decoder's decoder reads `target` `[1, t]`."""
+    inputs = {"input_ids": source.to(model.device)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = target.to(model.device)
+    return inputs
 
 
 def _check_implementation(model: PreTrainedModel) -> None:
@@ -88,85 +114,109 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(f"{name}: expected a transformers model, such as AutoModelForCausalLM loads")
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name}: encoder-decoder models are not supported yet; use a decoder-only model")
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{name}: its attention does not go through transformers' attention interface, "
             "so no prefix can be prepended; choose another base model"
         )
     _check_implementation(model)
-    stack = model.get_decoder()
-    if "position_ids" not in inspect.signature(stack.forward).parameters:
-        raise UnsupportedModelError(f"{name}: takes no position_ids, so text cannot be placed after a prefix")
     calls = _probe(model)
-    _check_layers(model, stack, calls)
-    sites = tuple(
-        Site(Placement.DECODER_SELF, layer, query.shape[1], key.shape[1], key.shape[3])
-        for layer, (_, query, key) in enumerate(calls)
+    kind = _kind(model, calls)
+    stacks = _stacks(model, kind)
+    if kind is Kind.DECODER and "position_ids" not in inspect.signature(stacks[0].forward).parameters:
+        raise UnsupportedModelError(f"{name}: takes no position_ids, so text cannot be placed after a prefix")
+    sites = _sites(calls, kind, stacks)
+    _check_layers(model, kind, sites, calls)
+    return Anatomy(
+        kind=kind,
+        geometry=Geometry(sites),
+        attention=tuple(call.module for call in calls),
+        stacks=stacks,
+        root=_innermost(model, stacks),
+        context_tokens=context_tokens(model),
     )
-    return Anatomy(Geometry(sites), tuple(module for module, _, _ in calls), stack, context_tokens(model))
 
 
-def _check_layers(model: PreTrainedModel, stack: nn.Module, calls: list[tuple[nn.Module, Tensor, Tensor]]) -> None:
+def _kind(model: PreTrainedModel, calls: list[AttentionCall]) -> Kind:
+    if model.config.is_encoder_decoder:
+        return Kind.ENCODER_DECODER
+    causal = {getattr(call.module, "is_causal", True) for call in calls}
+    if len(causal) > 1:
+        raise UnsupportedModelError(f"{type(model).__name__}: some of its layers are causal and some are not")
+    return Kind.ENCODER if causal == {False} else Kind.DECODER
+
+
+def _stacks(model: PreTrainedModel, kind: Kind) -> tuple[nn.Module, ...]:
+    if kind is Kind.ENCODER_DECODER:
+        return model.get_encoder(), model.get_decoder()
+    # What an encoder calls its encoder (BERT) takes embeddings; the base model takes tokens.
+    return (model.base_model if kind is Kind.ENCODER else model.get_decoder(),)
+
+
+def _innermost(model: nn.Module, stacks: tuple[nn.Module, ...]) -> nn.Module:
+    """Return the smallest module all stacks are parts of; a forward pass of all of them goes through it."""
+    holders = [module for module in model.modules() if set(stacks) <= set(module.modules())]
+    return min(holders, key=lambda module: len(list(module.modules())))
+
+
+def _sites(calls: list[AttentionCall], kind: Kind, stacks: tuple[nn.Module, ...]) -> tuple[Site, ...]:
+    in_encoder = set() if kind is Kind.DECODER else set(stacks[0].modules())
+    layers: Counter[Placement] = Counter()
+    sites = []
+    for call in calls:
+        placement = Placement.DECODER_SELF
+        if call.module in in_encoder:
+            placement = Placement.ENCODER_SELF
+        elif kind is Kind.ENCODER_DECODER and call.key.shape[2] != call.query.shape[2]:
+            placement = Placement.CROSS
+        sites.append(Site(placement, layers[placement], call.query.shape[1], call.key.shape[1], call.key.shape[3]))
+        layers[placement] += 1
+    return tuple(sites)
+
+
+def _check_layers(model: PreTrainedModel, kind: Kind, sites: tuple[Site, ...], calls: list[AttentionCall]) -> None:
     """Refuse models in which some layers mix tokens in another way than attention (state-space, linear, ...)."""
     name = type(model).__name__
-    layers = model.config.get_text_config().num_hidden_layers
-    modules = [module for module, _, _ in calls]
-    if len(set(modules)) != len(modules):
+    if len({call.module for call in calls}) != len(calls):
         raise UnsupportedModelError(f"{name}: runs one attention layer several times per token; not supported")
-    if len(calls) != layers:
-        raise UnsupportedModelError(
-            f"{name}: only {len(calls)} of its {layers} layers are attention layers that can take a prefix"
-        )
-    if any(not getattr(module, "is_causal", True) for module in modules):
-        raise UnsupportedModelError(f"{name}: is not a causal decoder")
-    if any(key.shape[-1] != query.shape[-1] for _, query, key in calls):
-        raise UnsupportedModelError(f"{name}: queries and keys of different size (latent attention) are not supported")
-
-
-def _probe(model: PreTrainedModel) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Run one token through the model; return (module, query, key) of every attention call, in order."""
-    name = type(model).__name__
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-        if value.shape != key.shape:
+    for placement, layers in _layers(model, kind).items():
+        found = sum(site.placement is placement for site in sites)
+        if found != layers:
+            stack = "" if kind is Kind.DECODER else f" {placement}"
+            raise UnsupportedModelError(
+                f"{name}: only {found} of its {layers}{stack} layers are attention layers that can take a prefix"
+            )
+    for call in calls:
+        if call.value.shape != call.key.shape:
             raise UnsupportedModelError(f"{name}: keys and values of different shape are not supported")
-        calls.append((module, query, key))
-        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
-
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    AttentionInterface.register(_PROBE, record)
-    AttentionMaskInterface.register(_PROBE, sdpa_mask)
-    with evaluating(model), _implementation_restored(model), torch.no_grad():
-        model.set_attn_implementation(_PROBE)
-        try:
-            model(input_ids=token, use_cache=False)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UnsupportedModelError(f"{name}: cannot run on token ids alone: {reason}") from None
-    found = list(calls)
-    calls.clear()  # the registry keeps `record`, which must not keep the model alive
-    return found
+        if call.key.shape[-1] != call.query.shape[-1]:
+            raise UnsupportedModelError(
+                f"{name}: queries and keys of different size (latent attention) are not supported"
+            )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and every module back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def _layers(model: PreTrainedModel, kind: Kind) -> dict[Placement, int]:
+    """Return how many layers each stack has by the model's configuration."""
+    config = model.config.get_text_config() if kind is Kind.DECODER else model.config
+    layers: int | None = getattr(config, "num_hidden_layers", None)
+    if kind is not Kind.ENCODER_DECODER and layers:
+        return {Placement.DECODER_SELF if kind is Kind.DECODER else Placement.ENCODER_SELF: layers}
+    decoder: int | None = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
+    if not layers or not decoder:
+        raise UnsupportedModelError(f"{type(model).__name__}: its configuration does not say how many layers it has")
+    return {Placement.ENCODER_SELF: layers, Placement.DECODER_SELF: decoder, Placement.CROSS: decoder}
+
+
+def _probe(model: PreTrainedModel) -> list[AttentionCall]:
+    """Run a few tokens through the model; return every attention call, in order."""
+    source = torch.arange(_SOURCE_TOKENS)[None]
+    inputs = text_inputs(model, source, source[:, :_TARGET_TOKENS])
+    if model.main_input_name == "input_features":  # Whisper hears; its encoder takes one length only
+        frames = 2 * model.config.max_source_positions
+        features = torch.zeros(1, model.config.num_mel_bins, frames, device=model.device, dtype=model.dtype)
+        inputs = {"input_features": features, "decoder_input_ids": inputs["decoder_input_ids"]}
     try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _implementation_restored(model: PreTrainedModel) -> Iterator[None]:
-    implementation = model.config._attn_implementation
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(implementation)
+        return watch_attention(model, inputs)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnsupportedModelError(f"{type(model).__name__}: cannot run on token ids alone: {reason}") from None

@@ -57,12 +57,11 @@ class Prefix:
         Args:
             states: keys and values per site; copied, so later training steps do not change the prefix.
             base: the model they belong to.
-            position_offset: position of the first text token; left out, the longest site's length, and 0 with a gate.
+            position_offset: position of the first text token; left out, `Geometry.text_position`.
             training: how they were trained, if they were.
             licence: terms of the base model and the data.
         """
-        if position_offset is None:
-            position_offset = 0 if states.has_gate else states.num_virtual_tokens
+        position_offset = states.geometry.text_position(states.lengths, is_gated=states.has_gate, asked=position_offset)
         card = PrefixCard(
             base=base,
             position_offset=position_offset,

@@ -52,6 +52,35 @@ class Geometry:
         """Numbers one virtual token holds over all sites."""
         return sum(site.numbers_per_token for site in self.sites)
 
+    @property
+    def moves_text(self) -> bool:
+        """Whether text can stand at later positions behind a prefix: in decoder-only models, and nowhere else.
+
+        The stacks of an encoder-decoder number their texts each from 0, some by distances alone (T5), and what an
+        encoder reads has no end to put a prefix before; there a prefix has no position.
+        """
+        return self.placements == (Placement.DECODER_SELF,)
+
+    def text_position(self, lengths: Sequence[int], *, is_gated: bool, asked: int | None = None) -> int:
+        """Return the position of the first text token.
+
+        Args:
+            lengths: virtual tokens per site.
+            is_gated: the prefix starts as the base model, so by default the text stays where it is.
+            asked: `prefix.position_offset`; left out, the longest site (the paper's and PEFT's choice) where text
+                moves, and 0 elsewhere.
+
+        Raises:
+            ConfigError: a position is asked for that this kind of model cannot give.
+        """
+        if asked and not self.moves_text:
+            raise ConfigError(
+                f"prefix.position_offset: text keeps its positions in an encoder; expected 0, got {asked}"
+            )
+        if asked is not None:
+            return asked
+        return max(lengths) if self.moves_text and not is_gated else 0
+
     def num_parameters(self, lengths: Sequence[int]) -> int:
         """Numbers a materialised prefix of these lengths (one per site) holds."""
         return sum(p * site.numbers_per_token for p, site in zip(lengths, self.sites, strict=True))

@@ -3,7 +3,7 @@
 from prefixkit.training.callbacks import Measure, ProgressBar, read_metrics
 from prefixkit.training.checkpoint import checkpoint_folder, checkpoints
 from prefixkit.training.run import Outcome, check_trackers, train_prefix
-from prefixkit.training.start import build_encoder
+from prefixkit.training.start import build_encoder, prefix_lengths
 
 __all__ = [
     "Measure",
@@ -13,6 +13,7 @@ __all__ = [
     "check_trackers",
     "checkpoint_folder",
     "checkpoints",
+    "prefix_lengths",
     "read_metrics",
     "train_prefix",
 ]

@@ -19,13 +19,13 @@ class PrefixModel(nn.Module):
     Args:
         base: the frozen base model.
         encoder: the prefix.
-        position_offset: position of the first text token.
+        position_offset: position of the first text token; None for the geometry's own, as in `attach`.
     """
 
     #: Tells transformers' Trainer that the loss is divided by `num_items_in_batch` here.
     accepts_loss_kwargs = True
 
-    def __init__(self, base: PreTrainedModel, encoder: PrefixEncoder, position_offset: int) -> None:
+    def __init__(self, base: PreTrainedModel, encoder: PrefixEncoder, position_offset: int | None) -> None:
         super().__init__()
         self.plain_head = has_plain_head(base)
         self.base = base.requires_grad_(False)

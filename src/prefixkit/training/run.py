@@ -94,7 +94,7 @@ def train_prefix(
     with _own_randomness():  # torch's layers draw their weights as they are made, before ours replace them
         encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
     at_start = copy.deepcopy(encoder.state_dict())
-    model = PrefixModel(base.model, encoder, recipe.prefix.text_position(encoder.lengths))
+    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset)
     progress = Progress()
     try:
         with _own_randomness():

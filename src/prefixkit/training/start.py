@@ -13,7 +13,7 @@ from prefixkit.models import Base
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
-from prefixkit.prefix import Prefix, PrefixEncoder, PrefixStates, init_mlp, init_random, init_zero, reproduce
+from prefixkit.prefix import Geometry, Prefix, PrefixEncoder, PrefixStates, init_mlp, init_random, init_zero, reproduce
 from prefixkit.seeding import derive
 
 
@@ -32,12 +32,7 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
         ArtefactError: the prefix to start from cannot be read, or belongs to another base model.
     """
     geometry = inspect_model(base.model).geometry
-    lengths = geometry.lengths(
-        config.num_virtual_tokens,
-        layers=config.layers,
-        layer_lengths=config.layer_lengths,
-        placements=config.placement,
-    )
+    lengths = prefix_lengths(geometry, config)
     encoder = PrefixEncoder(
         geometry,
         lengths,
@@ -58,6 +53,20 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
         case kind:
             reproduce(encoder, _target_states(base, config, kind, max(lengths), texts, generator))
     return encoder.to(base.model.device)
+
+
+def prefix_lengths(geometry: Geometry, config: PrefixConfig) -> tuple[int, ...]:
+    """Return the number of virtual tokens per site that a recipe asks for.
+
+    Raises:
+        ConfigError: a layer or a placement does not exist in this model.
+    """
+    return geometry.lengths(
+        config.num_virtual_tokens,
+        layers=config.layers,
+        layer_lengths=config.layer_lengths,
+        placements=config.placement,
+    )
 
 
 def _target_states(

@@ -1,0 +1,187 @@
+"""Encoder-decoders: prefixes in encoder self-, decoder self- and cross-attention equal the slow reference."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from prefixkit.config import Placement
+from prefixkit.errors import ConfigError, DataError, InjectionError
+from prefixkit.injection import attach
+from prefixkit.models.inspect import Kind, inspect_model
+from prefixkit.models.text_states import text_states
+from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, init_mlp, reproduce
+
+from .encoder_families import ENCODER_DECODERS, build, source_of
+from .reference import reference
+
+PLACEMENTS = list(Placement)
+SUBSETS = [list(chosen) for size in (1, 2, 3) for chosen in combinations(PLACEMENTS, size)]
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+@pytest.fixture(scope="module", params=ENCODER_DECODERS)
+def model(request) -> PreTrainedModel:
+    return build(ENCODER_DECODERS[request.param])
+
+
+def random_prefix(make_prefix, model, placements=None, length=3, **kinds):
+    lengths = inspect_model(model).geometry.lengths(length, placements=placements)
+    return make_prefix(model, list(lengths), **kinds)
+
+
+def padding(source, rows):
+    """A mask for the source whose later rows are shorter; None for features."""
+    if "input_ids" not in source:
+        return {}
+    mask = torch.ones_like(source["input_ids"])
+    for row in range(1, rows):
+        mask[row, -row:] = 0
+    return {"attention_mask": mask}
+
+
+def test_the_geometry_tells_the_three_attentions_apart(model):
+    anatomy = inspect_model(model)
+    counts = [sum(site.placement is placement for site in anatomy.geometry.sites) for placement in PLACEMENTS]
+    layers = 2 if "num_decoder_layers" in vars(model.config) and model.config.num_decoder_layers == 2 else 3
+    assert dict(zip(PLACEMENTS, counts, strict=True)) == {
+        Placement.ENCODER_SELF: 2, Placement.DECODER_SELF: layers, Placement.CROSS: layers,
+    }  # fmt: skip
+    assert anatomy.kind is Kind.ENCODER_DECODER
+    assert anatomy.stacks == (model.get_encoder(), model.get_decoder())
+    assert not anatomy.geometry.moves_text
+
+
+@pytest.mark.parametrize("placements", SUBSETS, ids="+".join)
+def test_each_placement_alone_and_together_equals_the_slow_reference(model, placements, make_prefix, make_ids):
+    rows = [random_prefix(make_prefix, model, placements, seed=1), None, random_prefix(make_prefix, model, seed=2)]
+    source, target = source_of(model, 3), make_ids(3, 4)
+    inputs = source | padding(source, 3) | {"decoder_input_ids": target}
+    states = [None if row is None else row.states for row in rows]
+    with reference(model, inspect_model(model).attention, states):
+        expected = model(**inputs).logits
+    plain = model(**inputs).logits
+    with attach(model, rows):
+        found = model(**inputs).logits
+    torch.testing.assert_close(found, expected, **EXACT)
+    assert torch.allclose(plain[1], expected[1], rtol=0, atol=1e-12)
+    assert float((plain - expected)[0].abs().max()) > 1e-4
+    assert torch.equal(model(**inputs).logits, plain)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_gradients_equal_the_slow_references(family, attention, make_states, make_ids):
+    model = build(ENCODER_DECODERS[family], attention=attention)
+    source, target = source_of(model, 2), make_ids(2, 4)
+    inputs = source | padding(source, 2) | {"decoder_input_ids": target}
+    states = make_states(model, 2, grad=True)
+    weights = torch.randn(2, 4, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    with reference(model, inspect_model(model).attention, [states]):
+        (model(**inputs).logits * weights).sum().backward()
+    encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
+    reproduce(encoder, states)
+    with attach(model, encoder):
+        (model(**inputs).logits * weights).sum().backward()
+    tolerance = EXACT if attention == "sdpa" else {"rtol": 1e-5, "atol": 1e-5}  # eager takes its softmax in float32
+    for pair, site in zip(encoder.states, states.sites, strict=True):
+        torch.testing.assert_close(pair.grad, torch.stack([site.key.grad, site.value.grad]), **tolerance)
+        assert float(pair.grad.abs().max()) > 1e-9
+
+
+def skip_what_transformers_cannot(model):
+    config = model.config
+    if config.model_type == "t5" and config.num_layers != config.num_decoder_layers:
+        pytest.skip("transformers makes the cache of an asymmetric T5 too short: it cannot generate without a prefix")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2},
+                                     {"cache_implementation": "static"}, {"use_cache": False}], ids=str)  # fmt: skip
+def test_generation_of_mixed_rows_equals_each_row_alone(model, options, make_prefix):
+    skip_what_transformers_cannot(model)
+    rows = [random_prefix(make_prefix, model, length=6, seed=4), None, random_prefix(make_prefix, model, seed=5)]
+    source = source_of(model, 3)
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0} | options
+    copies = settings.get("num_return_sequences", 1)
+    with attach(model, rows):
+        together = model.generate(**source, **settings)
+    plain = model.generate(**source, **settings)
+    assert not torch.equal(plain, together)
+    for row, prefix in enumerate(rows):
+        with attach(model, prefix):
+            alone = model.generate(**{name: value[row : row + 1] for name, value in source.items()}, **settings)
+        assert torch.equal(together[row * copies : (row + 1) * copies, : alone.shape[1]], alone)
+
+
+def test_greedy_generation_equals_the_slow_reference(model, make_prefix):
+    skip_what_transformers_cannot(model)
+    prefix = random_prefix(make_prefix, model)
+    source = source_of(model, 2)
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with reference(model, inspect_model(model).attention, [prefix.states]):
+        expected = model.generate(**source, **settings)
+    with attach(model, prefix):
+        assert torch.equal(model.generate(**source, **settings), expected)
+
+
+def test_the_prefix_encoder_runs_once_per_forward_pass_and_checkpoints(model, make_states, make_ids):
+    states = make_states(model, 2)
+    source, target = source_of(model, 2), make_ids(2, 4)
+    inputs = source | {"decoder_input_ids": target, "labels": target}
+    inputs.pop("decoder_input_ids")
+    found, runs = [], []
+    for checkpointing in (False, True):
+        encoder = PrefixEncoder(states.geometry, states.lengths, depth=2, width=8, dropout=0.3, dtype=torch.float64)
+        init_mlp(encoder, torch.Generator().manual_seed(0))
+        encoder.last.register_forward_hook(lambda *_: runs.append(1))
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        with attach(model, encoder), torch.random.fork_rng():
+            torch.manual_seed(7)
+            model(**inputs, use_cache=False).loss.backward()
+        model.eval()
+        found.append([parameter.grad for parameter in encoder.parameters()])
+    model.activation_checkpointing_disable()
+    assert len(runs) == 2
+    torch.testing.assert_close(*found, **EXACT)
+    assert float(found[0][0].abs().max()) > 1e-6
+
+
+def test_batches_of_another_size_are_refused_and_the_model_is_left_as_it_was(model, make_prefix, make_ids):
+    rows = [random_prefix(make_prefix, model), None]
+    source = source_of(model, 4)
+    before = model(**source_of(model, 2), decoder_input_ids=make_ids(2, 3)).logits
+    with attach(model, rows):
+        with pytest.raises(InjectionError, match="prefixes for 2 rows are attached, the batch has 4"):
+            model(**source, decoder_input_ids=make_ids(4, 3))
+        with pytest.raises(InjectionError, match="prefixes for 2 rows are attached, the batch has 4"):
+            model.generate(**source, max_new_tokens=2)
+        model(**source_of(model, 2), decoder_input_ids=make_ids(2, 3))
+    assert torch.equal(model(**source_of(model, 2), decoder_input_ids=make_ids(2, 3)).logits, before)
+
+
+def test_text_keeps_its_positions(model, make_prefix, make_states):
+    prefix = random_prefix(make_prefix, model)
+    assert prefix.position_offset == 0
+    asked = r"prefix.position_offset: text keeps its positions in an encoder; expected 0, got 3"
+    with pytest.raises(ConfigError, match=asked):
+        Prefix.from_states(prefix.states, base=BaseCard(id="tiny"), position_offset=3)
+    with pytest.raises(ConfigError, match=asked):
+        attach(model, PrefixEncoder(prefix.states.geometry, prefix.states.lengths), position_offset=3)
+
+
+def test_a_prefix_starts_from_the_models_own_states_of_a_text(model, make_ids):
+    text = make_ids(4, seed=8)
+    if model.main_input_name == "input_features":
+        with pytest.raises(DataError, match="reads input_features, no text, so its prefix cannot start from one"):
+            text_states(model, text)
+        return
+    states = text_states(model, text)
+    assert states.lengths == (4,) * len(states.geometry.sites)
+    first = next(m for m in model.get_encoder().modules() if hasattr(m, "k_proj") or hasattr(m, "k"))
+    hidden = model.get_encoder()(input_ids=text[None], output_hidden_states=True).hidden_states[0]
+    if hasattr(first, "k_proj") and model.config.model_type in ("bart", "marian"):  # layers that normalise afterwards
+        expected = first.k_proj(hidden).view(4, -1, states.sites[0].key.shape[2]).transpose(0, 1)
+        torch.testing.assert_close(states.sites[0].key, expected, **EXACT)

@@ -1,0 +1,92 @@
+"""Bidirectional encoders: a prefix in every self-attention equals the slow reference, gradients included."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from prefixkit.config import Placement
+from prefixkit.injection import attach
+from prefixkit.models.inspect import Kind, inspect_model
+from prefixkit.prefix import PrefixEncoder, reproduce
+
+from .encoder_families import ENCODERS, build
+from .reference import reference
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+HEADS = {"bare": AutoModel, "sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+
+
+@pytest.fixture(params=ENCODERS)
+def encoder_family(request):
+    return ENCODERS[request.param]
+
+
+def padded(ids):
+    mask = torch.ones_like(ids)
+    for row in range(1, len(ids)):
+        mask[row, -row:] = 0
+    return mask
+
+
+def read(model, ids, mask=None):
+    out = model(input_ids=ids, attention_mask=mask)
+    return out.last_hidden_state if "last_hidden_state" in out else out.logits
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_encoder_has_one_stack_that_sees_both_ways(encoder_family, head):
+    anatomy = inspect_model(build(encoder_family, HEADS[head]))
+    assert anatomy.kind is Kind.ENCODER
+    assert [(site.placement, site.layer) for site in anatomy.geometry.sites] == [
+        (Placement.ENCODER_SELF, layer) for layer in range(3)
+    ]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_mixed_rows_equal_the_slow_reference(encoder_family, head, masked, make_prefix, make_ids):
+    model = build(encoder_family, HEADS[head])
+    rows = [make_prefix(model, [3, 0, 2], seed=1), None, make_prefix(model, 4, seed=2)]
+    ids = make_ids(3, 7)
+    mask = padded(ids) if masked else None
+    with reference(model, inspect_model(model).attention, [row and row.states for row in rows]):
+        expected = read(model, ids, mask)
+    plain = read(model, ids, mask)
+    with attach(model, rows):
+        torch.testing.assert_close(read(model, ids, mask), expected, **EXACT)
+    assert float((plain - expected)[0].abs().max()) > 1e-4
+    assert torch.equal(read(model, ids, mask), plain)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_gradients_equal_the_slow_references(encoder_family, attention, checkpointing, make_states, make_ids):
+    model = build(encoder_family, AutoModelForSequenceClassification, attention)
+    ids = make_ids(3, 7)
+    states = make_states(model, 3, grad=True)
+    weights = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    with reference(model, inspect_model(model).attention, [states]):
+        (read(model, ids, padded(ids)) * weights).sum().backward()
+    encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
+    reproduce(encoder, states)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    with attach(model, encoder):
+        (read(model, ids, padded(ids)) * weights).sum().backward()
+    tolerance = EXACT if attention == "sdpa" else {"rtol": 1e-5, "atol": 1e-5}  # eager takes its softmax in float32
+    for pair, site in zip(encoder.states, states.sites, strict=True):
+        torch.testing.assert_close(pair.grad, torch.stack([site.key.grad, site.value.grad]), **tolerance)
+        assert float(pair.grad.abs().max()) > 1e-9
+
+
+def test_in_an_encoder_the_window_never_hides_the_prefix(make_prefix, make_ids):
+    model = build(ENCODERS["modernbert"], AutoModel)
+    lengths = [0 if site.layer == 0 else 2 for site in inspect_model(model).geometry.sites]
+    ids = make_ids(1, 30)
+    plain = read(model, ids)
+    with attach(model, make_prefix(model, lengths)):
+        assert float((read(model, ids) - plain).abs().amax(dim=2).min()) > 1e-4
