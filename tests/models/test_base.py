@@ -10,10 +10,10 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
-    T5Config,
-    T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from prefixkit.config import Attention, Dtype
@@ -213,8 +213,20 @@ def test_model_with_its_own_code_is_refused_without_asking(folder, monkeypatch):
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 ONE_WAY = "give a model that writes text left to right"
 OTHERS = {
-    "t5 is an encoder-decoder; this version takes decoder-only models, such as gpt2": lambda: (
-        T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    "whisper does not turn text into text; give one that does, such as t5": lambda: WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=9,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+            begin_suppress_tokens=None,
+        )
     ),
     f"bert is a masked language model, it reads both ways; {ONE_WAY}": lambda: BertForMaskedLM(
         BertConfig(vocab_size=9, **SMALL)
@@ -224,7 +236,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("message", OTHERS)
-def test_model_that_is_not_causal_is_refused_by_name(tmp_path, message):
+def test_model_that_writes_no_text_or_reads_none_is_refused_by_name(tmp_path, message):
     OTHERS[message]().save_pretrained(tmp_path / "model")
     assert refused(UnsupportedModelError, tmp_path / "model") == message
 

@@ -39,8 +39,10 @@ def generate(
     changes = [f"generation.{key}={value}" for key, value in given.items() if value is not None]
     settings = parse_recipe(dump_recipe(recipe), changes).generation
     text = recipe.data.prompt if prompt is None else prompt
+    has_encoder = loaded.start_token_id is not None
     if prompt is not None and not raw:
-        text = ask(prompt, recipe.data, loaded.tokenizer)
+        text = ask(prompt, recipe.data, loaded.tokenizer, has_encoder=has_encoder)
+    lead = f"{text}\n" if has_encoder else text  # an encoder-decoder answers, it does not continue
     systems = [("prefix", prefix), ("base", None)] if base else [("prefix", prefix)]
     for name, each in systems:
         if base and not as_json:
@@ -48,11 +50,11 @@ def generate(
         if count == 1 and not as_json:
             pieces = stream_text(loaded, text, settings, seed=seed, prefix=each)
             first = next(pieces, "")  # before anything is shown: what is wrong shows itself here
-            typer.echo(text + first, nl=False)
+            typer.echo(lead + first, nl=False)
             for piece in pieces:
                 typer.echo(piece, nl=False)
             typer.echo()
             continue
         for index, out in enumerate(generate_texts(loaded, [text] * count, settings, seed=seed, prefix=each)):
             line = {"system": name, "index": index, "prompt": text, "text": out}
-            typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{text}{out}\n")
+            typer.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{lead}{out}\n")

@@ -73,7 +73,8 @@ class DataConfig(Section):
     clean_html: bool = True
     """Turn <br /> into a space, unescape entities, and fold white space."""
     max_tokens: int = Field(96, ge=2)
-    """Longest example in tokens, prompt included."""
+    """Longest example in tokens, prompt included; for an encoder-decoder, longest text of its encoder and of its
+    decoder."""
     truncate: bool = True
     """Cut longer examples at max_tokens; false makes them an error."""
     max_rows: int | None = Field(None, ge=1)

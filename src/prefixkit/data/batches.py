@@ -15,24 +15,33 @@ _BATCHES_PER_POOL = 50
 
 
 class Collator:
-    """Turns examples into a batch, padded on the right to the longest of them."""
+    """Turns examples into the keyword arguments of a model's forward, padded on the right to the longest of them."""
 
     def __init__(self, pad_token_id: int | None):
         """Take the id to pad with; None (a tokenizer without one) pads with 0, which is masked as well."""
         self.pad_token_id = 0 if pad_token_id is None else pad_token_id
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Int[Tensor, "b t"]]:
-        """Return `input_ids`, `attention_mask` (1 for text, 0 for padding) and `labels` (-100 on padding)."""
-        width = max(len(example.input_ids) for example in examples)
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return `input_ids`, `attention_mask` (1 for text, 0 for padding) and `labels` (-100 on padding), `[b, t]`.
 
-        def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])  # [b, t]
-
-        return {
-            "input_ids": padded([example.input_ids for example in examples], self.pad_token_id),
-            "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0),
-            "labels": padded([example.labels for example in examples], NO_LOSS),
+        For an encoder-decoder the first two are its encoder's, `[b, s]`, and `decoder_input_ids` `[b, t]` go with the
+        labels.
+        """
+        ids = [example.input_ids for example in examples]
+        labels = _padded([example.labels for example in examples], NO_LOSS)
+        sources = [example.source_ids for example in examples if example.source_ids is not None]
+        read = sources or ids
+        batch = {
+            "input_ids": _padded(read, self.pad_token_id),
+            "attention_mask": _padded([[1] * len(row) for row in read], 0),
+            "labels": labels,
         }
+        return batch | {"decoder_input_ids": _padded(ids, self.pad_token_id)} if sources else batch
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "b t"]:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -20,6 +20,7 @@ from prefixkit.data.chat import (
     template_marks_turns,
 )
 from prefixkit.data.encoding import Ids, Piece, encode_pieces, opening_ids
+from prefixkit.data.pairs import encode_pairs
 from prefixkit.data.rows import ASSISTANT, Message, Row
 from prefixkit.errors import DataError
 
@@ -33,16 +34,29 @@ class Example:
 
     Attributes:
         prompt: what generation continues. Tokenised with the tokenizer's own special tokens, it gives the ids
-            the example begins with (in a conversation of several replies: up to the last one).
+            the example begins with (in a conversation of several replies: up to the last one). For an
+            encoder-decoder it is what the encoder reads.
         text: what is learned, as text.
         input_ids: the whole example, BOS and EOS included where the tokenizer and the length ask for them.
         labels: as many as `input_ids`; -100 where there is no loss.
+        source_ids: for an encoder-decoder, what its encoder reads; `input_ids` are then the decoder's.
     """
 
     prompt: str
     text: str
     input_ids: Ids
     labels: Ids
+    source_ids: Ids | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that are read, by encoder and decoder together."""
+        return len(self.input_ids) + len(self.source_ids or ())
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest text in one stack."""
+        return max(len(self.input_ids), len(self.source_ids or ()))
 
     @property
     def loss_tokens(self) -> int:
@@ -74,25 +88,32 @@ class _Encoded:
     is_learned: tuple[bool, ...]
 
 
-def build_examples(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> BuiltExamples:
+def build_examples(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, start: int | None = None
+) -> BuiltExamples:
     """Turn rows into examples of at most `config.max_tokens` tokens.
 
     A text that fits whole ends in EOS, with loss, so that the model learns to stop; a text that was cut does
     not.
 
+    Args:
+        rows: what was read.
+        config: the recipe's data section.
+        tokenizer: the base model's.
+        start: for an encoder-decoder, the token its decoder starts from; each of its two texts may have `max_tokens`.
+
     Raises:
         DataError: a row is longer than `max_tokens` and `truncate` is off; or, for conversations, the
-            tokenizer has no chat template, or one that cannot be cut into turns.
+            tokenizer has no chat template, or one that cannot be cut into turns, or the model has an encoder.
     """
+    if start is not None:
+        return _build_pairs(rows, config, tokenizer, start)
     encode = _encode_conversations if config.format is Format.MESSAGES else _encode_texts
     examples, truncated = [], 0
     for row, encoded in zip(rows, encode(rows, config, tokenizer), strict=True):
         length = len(encoded.ids)
         if length > config.max_tokens and not config.truncate:
-            raise DataError(
-                f"row {row.number}: {length} tokens, more than data.max_tokens ({config.max_tokens}); "
-                "raise it, or set data.truncate to true to cut longer rows"
-            )
+            raise _too_long(row, f"{length} tokens", config)
         truncated += length > config.max_tokens
         ids = encoded.ids[: config.max_tokens]
         labels = tuple(
@@ -102,6 +123,31 @@ def build_examples(rows: Sequence[Row], config: DataConfig, tokenizer: PreTraine
         examples.append(Example(encoded.prompt, row.learned, ids, labels))
     kept = tuple(example for example in examples if example.loss_tokens)
     return BuiltExamples(kept, truncated=truncated, without_loss=len(examples) - len(kept))
+
+
+def _build_pairs(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase, start: int
+) -> BuiltExamples:
+    if config.format is Format.MESSAGES:
+        raise DataError("data.format: messages needs a decoder-only base model; use input_target")
+    sources = [config.prompt if row.input is None else row.input for row in rows]
+    pairs = encode_pairs(sources, [row.learned for row in rows], tokenizer, start=start, max_tokens=config.max_tokens)
+    for row, pair in zip(rows, pairs, strict=True):
+        if pair.is_cut and not config.truncate:
+            raise _too_long(row, "one of its texts has more tokens", config)
+    examples = [
+        Example(source, row.learned, pair.target, (NO_LOSS, *pair.target[1:]), pair.source)
+        for row, source, pair in zip(rows, sources, pairs, strict=True)
+    ]
+    kept = tuple(example for example in examples if example.loss_tokens)
+    return BuiltExamples(kept, sum(pair.is_cut for pair in pairs), without_loss=len(examples) - len(kept))
+
+
+def _too_long(row: Row, what: str, config: DataConfig) -> DataError:
+    return DataError(
+        f"row {row.number}: {what}, more than data.max_tokens ({config.max_tokens}); "
+        "raise it, or set data.truncate to true to cut longer rows"
+    )
 
 
 def text_pieces(row: Row, config: DataConfig) -> tuple[Piece, Piece]:
@@ -116,12 +162,16 @@ def text_pieces(row: Row, config: DataConfig) -> tuple[Piece, Piece]:
     return Piece(config.prompt, is_learned=False), Piece(joint + row.learned, is_learned=True)
 
 
-def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, has_encoder: bool = False) -> str:
     """Return a person's prompt as the prefix met its like in training: with the separator, or as a user's turn.
+
+    An encoder reads it as it is.
 
     Raises:
         DataError: the data are conversations, and the tokenizer has no chat template or one that refuses this.
     """
+    if has_encoder:
+        return text
     match config.format:
         case Format.TEXT:
             return text

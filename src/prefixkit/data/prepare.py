@@ -106,7 +106,12 @@ class _Filtered:
 
 
 def prepare(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, prefix_tokens: int, context_tokens: int | None
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prefix_tokens: int,
+    context_tokens: int | None,
+    start: int | None = None,
 ) -> PreparedData:
     """Read the rows a recipe names and make everything of them that a run reads.
 
@@ -115,6 +120,7 @@ def prepare(
         tokenizer: the base model's.
         prefix_tokens: positions the prefix takes, in virtual tokens.
         context_tokens: positions the base model has; None where it has no limit.
+        start: for an encoder-decoder, the token its decoder starts from.
 
     Raises:
         DataError: the source is not usable (see `load_rows`), nothing is left after the filters or in a
@@ -139,13 +145,13 @@ def prepare(
     )
 
     built = {
-        split: build_examples(of_split[split], config, tokenizer)
+        split: build_examples(of_split[split], config, tokenizer, start=start)
         for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)
     }
     _check_loss(built, config)
     same_length = _filter(splits[Split.TEST], config, None).rows
     others = [row for row in same_length if label is not None and row.label != label]
-    contrast = build_examples(others, config, tokenizer).examples
+    contrast = build_examples(others, config, tokenizer, start=start).examples
     learned = [example for result in built.values() for example in result.examples]
     check_context([*learned, *contrast], prefix_tokens=prefix_tokens, context_tokens=context_tokens)
 
@@ -182,7 +188,7 @@ def check_context(examples: Iterable[Example], *, prefix_tokens: int, context_to
     Raises:
         DataError: it does not.
     """
-    longest = max((len(example.input_ids) for example in examples), default=0)
+    longest = max((example.longest for example in examples), default=0)
     if context_tokens is not None and prefix_tokens + longest > context_tokens:
         raise DataError(
             f"prefix {prefix_tokens} + text {longest} tokens exceed the model's context of {context_tokens}; "
@@ -247,6 +253,7 @@ def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Exa
         digest.update(f"\n{name} {len(examples)}\n".encode())
         for example in examples:
             seen = [example.prompt, example.text, example.input_ids, example.labels]
+            seen += [] if example.source_ids is None else [example.source_ids]
             digest.update(json.dumps(seen).encode())
     return digest.hexdigest()
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from prefixkit.data import NO_LOSS, Example
 from prefixkit.data.encoding import Piece, encode_pieces, opening_ids
+from prefixkit.data.pairs import source_ids
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.loss import TokenLosses, heldout_loss
 from prefixkit.models import Base
@@ -30,6 +31,19 @@ def fluency_losses(
     Raises:
         EvaluationError: every text is empty.
     """
+    if not any(texts):
+        raise EvaluationError(f"all {len(texts)} generated texts are empty; there is nothing to score")
+    examples = _continuations(base, prompts, texts) if base.start_token_id is None else _answers(base, prompts, texts)
+    # An empty text after an empty prompt without BOS has no token at all, and costs nothing.
+    filled = [place for place, example in enumerate(examples) if example.input_ids]
+    losses = heldout_loss(base, [examples[place] for place in filled], on_progress=on_progress)
+    nats, tokens = [0.0] * len(texts), [0] * len(texts)
+    for place, cost, count in zip(filled, losses.nats, losses.tokens, strict=True):
+        nats[place], tokens[place] = cost, count
+    return TokenLosses(tuple(nats), tuple(tokens))
+
+
+def _continuations(base: Base, prompts: Sequence[str], texts: Sequence[str]) -> list[Example]:
     opening = opening_ids(base.tokenizer)
     pieces = [
         (Piece(prompt, is_learned=False), Piece(text, is_learned=True))
@@ -39,15 +53,18 @@ def fluency_losses(
     for (prompt, text), (before, after) in zip(pieces, encode_pieces(pieces, base.tokenizer), strict=True):
         read = opening + before or _bos(base)
         examples.append(Example(prompt.text, text.text, read + after, (NO_LOSS,) * len(read) + after))
-    if not any(texts):
-        raise EvaluationError(f"all {len(texts)} generated texts are empty; there is nothing to score")
-    # An empty text after an empty prompt without BOS has no token at all, and costs nothing.
-    filled = [place for place, example in enumerate(examples) if example.input_ids]
-    losses = heldout_loss(base, [examples[place] for place in filled], on_progress=on_progress)
-    nats, tokens = [0.0] * len(texts), [0] * len(texts)
-    for place, cost, count in zip(filled, losses.nats, losses.tokens, strict=True):
-        nats[place], tokens[place] = cost, count
-    return TokenLosses(tuple(nats), tuple(tokens))
+    return examples
+
+
+def _answers(base: Base, prompts: Sequence[str], texts: Sequence[str]) -> list[Example]:
+    """What an encoder-decoder is scored on: the text alone, as it does not continue its prompt; without end of text."""
+    start, tokenizer = base.start_token_id, base.tokenizer
+    assert start is not None
+    written = tokenizer(text_target=list(texts), add_special_tokens=False)["input_ids"]
+    return [
+        Example(prompt, text, (start, *ids), (NO_LOSS, *ids), read)
+        for prompt, text, ids, read in zip(prompts, texts, written, source_ids(prompts, tokenizer), strict=True)
+    ]
 
 
 def _bos(base: Base) -> tuple[int, ...]:

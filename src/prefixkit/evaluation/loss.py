@@ -94,15 +94,11 @@ def heldout_loss(
     return TokenLosses(tuple(nats), tuple(_scored(example) for example in examples))
 
 
-def _batch_losses(base: Base, batch: dict[str, Int[Tensor, "b t"]]) -> list[float]:
+def _batch_losses(base: Base, batch: dict[str, Tensor]) -> list[float]:
     """Return the summed loss of each row."""
-    device = base.model.device
-    labels = batch["labels"].to(device)
-    logits: Float[Tensor, "b t v"] = base.model(
-        input_ids=batch["input_ids"].to(device),
-        attention_mask=batch["attention_mask"].to(device),
-        use_cache=False,
-    ).logits
+    inputs = {name: tensor.to(base.model.device) for name, tensor in batch.items()}
+    labels: Int[Tensor, "b t"] = inputs.pop("labels")
+    logits: Float[Tensor, "b t v"] = base.model(**inputs, use_cache=False).logits
     precise = torch.promote_types(logits.dtype, torch.float32)
     losses = []
     for row, expected in zip(logits[:, :-1], labels[:, 1:], strict=True):  # [t - 1, v], [t - 1]
@@ -132,7 +128,7 @@ def check_examples(base: Base, examples: Sequence[Example], *, prefix_tokens: in
     """
     if not any(map(_scored, examples)):
         raise EvaluationError(f"{len(examples)} held-out texts, none with a token to score; give texts with loss")
-    longest = max(len(example.input_ids) for example in examples)
+    longest = max(example.longest for example in examples)
     limit = base.context_tokens
     if limit is not None and prefix_tokens + longest > limit:
         before = f"prefix {prefix_tokens} + " if prefix_tokens else ""

@@ -1,11 +1,12 @@
 """The systems that are compared: the prefix, the base model, and the base model with an instruction."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from prefixkit.data import NO_LOSS, Example
 from prefixkit.data.encoding import opening_ids
+from prefixkit.data.pairs import source_ids
 from prefixkit.models import Base
 from prefixkit.prefix import Prefix
 
@@ -61,10 +62,13 @@ class System:
         """Return what this system is scored on: the same scored tokens, behind the instruction.
 
         The instruction's tokens go behind the tokenizer's opening (BOS), without loss; every other token
-        stays as it is.
+        stays as it is. An encoder reads the instruction before its text.
         """
         if not self._lead:
             return list(examples)
+        if base.start_token_id is not None:
+            sources = source_ids(self.prompts(example.prompt for example in examples), base.tokenizer)
+            return [replace(example, source_ids=ids) for example, ids in zip(examples, sources, strict=True)]
         opening = opening_ids(base.tokenizer)
         lead = tuple(base.tokenizer(self._lead, add_special_tokens=False)["input_ids"])
         return [_with_lead(example, opening, lead) for example in examples]

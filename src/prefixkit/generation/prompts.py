@@ -14,7 +14,10 @@ from prefixkit.texts import is_unicode
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts of one batch, padded on the left so that all of them end where generation begins."""
+    """Prompts of one batch, padded on the left so that all of them end where generation begins.
+
+    What an encoder reads is padded on the right, as in training: there, generation begins elsewhere.
+    """
 
     input_ids: Int[Tensor, "b s"]
     is_text: Bool[Tensor, "b s"]
@@ -24,7 +27,7 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
     """Return each prompt's token ids, with the special tokens the tokenizer puts before a text.
 
     An empty prompt is the BOS token alone. What a tokenizer puts behind a text (EOS) is left out: the text
-    is to go on.
+    is to go on. An encoder reads its text with all of them.
 
     Raises:
         DataError: a prompt is empty and the tokenizer has no BOS token, or it is no text that can be encoded.
@@ -35,8 +38,11 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
         if not is_unicode(prompt):
             raise DataError("the prompt holds half a character (a lone surrogate); give it as UTF-8")
         # verbose=False: lengths are checked below, with the prefix and the new tokens counted in.
-        plain: list[int] = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         whole: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+        if base.start_token_id is not None:
+            encoded.append(whole)
+            continue
+        plain: list[int] = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         ids = _opening(whole, plain) + plain
         if not plain and tokenizer.bos_token_id not in ids:
             if tokenizer.bos_token_id is None:
@@ -56,6 +62,13 @@ def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: in
     """
     limit = base.context_tokens
     longest = max(map(len, prompts))
+    if base.start_token_id is not None and limit is not None and max(longest, 1 + max_new_tokens) > limit:
+        raise DataError(
+            f"prompt {longest} or {max_new_tokens} new tokens exceed the model's context of {limit} for either; "
+            "shorten the prompt or lower generation.max_new_tokens"
+        )
+    if base.start_token_id is not None:
+        return
     if limit is not None and prefix_tokens + longest + max_new_tokens > limit:
         before = f"prefix {prefix_tokens} + " if prefix_tokens else ""
         raise DataError(
@@ -64,19 +77,22 @@ def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: in
         )
 
 
-def pad_left(base: Base, rows: Sequence[list[int]]) -> Batch:
-    """Return the rows as one batch on the model's device.
+def pad(base: Base, rows: Sequence[list[int]]) -> Batch:
+    """Return the rows as one batch on the model's device, padded where their kind of model wants it.
 
     Raises:
         ModelError: the tokenizer has no padding token.
     """
-    pad = base.tokenizer.pad_token_id
-    if pad is None:
+    fill = base.tokenizer.pad_token_id
+    if fill is None:
         raise ModelError(f"{base.id}: its tokenizer has no padding token; set pad_token in it")
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])  # [b, s]
-    lengths = torch.tensor([len(row) for row in rows])
-    is_text = torch.arange(width)[None] >= width - lengths[:, None]  # [b, s]
+    gaps = [[fill] * (width - len(row)) for row in rows]
+    on_right = base.start_token_id is not None
+    ids = torch.tensor([row + gap if on_right else gap + row for row, gap in zip(rows, gaps, strict=True)])  # [b, s]
+    lengths = torch.tensor([len(row) for row in rows])[:, None]  # [b, 1]
+    places = torch.arange(width)[None]  # [1, s]
+    is_text = places < lengths if on_right else places >= width - lengths  # [b, s]
     device = base.model.device
     return Batch(ids.to(device), is_text.to(device))
 

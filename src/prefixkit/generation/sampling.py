@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from prefixkit.config import GenerationConfig
 from prefixkit.generation.dice import TokenChooser, roll
-from prefixkit.generation.prompts import check_length, encode_prompts, pad_left
+from prefixkit.generation.prompts import check_length, encode_prompts, pad
 from prefixkit.injection import attach
 from prefixkit.models import Base
 from prefixkit.prefix import Prefix
@@ -106,7 +106,7 @@ def _generate(
     **options: Any,
 ) -> Int[Tensor, "b n"]:  # fmt: skip
     """Return the new token ids of one batch, padding behind the end of text included."""
-    batch = pad_left(base, rows)
+    batch = pad(base, rows)
     dice = roll(seed, places, settings.max_new_tokens).to(base.model.device)
     ours = transformers.GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
@@ -114,16 +114,20 @@ def _generate(
         eos_token_id=_end_ids(base),
         pad_token_id=base.tokenizer.pad_token_id,
         use_cache=True,
+        decoder_start_token_id=base.start_token_id,
+        forced_bos_token_id=getattr(base.model.generation_config, "forced_bos_token_id", None),  # mBART's language
     )
+    # An encoder-decoder's texts begin with its start token alone; what it read stands elsewhere.
+    begun = batch.is_text if base.start_token_id is None else batch.is_text.new_zeros(len(rows), 1)
     with _only(base.model, ours), _contiguous_head(base.model):
         out = base.model.generate(  # type: ignore[operator]
             input_ids=batch.input_ids,
             attention_mask=batch.is_text.long(),
             generation_config=ours,
-            logits_processor=LogitsProcessorList([TokenChooser(settings, dice, batch.is_text)]),
+            logits_processor=LogitsProcessorList([TokenChooser(settings, dice, begun)]),
             **options,
         )
-    new: Tensor = out[:, batch.input_ids.shape[1] :]
+    new: Tensor = out[:, begun.shape[1] :]
     return new
 
 
@@ -167,8 +171,10 @@ def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
     """Return the text of the new ids as it follows the prompt.
 
     Some tokenizers drop the space before the first token of what they decode, so both are decoded together
-    and the prompt is cut off again.
+    and the prompt is cut off again. What an encoder-decoder writes follows nothing.
     """
+    if base.start_token_id is not None:
+        return decode(base, new)
     before, whole = decode(base, prompt), decode(base, prompt + new)
     return whole[len(before) :] if whole.startswith(before) else decode(base, new)
 

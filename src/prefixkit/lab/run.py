@@ -116,7 +116,13 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
     geometry = inspect_model(base.model).geometry
     lengths = prefix_lengths(geometry, config)
     positions = geometry.text_position(lengths, is_gated=config.gate, asked=config.position_offset)
-    data = prepare(recipe.data, base.tokenizer, prefix_tokens=positions, context_tokens=base.context_tokens)
+    data = prepare(
+        recipe.data,
+        base.tokenizer,
+        prefix_tokens=positions,
+        context_tokens=base.context_tokens,
+        start=base.start_token_id,
+    )
     check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from prefixkit.config import Attention, Dtype
@@ -21,7 +21,7 @@ from prefixkit.models.inspect import context_tokens
 from prefixkit.models.licences import find_licence
 from prefixkit.models.packaged import PACKAGED_MODELS, packaged_folder
 from prefixkit.models.quiet import quiet_transformers
-from prefixkit.models.refusals import explain_failure, require_causal, require_complete
+from prefixkit.models.refusals import explain_failure, require_complete, require_writer
 from prefixkit.models.sources import Source, SourceKind, resolve_source
 
 log = get_logger(__name__)
@@ -51,6 +51,21 @@ class Base:
         """Longest text the model has positions for, virtual tokens included; None where it names no limit."""
         return context_tokens(self.model)
 
+    @property
+    def start_token_id(self) -> int | None:
+        """The token an encoder-decoder's decoder starts from; None for a decoder-only model, which continues its text.
+
+        Raises:
+            ModelError: it is an encoder-decoder that names none.
+        """
+        if not self.model.config.is_encoder_decoder:
+            return None
+        for source in (self.model.generation_config, self.model.config):
+            start: int | None = getattr(source, "decoder_start_token_id", None)
+            if start is not None:
+                return start
+        raise ModelError(f"{self.id}: names no decoder_start_token_id; set it in its config.json")
+
 
 @dataclass(frozen=True)
 class _Location:
@@ -71,7 +86,7 @@ def load_base_model(
     dtype: Dtype | str = Dtype.AUTO,
     attention: Attention | str = Attention.SDPA,
 ) -> Base:
-    """Load a frozen causal language model and its tokenizer.
+    """Load a frozen language model and its tokenizer: decoder-only, or an encoder-decoder that turns text into text.
 
     Args:
         base: a packaged model (``smollm2-135m``), a folder, a .gguf file, or a hub id, tried in this order.
@@ -81,7 +96,7 @@ def load_base_model(
 
     Raises:
         ModelError: the model cannot be found, read or verified; the message is one line and says what to do.
-        UnsupportedModelError: it is no decoder-only causal language model, or of an unknown architecture.
+        UnsupportedModelError: it writes no text, or is of an unknown architecture.
         ConfigError: dtype or attention is none of those prefixkit knows.
     """
     source = resolve_source(base)
@@ -108,9 +123,10 @@ def _load(
     try:
         with quiet_transformers(bars=watching):
             config = AutoConfig.from_pretrained(location.where, **location.options)
-            require_causal(source.name, config)
+            require_writer(source.name, config)
+            automodel: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             # Weights of other shapes are let through here, for `require_complete` to name the first.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = automodel.from_pretrained(
                 location.where,
                 **location.options,
                 dtype=dtype,

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from prefixkit.errors import ModelError, UnsupportedModelError
@@ -28,17 +29,17 @@ _UNREACHABLE = frozenset(
 _DAMAGED = frozenset({"EOFError", "SafetensorError", "UnpicklingError"})
 
 
-def require_causal(base: str, config: PretrainedConfig) -> None:
-    """Refuse whatever is not a decoder-only causal language model.
+def require_writer(base: str, config: PretrainedConfig) -> None:
+    """Refuse whatever does not read and write text, left to right.
 
     Raises:
-        UnsupportedModelError: it is an encoder-decoder, reads in both directions, or writes no text.
+        UnsupportedModelError: it reads in both directions, reads something else than text, or writes no text.
     """
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{base}: {kind} is an encoder-decoder; this version takes decoder-only models, such as gpt2"
-        )
+        if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            raise UnsupportedModelError(f"{base}: {kind} does not turn text into text; give one that does, such as t5")
+        return
     todo = "give a model that writes text left to right"
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(f"{base}: {kind} is no causal language model; {todo}")

@@ -68,7 +68,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     state is replaced by large numbers, which no soft cap lets pass.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear) or model.config.is_encoder_decoder:  # two stacks before the head
         return False
     stack = inspect_model(model).stack
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +97,7 @@ def summed_loss(
 
     Args:
         model: the base model, with a prefix attached.
-        batch: the model's inputs, such as input_ids and attention_mask.
+        batch: the model's inputs, such as input_ids and attention_mask, and an encoder-decoder's decoder_input_ids.
         labels: the tokens themselves, `IGNORED` where there is no loss; position t is predicted from t - 1.
         plain_head: `has_plain_head` of the model; if not, all logits are computed as the model does.
     """

@@ -38,18 +38,21 @@ class PrefixModel(nn.Module):
         self,
         input_ids: Int[Tensor, "b t"],
         attention_mask: Int[Tensor, "b t"],
-        labels: Int[Tensor, "b t"],
+        labels: Int[Tensor, "b u"],
+        decoder_input_ids: Int[Tensor, "b u"] | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss: the mean over the scored tokens of the whole optimiser step.
 
         Args:
-            input_ids: tokens.
+            input_ids: tokens; an encoder-decoder's encoder reads them.
             attention_mask: 1 for text, 0 for padding.
             labels: tokens with loss; -100 elsewhere.
+            decoder_input_ids: what an encoder-decoder's decoder reads.
             num_items_in_batch: scored tokens of the whole step (all accumulated batches); this batch's if None.
         """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        batch |= {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
         total = summed_loss(self.base, batch, labels, plain_head=self.plain_head)
         count = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}

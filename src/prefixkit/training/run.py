@@ -190,7 +190,7 @@ def _roll_back(error: DivergedError, progress: Progress, config: TrainConfig, fo
 
 def _sampler(examples: Sequence[Example], config: TrainConfig) -> LengthGroupedSampler:
     return LengthGroupedSampler(
-        [len(example.input_ids) for example in examples],
+        [example.num_tokens for example in examples],
         batch_size=config.batch_size,
         seed=config.seed,
         group_by_length=config.group_by_length,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from prefixkit.data import NO_LOSS
 from prefixkit.errors import TrainingError
 from prefixkit.training.callbacks import HeldOut, Metrics
 from prefixkit.training.checkpoint import Progress, publish, read_own, staging, write_own
@@ -60,6 +61,8 @@ class PrefixTrainer(Trainer):
     ) -> Tensor:
         """Take one forward and backward pass, adding up loss and tokens of the optimiser step."""
         self._metrics.tokens += int(inputs["attention_mask"].sum())
+        if "decoder_input_ids" in inputs:
+            self._metrics.tokens += int((inputs["labels"] != NO_LOSS).sum())
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += float(loss)
         return loss

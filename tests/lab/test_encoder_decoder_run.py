@@ -1,0 +1,167 @@
+"""A run on an encoder-decoder, from pairs to scores, through the same commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from prefixkit.config import Format, Recipe, validate_recipe
+from prefixkit.data import Collator, build_examples
+from prefixkit.data.rows import Row
+from prefixkit.errors import DataError, ModelError
+from prefixkit.evaluation import heldout_loss
+from prefixkit.files import read_json
+from prefixkit.generation import generate_texts
+from prefixkit.injection import attach
+from prefixkit.lab.run import load_run_base, train_run
+from prefixkit.models import Base, load_base_model
+from prefixkit.prefix import Prefix
+
+NAMES = ["film", "story", "plot", "cast", "music", "score", "actor", "scene"]
+
+
+def build_t5(vocabulary: int) -> T5ForConditionalGeneration:
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=vocabulary, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4, pad_token_id=0,
+                 eos_token_id=2, decoder_start_token_id=0)
+    )  # fmt: skip
+
+
+def build_bart(vocabulary: int) -> BartForConditionalGeneration:
+    return BartForConditionalGeneration(
+        BartConfig(vocab_size=vocabulary, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4,
+                   decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64,
+                   pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, init_std=0.3,
+                   forced_eos_token_id=None)
+    )  # fmt: skip
+
+
+@pytest.fixture(params=[build_t5, build_bart])
+def model_dir(request: pytest.FixtureRequest, tmp_path: Path, tiny_tokenizer: Any) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        request.param(len(tiny_tokenizer)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def recipe(model_dir: Path, tmp_path: Path) -> Recipe:
+    rows = [{"input": f"{a} : {b} {i}", "target": f"the {a} was {b} and the {b} was {a} {i}"}
+            for i, (a, b) in enumerate((a, b) for a in NAMES for b in NAMES)]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return validate_recipe(
+        {
+            "name": "pairs",
+            "model": {"base": str(model_dir), "dtype": "float32"},
+            "prefix": {"num_virtual_tokens": 3, "reparam_depth": 2, "reparam_width": 16},
+            "data": {"source": str(tmp_path / "pairs.jsonl"), "format": "input_target",
+                     "split": {"train": 0.6, "validation": 0.2, "test": 0.2, "judge": 0}},
+            "train": {"steps": 30, "batch_size": 8, "evaluate_every": 10, "threads": 1, "learning_rate": 0.05},
+            "evaluation": {"samples": 3, "heldout_rows": 8, "bootstrap": 100, "instruction": "write it"},
+            "generation": {"max_new_tokens": 6},
+        }
+    )  # fmt: skip
+
+
+def quiet(*_: Any) -> None:
+    """Say nothing."""
+
+
+def test_a_prefix_learns_pairs_and_what_it_learned_is_saved(recipe: Recipe, tmp_path: Path) -> None:
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    scores = read_json(run.folder / "scores.json")
+    assert scores["heldout_nll"] < scores["base.heldout_nll"] - 0.3
+    assert {"instruction.heldout_nll", "fluency_ppl", "real.fluency_ppl", "novelty"} <= set(scores)
+    _, prefix, _ = load_run_base(run.folder)
+    assert {site.placement for site in prefix.states.geometry.sites} == {"encoder_self", "decoder_self", "cross"}
+    assert prefix.position_offset == 0
+    assert (run.folder / "report.html").is_file()
+    record = read_json(run.folder / "run.json")
+    assert record["base_weights_hash"]["before"] == record["base_weights_hash"]["after"]
+
+
+def prefixkit(*arguments: str) -> str:
+    command = [sys.executable, "-m", "prefixkit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_generate_answers_through_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    asked = ["generate", str(run.folder), "-p", "film : plot", "--temperature", "0"]
+    told = prefixkit(*asked, "--base")
+    lines = [json.loads(line) for line in prefixkit(*asked, "-n", "2", "--json").splitlines()]
+    assert [line["prompt"] for line in lines] == ["film : plot"] * 2
+    assert lines[0]["text"] == lines[1]["text"]
+    assert f"film : plot\n{lines[0]['text']}" in told
+
+
+@pytest.fixture
+def base(model_dir: Path) -> Base:
+    return load_base_model(str(model_dir), dtype="float64")
+
+
+def rows(*pairs: tuple[str, str]) -> list[Row]:
+    return [Row(number, input=source, target=target) for number, (source, target) in enumerate(pairs)]
+
+
+def test_examples_give_each_stack_its_own_text_and_lose_nothing(base: Base, recipe: Recipe) -> None:
+    tokenizer, start = base.tokenizer, base.start_token_id
+    pairs = rows(("the film", "great fun"), ("a", "it was really great"))
+    built = build_examples(pairs, recipe.data, tokenizer, start=start).examples
+    ids = tokenizer(["great fun", "it was really great"], add_special_tokens=False)["input_ids"]
+    assert [example.input_ids for example in built] == [(start, *row) for row in ids]
+    assert [example.labels for example in built] == [(-100, *row) for row in ids]
+    batch = Collator(tokenizer.pad_token_id)(built)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 2)
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["decoder_input_ids"].shape == batch["labels"].shape == (2, 5)
+
+
+def test_the_held_out_loss_is_the_models_own(base: Base, recipe: Recipe, tmp_path: Path) -> None:
+    prefix = Prefix.load(train_run(recipe, tmp_path / "run", report=quiet).folder)
+    pairs = rows(("the film", "great fun"), ("a story", "it was really great"))
+    built = build_examples(pairs, recipe.data, base.tokenizer, start=base.start_token_id).examples
+    for example in built:
+        with attach(base.model, prefix):
+            own = base.model(
+                input_ids=torch.tensor([example.source_ids]), labels=torch.tensor([example.labels[1:]])
+            ).loss
+        found = heldout_loss(base, [example], prefix=prefix)
+        assert found.mean == pytest.approx(float(own), abs=1e-12)
+    together = heldout_loss(base, built, prefix=prefix)
+    assert together.nats == pytest.approx([heldout_loss(base, [e], prefix=prefix).nats[0] for e in built], abs=1e-10)
+
+
+def test_texts_do_not_depend_on_who_else_is_in_the_batch(base: Base, recipe: Recipe) -> None:
+    prompts = ["the film", "a story : plot and cast", "music"]
+    settings = recipe.generation.model_copy(update={"max_new_tokens": 5, "temperature": 0})
+    together = generate_texts(base, prompts, settings, seed=0)
+    assert together == [generate_texts(base, [prompt], settings, seed=0)[0] for prompt in prompts]
+
+
+def test_long_texts_are_cut_keeping_what_ends_a_source(base: Base, recipe: Recipe) -> None:
+    config = recipe.data.model_copy(update={"max_tokens": 3})
+    built = build_examples(rows(("a b c the film", "it was really great")), config, base.tokenizer, start=0)
+    assert (built.truncated, len(built.examples[0].source_ids or ()), len(built.examples[0].input_ids)) == (1, 3, 3)
+    strict = config.model_copy(update={"truncate": False})
+    with pytest.raises(DataError, match=r"row 0: one of its texts has more tokens, more than data.max_tokens \(3\)"):
+        build_examples(rows(("a b c the film", "it was really great")), strict, base.tokenizer, start=0)
+
+
+def test_conversations_are_refused(base: Base, recipe: Recipe) -> None:
+    config = recipe.data.model_copy(update={"format": Format.MESSAGES})
+    with pytest.raises(DataError, match="messages needs a decoder-only base model; use input_target"):
+        build_examples([], config, base.tokenizer, start=0)
+
+
+def test_a_model_that_names_no_start_is_refused(base: Base) -> None:
+    base.model.config.decoder_start_token_id = None
+    base.model.generation_config.decoder_start_token_id = None
+    with pytest.raises(ModelError, match="names no decoder_start_token_id; set it in its config.json"):
+        assert base.start_token_id
