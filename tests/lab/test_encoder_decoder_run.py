@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-from prefixkit.config import Format, Recipe, validate_recipe
+from prefixkit.config import Format, Recipe, load_recipe, validate_recipe
 from prefixkit.data import Collator, build_examples
 from prefixkit.data.rows import Row
 from prefixkit.errors import DataError, ModelError
@@ -84,6 +84,19 @@ def test_a_prefix_learns_pairs_and_what_it_learned_is_saved(recipe: Recipe, tmp_
     assert (run.folder / "report.html").is_file()
     record = read_json(run.folder / "run.json")
     assert record["base_weights_hash"]["before"] == record["base_weights_hash"]["after"]
+
+
+def test_the_shipped_recipe_trains_on_rows_of_its_columns(model_dir: Path, tmp_path: Path) -> None:
+    rows = [{"meaning_representation": f"name[{a}], near[{b}] {i}", "target": f"the {a} is near the {b} {i}"}
+            for i, (a, b) in enumerate((a, b) for a in NAMES for b in NAMES)]  # fmt: skip
+    (tmp_path / "e2e.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    overrides = [f"model.base={model_dir}", f"data.source={tmp_path / 'e2e.jsonl'}", "train.steps=2", "train.threads=1",
+                 "train.batch_size=2", "evaluation.samples=2", "evaluation.heldout_rows=3", "evaluation.bootstrap=100",
+                 "generation.max_new_tokens=4"]  # fmt: skip
+    run = train_run(load_recipe("e2e-t5-small", overrides), tmp_path / "run", report=quiet)
+    prefix = Prefix.load(run.folder)
+    assert prefix.states.lengths == (20,) * len(prefix.states.geometry.sites)
+    assert "instruction.heldout_nll" in read_json(run.folder / "scores.json")
 
 
 def prefixkit(*arguments: str) -> str:
