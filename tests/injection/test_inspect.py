@@ -1,7 +1,9 @@
 """A model is asked how it can take a prefix, and refused by name with the reason if it cannot."""
 
 import pytest
+import torch
 from transformers import (
+    AutoModelForCausalLM,
     BigBirdPegasusConfig,
     BigBirdPegasusForConditionalGeneration,
     BloomConfig,
@@ -38,6 +40,16 @@ def test_asking_leaves_no_trace(make_model, family):
     before = model.config._attn_implementation
     inspect_model(model)
     assert model.config._attn_implementation == before
+
+
+def test_a_model_without_weights_can_be_asked(make_model, family):
+    real = make_model(family)
+    with torch.device("meta"):
+        hollow = AutoModelForCausalLM.from_config(
+            real.config, dtype=torch.bfloat16, attn_implementation=real.config._attn_implementation
+        )
+    assert {weight.device.type for weight in hollow.parameters()} == {"meta"}
+    assert inspect_model(hollow).geometry == inspect_model(real).geometry
 
 
 def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:

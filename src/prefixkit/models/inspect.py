@@ -211,6 +211,7 @@ def _probe(model: PreTrainedModel) -> list[AttentionCall]:
     """Run a few tokens through the model; return every attention call, in order."""
     source = torch.arange(_SOURCE_TOKENS)[None]
     inputs = text_inputs(model, source, source[:, :_TARGET_TOKENS])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # left out, some models look at the ids instead
     if model.main_input_name == "input_features":  # Whisper hears; its encoder takes one length only
         frames = 2 * model.config.max_source_positions
         features = torch.zeros(1, model.config.num_mel_bins, frames, device=model.device, dtype=model.dtype)

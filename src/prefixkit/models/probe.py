@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import AttentionInterface, PreTrainedModel, masking_utils
+from transformers.masking_utils import AttentionMaskInterface
 
-from prefixkit.compat import eager_attention, eager_mask, sdpa_attention
+from prefixkit.compat import eager_attention, eager_mask, sdpa_attention, sdpa_mask
 
 _NAMES = {"sdpa": "prefixkit_sdpa_probe", "eager": "prefixkit_eager_probe"}
 
@@ -48,7 +48,9 @@ def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[A
 
     name = _NAMES[implementation]
     AttentionInterface.register(name, watch)
-    AttentionMaskInterface.register(name, eager_mask if implementation == "eager" else sdpa_mask)
+    # On the meta device there are no numbers to find out from that a mask hides nothing and can be left out.
+    own_mask = sdpa_mask if model.device.type == "meta" else masking_utils.sdpa_mask
+    AttentionMaskInterface.register(name, eager_mask if implementation == "eager" else own_mask)
     with evaluating(model):
         model.set_attn_implementation(name)
         try:
