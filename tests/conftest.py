@@ -21,6 +21,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# The families prefixkit is held to, and what tests build from them.
+pytest_plugins = ["conformance.fixtures"]
+
 # Two busy cores with two threads per test process are several times slower than one thread each.
 torch.set_num_threads(1)
 

@@ -1,87 +1,26 @@
-"""Families beyond the registry: whatever happens, the result is exact, or the model is refused untouched."""
+"""What cannot take a prefix is refused, with the reason, and left untouched."""
 
 import gc
 import weakref
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from conformance.families import build
+from conformance.refusals import REFUSED
 from prefixkit.errors import InjectionError, UnsupportedModelError
 from prefixkit.injection import attach
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
-from prefixkit.prefix import BaseCard, Prefix
-
-SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-         "eos_token_id": 2}  # fmt: skip
-GPT = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "pad_token_id": 0,
-       "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-NOT_ATTENTION = "of its 2 layers are attention layers that can take a prefix"
-NO_INTERFACE = "its attention does not go through transformers' attention interface"
-
-EXACT = {
-    "gpt_bigcode": GPT | {"multi_query": True},
-    "phi": SIZES,
-    "starcoder2": SIZES,
-    "stablelm": SIZES,
-    "cohere": SIZES,
-    "olmo2": SIZES,
-    "glm": SIZES | {"head_dim": 8},
-    "granite": SIZES,
-    "mixtral": SIZES | EXPERTS,
-    "qwen3_moe": SIZES | EXPERTS | {"head_dim": 8},
-    "smollm3": SIZES,
-    "helium": SIZES | {"head_dim": 8},
-}
-REFUSED = {
-    "falcon": ({"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, NO_INTERFACE),
-    "gptj": (GPT | {"rotary_dim": 4}, NO_INTERFACE),
-    "mpt": ({"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4}, NO_INTERFACE),
-    "qwen3_next": (SIZES | EXPERTS | {
-        "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
-        "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-        "shared_expert_intermediate_size": 16}, f"only 1 {NOT_ATTENTION}"),
-    "mamba2": ({"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8,
-                "state_size": 8, "n_groups": 1}, "takes no position_ids"),
-    "deepseek_v3": (SIZES | {
-        "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
-        "v_head_dim": 6, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2},
-        "keys and values of different shape are not supported"),
-}  # fmt: skip
-
-
-def build(model_type, settings):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**settings)).double().eval()
-    if model_type in EXACT and "num_experts" in settings:
-        model.set_experts_implementation("eager")  # the grouped kernel knows no float64
-    return model
-
-
-@pytest.mark.parametrize("model_type", EXACT)
-def test_the_states_of_a_text_equal_the_text_as_prompt(model_type, make_ids):
-    model = build(model_type, EXACT[model_type]).requires_grad_(False)
-    text, ids = make_ids(4, seed=4), make_ids(2, 5)
-    expected = model(input_ids=torch.cat([text.expand(2, -1), ids], dim=1)).logits[:, 4:]
-    prefix = Prefix.from_states(text_states(model, text), base=BaseCard(id="tiny"))
-    with attach(model, [prefix, None]):
-        mixed = model(input_ids=ids).logits
-    plain = model(input_ids=ids).logits
-    torch.testing.assert_close(mixed, torch.stack([expected[0], plain[1]]), rtol=1e-10, atol=1e-10)
-    assert float((expected - plain).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_model_that_cannot_take_a_prefix_is_refused_untouched(model_type):
-    settings, reason = REFUSED[model_type]
-    model = build(model_type, settings).float().train()
+    refusal = REFUSED[model_type]
+    model = build(model_type, refusal.settings).float().train()
     implementation, weights = model.config._attn_implementation, weights_hash(model)
-    with pytest.raises(UnsupportedModelError, match=reason) as caught:
+    with pytest.raises(UnsupportedModelError, match=refusal.reason) as caught:
         attach(model, None)
     assert str(caught.value).startswith(type(model).__name__)
     assert "\n" not in str(caught.value)

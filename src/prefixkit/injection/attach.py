@@ -161,7 +161,7 @@ class Handle(AbstractContextManager["Handle"]):
         """Return the text's positions behind each row's prefix; refuse those the model was not made for."""
         batch, tokens = inputs.shape[:2]
         positions = moved_positions(
-            call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._model.config.model_type == "opt"
+            call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._anatomy.counts_by_mask
         )
         if call.get("position_ids") is None:
             most = past_tokens(call) + tokens + int(bank.offsets.max())

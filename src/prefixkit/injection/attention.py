@@ -60,8 +60,7 @@ def attend(
         The output `[b, t, h, d]`, and the attention weights `[b, h, t, p + s]` if the implementation has them.
 
     Raises:
-        InjectionError: nothing is attached to this layer, a causal layer got no mask, or the model gives its
-            attention something per key that knows of no prefix.
+        InjectionError: nothing is attached to this layer, or a causal layer got no mask.
     """
     slot = slot_of(module)
     own = eager_attention(module) if slot.implementation == "eager" else sdpa_attention
@@ -70,7 +69,6 @@ def attend(
         return own(module, query, key, value, attention_mask, **options)
     if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
-    _check_options(module, key, options)
     prefix = prefix.to(key.device, key.dtype)
     bias = options.get("position_bias")
     longer = {} if bias is None else {"position_bias": nn.functional.pad(bias, (prefix.length, 0))}  # [1, h, t, p + s]
@@ -90,21 +88,6 @@ def attend(
 def _per_row(states: Float[Tensor, "n g p d"], like: Float[Tensor, "b g s d"]) -> Float[Tensor, "b g p d"]:
     """One prefix for all rows is shared, not copied."""
     return states.expand(like.shape[0], -1, -1, -1)
-
-
-def _check_options(module: nn.Module, key: Tensor, options: dict[str, Any]) -> None:
-    """Refuse numbers per key under a name not known here: the prefix's columns would be missing from them."""
-    for name, value in options.items():
-        if (
-            name != "position_bias"
-            and isinstance(value, Tensor)
-            and value.dim() > 2
-            and value.shape[-1] == key.shape[2]
-        ):
-            raise InjectionError(
-                f"{type(module).__name__} gives its attention {name}, which has no place for a prefix; "
-                "choose another base model"
-            )
 
 
 def _with_columns(prefix: SiteBank, mask: Tensor | None, key: Tensor, implementation: str) -> Tensor | None:

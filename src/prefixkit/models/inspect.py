@@ -7,6 +7,7 @@ geometry. No size is read from configuration keys, whose names differ from famil
 
 import inspect
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from weakref import WeakKeyDictionary
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 
 from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
-from prefixkit.models.probe import AttentionCall, watch_attention
+from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
+from prefixkit.models.probe import AttentionCall, Watched, watch_attention
 from prefixkit.prefix import Geometry, Site
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
@@ -44,6 +46,8 @@ class Anatomy:
         stacks: the modules whose forward receives a batch's rows: the decoder, the encoder, or encoder and decoder.
         root: the innermost module that runs all stacks; the stack itself where there is one.
         context_tokens: positions the model was made for; None if it sets no limit.
+        counts_by_mask: text without position ids is numbered by its attention mask (OPT), not by columns. Not known of
+            a model without weights (on the meta device).
     """
 
     kind: Kind
@@ -52,6 +56,7 @@ class Anatomy:
     stacks: tuple[nn.Module, ...]
     root: nn.Module
     context_tokens: int | None
+    counts_by_mask: bool = False
 
     @property
     def stack(self) -> nn.Module:
@@ -120,13 +125,18 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
             "so no prefix can be prepended; choose another base model"
         )
     _check_implementation(model)
-    calls = _probe(model)
+    watched = _probe(model, _SOURCE_TOKENS, _TARGET_TOKENS)
+    calls = watched.calls
     kind = _kind(model, calls)
     stacks = _stacks(model, kind)
     if kind is Kind.DECODER and "position_ids" not in inspect.signature(stacks[0].forward).parameters:
         raise UnsupportedModelError(f"{name}: takes no position_ids, so text cannot be placed after a prefix")
     sites = _sites(calls, kind, stacks)
     _check_layers(model, kind, sites, calls)
+    check_calls(name, watched, may_lack_mask=kind is not Kind.DECODER)
+    if kind is not Kind.ENCODER:
+        _check_cache(model, sites)
+    has_values = kind is Kind.DECODER and model.device.type != "meta"
     return Anatomy(
         kind=kind,
         geometry=Geometry(sites),
@@ -134,10 +144,11 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
         stacks=stacks,
         root=_innermost(model, stacks),
         context_tokens=context_tokens(model),
+        counts_by_mask=has_values and counts_by_mask(model),
     )
 
 
-def _kind(model: PreTrainedModel, calls: list[AttentionCall]) -> Kind:
+def _kind(model: PreTrainedModel, calls: Sequence[AttentionCall]) -> Kind:
     if model.config.is_encoder_decoder:
         return Kind.ENCODER_DECODER
     causal = {getattr(call.module, "is_causal", True) for call in calls}
@@ -159,7 +170,7 @@ def _innermost(model: nn.Module, stacks: tuple[nn.Module, ...]) -> nn.Module:
     return min(holders, key=lambda module: len(list(module.modules())))
 
 
-def _sites(calls: list[AttentionCall], kind: Kind, stacks: tuple[nn.Module, ...]) -> tuple[Site, ...]:
+def _sites(calls: Sequence[AttentionCall], kind: Kind, stacks: tuple[nn.Module, ...]) -> tuple[Site, ...]:
     in_encoder = set() if kind is Kind.DECODER else set(stacks[0].modules())
     layers: Counter[Placement] = Counter()
     sites = []
@@ -174,7 +185,7 @@ def _sites(calls: list[AttentionCall], kind: Kind, stacks: tuple[nn.Module, ...]
     return tuple(sites)
 
 
-def _check_layers(model: PreTrainedModel, kind: Kind, sites: tuple[Site, ...], calls: list[AttentionCall]) -> None:
+def _check_layers(model: PreTrainedModel, kind: Kind, sites: tuple[Site, ...], calls: Sequence[AttentionCall]) -> None:
     """Refuse models in which some layers mix tokens in another way than attention (state-space, linear, ...)."""
     name = type(model).__name__
     if len({call.module for call in calls}) != len(calls):
@@ -195,6 +206,16 @@ def _check_layers(model: PreTrainedModel, kind: Kind, sites: tuple[Site, ...], c
             )
 
 
+def _check_cache(model: PreTrainedModel, sites: tuple[Site, ...]) -> None:
+    watched = _probe(model, 1, 1, use_cache=True)
+    own = [site.placement is Placement.DECODER_SELF for site in sites]
+    check_cache(
+        type(model).__name__,
+        watched.cache,
+        [call.key for call, is_own in zip(watched.calls, own, strict=True) if is_own],
+    )
+
+
 def _layers(model: PreTrainedModel, kind: Kind) -> dict[Placement, int]:
     """Return how many layers each stack has by the model's configuration."""
     config = model.config.get_text_config() if kind is Kind.DECODER else model.config
@@ -207,17 +228,18 @@ def _layers(model: PreTrainedModel, kind: Kind) -> dict[Placement, int]:
     return {Placement.ENCODER_SELF: layers, Placement.DECODER_SELF: decoder, Placement.CROSS: decoder}
 
 
-def _probe(model: PreTrainedModel) -> list[AttentionCall]:
-    """Run a few tokens through the model; return every attention call, in order."""
-    source = torch.arange(_SOURCE_TOKENS)[None]
-    inputs = text_inputs(model, source, source[:, :_TARGET_TOKENS])
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # left out, some models look at the ids instead
+def _probe(model: PreTrainedModel, source_tokens: int, target_tokens: int, *, use_cache: bool = False) -> Watched:
+    """Run a few tokens through the model, the last of several a padding token; watch its attention."""
+    ids = torch.arange(source_tokens)[None]
+    inputs = text_inputs(model, ids, ids[:, :target_tokens])
+    is_text = ids < max(source_tokens - 1, 1)  # all but the last, so that transformers must make a mask
+    inputs["attention_mask"] = is_text.long().to(model.device)
     if model.main_input_name == "input_features":  # Whisper hears; its encoder takes one length only
         frames = 2 * model.config.max_source_positions
         features = torch.zeros(1, model.config.num_mel_bins, frames, device=model.device, dtype=model.dtype)
         inputs = {"input_features": features, "decoder_input_ids": inputs["decoder_input_ids"]}
     try:
-        return watch_attention(model, inputs)
+        return watch_attention(model, inputs, use_cache=use_cache)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnsupportedModelError(f"{type(model).__name__}: cannot run on token ids alone: {reason}") from None

@@ -1,6 +1,6 @@
 """Watching a model's attention: which modules ask for it, and with which keys and values."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +17,56 @@ _NAMES = {"sdpa": "prefixkit_sdpa_probe", "eager": "prefixkit_eager_probe"}
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of the attention function: `query` is `[b, h, t, d]`, `key` and `value` are `[b, g, s, d]`."""
+    """One call of the attention function.
+
+    Attributes:
+        module: the attention layer that asked.
+        query: `[b, h, t, d]`.
+        key: `[b, g, s, d]`.
+        value: likewise.
+        mask: as the layer gave it.
+        options: everything else it gave.
+    """
 
     module: nn.Module
     query: Tensor
     key: Tensor
     value: Tensor
+    mask: Tensor | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One forward pass.
+
+    Attributes:
+        calls: of the attention function, in order.
+        masks: those transformers made.
+        cache: what the model returned as its cache; None if it returned none.
+    """
+
+    calls: tuple[AttentionCall, ...]
+    masks: tuple[Tensor, ...]
+    cache: Any
+
+
+class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose answer is known
+    """Carries the query of the first attention layer out of a forward pass."""
+
+    def __init__(self, query: Tensor) -> None:
+        super().__init__()
+        self.query = query
 
 
 @torch.no_grad()
-def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[AttentionCall]:
-    """Run a model in evaluation mode; return its attention calls in the order they were made.
+def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor], *, use_cache: bool = False) -> Watched:
+    """Run a model in evaluation mode and watch.
 
     Args:
         model: a model with nothing attached, its attention sdpa or eager; it is left as it was.
         inputs: the keyword arguments of its forward.
+        use_cache: let the model return its cache.
 
     Raises:
         RuntimeError, ValueError, TypeError, AttributeError: whatever the model raises on these inputs.
@@ -42,24 +77,56 @@ def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[A
     def watch(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        calls.append(AttentionCall(module, query, key, value))
+        calls.append(AttentionCall(module, query, key, value, attention_mask, options))
         own = eager_attention(module) if implementation == "eager" else sdpa_attention
         return own(module, query, key, value, attention_mask, **options)
 
+    with _standing_in(model, watch) as masks:
+        output = model(**inputs, use_cache=use_cache) if use_cache else model(**inputs)
+        found = Watched(tuple(calls), tuple(masks), getattr(output, "past_key_values", None))
+    calls.clear()  # the registry keeps `watch`, which must not keep the model alive
+    return found
+
+
+@torch.no_grad()
+def first_query(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the query of the first attention layer, `[b, h, t, d]`; no later layer runs."""
+
+    def leave(module: nn.Module, query: Tensor, *_: Any, **__: Any) -> Any:
+        raise _Enough(query)
+
+    with _standing_in(model, leave):
+        try:
+            model(**inputs)
+        except _Enough as seen:
+            return seen.query
+    raise AssertionError("no attention layer was called")
+
+
+@contextmanager
+def _standing_in(model: PreTrainedModel, attend: Callable[..., Any]) -> Iterator[list[Tensor]]:
+    """Put a function in the place of a model's attention; yields the list that the masks made are added to."""
+    implementation = model.config._attn_implementation
     name = _NAMES[implementation]
-    AttentionInterface.register(name, watch)
+    masks: list[Tensor] = []
     # On the meta device there are no numbers to find out from that a mask hides nothing and can be left out.
     own_mask = sdpa_mask if model.device.type == "meta" else masking_utils.sdpa_mask
-    AttentionMaskInterface.register(name, eager_mask if implementation == "eager" else own_mask)
+    mask_function = eager_mask if implementation == "eager" else own_mask
+
+    def make(*args: Any, **options: Any) -> Tensor | None:
+        mask: Tensor | None = mask_function(*args, **options)
+        masks.extend([] if mask is None else [mask])
+        return mask
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, make)
     with evaluating(model):
         model.set_attn_implementation(name)
         try:
-            model(**inputs, use_cache=False)
+            yield masks
         finally:
             model.set_attn_implementation(implementation)
-    found = list(calls)
-    calls.clear()  # the registry keeps `watch`, which must not keep the model alive
-    return found
+            masks.clear()
 
 
 @contextmanager

@@ -45,5 +45,5 @@ def text_states(model: PreTrainedModel, token_ids: Int[Tensor, "p"]) -> PrefixSt
         )
     if model.config._attn_implementation.startswith("prefixkit_"):
         raise InjectionError("a prefix is attached to this model; detach it before reading the states of a text")
-    calls = watch_attention(model, text_inputs(model, token_ids[None], token_ids[None]))
+    calls = watch_attention(model, text_inputs(model, token_ids[None], token_ids[None])).calls
     return PrefixStates(anatomy.geometry, tuple(SiteStates(c.key[0].clone(), c.value[0].clone()) for c in calls))
