@@ -14,6 +14,7 @@ from prefixkit.generation import generate_texts, sampling, stream_text
 from prefixkit.generation.dice import choose, roll
 from prefixkit.generation.prompts import encode_prompts
 from prefixkit.injection import attach
+from prefixkit.models.inspect import inspect_model
 
 PROMPTS = ["review :", "the film was not", "i", "a truly great story with a", "the plot is", "review :"]
 SHORT = GenerationConfig(max_new_tokens=9, batch_size=4)
@@ -197,6 +198,7 @@ def test_closing_a_stream_stops_the_generation(base):
         if len(steps) == 3:
             heard.wait(30)
 
+    inspect_model(base.model)  # looking at a model runs it, too
     base.model.register_forward_pre_hook(wait_for_the_reader)
     endless = dataclasses.replace(base, tokenizer=tokenizer)
     stream = stream_text(endless, "review :", GenerationConfig(max_new_tokens=100), seed=0)

@@ -8,16 +8,17 @@
     ...
     handle.detach()
 
-Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are
-changed and restored: the name of the attention implementation, a slot on each attention layer, a hook on each stack
-(it chooses the rows' prefixes and, in a decoder-only model, moves the positions past them), and, with one prefix per
-row, `generate` (it may repeat rows for beams; a plain forward may not). The prefix encoder runs once per forward pass
-of the whole model: an encoder-decoder has one more hook, on the module that runs both stacks.
+Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are changed
+and restored: the name of the attention implementation; a slot on each attention layer; a pair of hooks on each stack,
+which choose the rows' prefixes, mark caches and, in a decoder-only model, move the positions past the prefix; and
+`generate`, which may repeat rows for beams (a plain forward may not), and under which no other thread may detach. The
+prefix encoder runs once per forward pass of the whole model: for that an encoder-decoder has hooks on the module that
+runs both stacks.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -30,8 +31,9 @@ from prefixkit.compat import eager_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection.attention import NAMES
+from prefixkit.injection.caches import Caches
 from prefixkit.injection.positions import check_context, moved_positions, past_tokens
-from prefixkit.injection.slots import BANK, Current, Slot, clear, has_slot, place
+from prefixkit.injection.slots import BANK, Current, Slot, Users, clear, has_slot, place
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
@@ -70,7 +72,7 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
         bank = _build_bank(model, anatomy, prefix)
         source = None if bank is None else lambda: bank
     rows = len(prefix) if isinstance(prefix, Sequence) else None
-    return Handle(model, anatomy, source, rows)
+    return Handle(model, anatomy, source, rows, prefix if isinstance(prefix, PrefixEncoder) else None)
 
 
 class Handle(AbstractContextManager["Handle"]):
@@ -81,24 +83,40 @@ class Handle(AbstractContextManager["Handle"]):
         anatomy: its sites.
         source: gives the bank of a forward pass; None attaches nothing.
         rows: number of rows the bank describes, or None for one prefix shared by all rows.
+        encoder: what gives the bank, if it is in training.
     """
 
     def __init__(
-        self, model: PreTrainedModel, anatomy: Anatomy, source: Callable[[], Bank] | None, rows: int | None
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        source: Callable[[], Bank] | None,
+        rows: int | None,
+        encoder: PrefixEncoder | None = None,
     ) -> None:
         self._model, self._anatomy, self._source, self._rows = model, anatomy, source, rows
-        self._current = Current()
-        self._pass: Bank | None = None  # of the forward pass under way, if one of the whole model is
-        self._repeats = False
+        self._encoder = encoder
+        self._current, self._caches = Current(), Caches()
+        self._users, self._generating = Users(), Users()
+        self._pass = Current()  # the whole bank of the forward pass under way, where one module runs both stacks
         self._restore: list[Callable[[], object]] = []
         if source is not None:
             self._install()
 
     def detach(self) -> None:
-        """Restore the model; calling it again does nothing."""
+        """Restore the model; calling it again does nothing.
+
+        Raises:
+            InjectionError: another thread is running the model; the prefix stays attached.
+        """
+        if self._restore and self._users.has_others():
+            raise InjectionError(
+                "another thread is running the model with this prefix; join it, then call detach() again"
+            )
         while self._restore:
             self._restore.pop()()
-        self._current.bank = None
+        self._caches.close()
+        self._current.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -118,29 +136,29 @@ class Handle(AbstractContextManager["Handle"]):
             self._restore.append(partial(clear, module))
         self._restore.append(lambda: model.set_attn_implementation(implementation))
         model.set_attn_implementation(NAMES[implementation])
-        hooks = [
-            stack.register_forward_pre_hook(self._before_stack, with_kwargs=True) for stack in self._anatomy.stacks
-        ]
-        if len(self._anatomy.stacks) > 1:
-            hooks.append(self._anatomy.root.register_forward_pre_hook(self._before_pass))
-            hooks.append(self._anatomy.root.register_forward_hook(self._after_pass, always_call=True))
+        stacks, root = self._anatomy.stacks, self._anatomy.root
+        hooks = [stack.register_forward_pre_hook(self._before_stack, with_kwargs=True) for stack in stacks]
+        hooks += [stack.register_forward_hook(self._after_stack, always_call=True) for stack in stacks]
+        if len(stacks) > 1:
+            hooks.append(root.register_forward_pre_hook(self._before_pass))
+            hooks.append(root.register_forward_hook(self._after_pass, always_call=True))
         self._restore.extend(hook.remove for hook in hooks)
-        if self._rows is not None:
-            own = vars(model).get("generate")  # a caller may have put one on the instance
-            setattr(model, "generate", self._generate)  # noqa: B010 - an instance attribute that shadows the method
-            self._restore.append(lambda: delattr(model, "generate") if own is None else setattr(model, "generate", own))
+        own = vars(model).get("generate")  # a caller may have put one on the instance
+        setattr(model, "generate", partial(self._generate, own))  # noqa: B010 - shadows the method
+        self._restore.append(lambda: delattr(model, "generate") if own is None else setattr(model, "generate", own))
 
     def _before_pass(self, root: nn.Module, args: tuple[Any, ...]) -> None:
         """Run the prefix encoder once for both stacks."""
         assert self._source is not None
-        self._pass = self._source()
+        self._pass.bank = self._source()
 
     def _after_pass(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._pass = None
+        self._pass.bank = None
 
     def _before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         assert self._source is not None
+        self._users.enter()
         if self._model.config._attn_implementation not in NAMES.values():
             raise InjectionError(
                 "the attention implementation was changed while a prefix was attached, so nothing would read it; "
@@ -149,7 +167,8 @@ class Handle(AbstractContextManager["Handle"]):
         _check_checkpointing(stack)
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs = _inputs(call)
-        bank = self._source() if self._pass is None else self._pass
+        bank = self._source() if self._pass.bank is None else self._pass.bank
+        self._caches.enter(call.get("past_key_values"), self._token(bank))
         if self._rows is not None:
             bank = bank.rows(self._row_index(len(inputs)))
         self._current.bank = bank
@@ -170,30 +189,35 @@ class Handle(AbstractContextManager["Handle"]):
             check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
         return positions
 
+    def _after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Mark the cache that a forward pass returns; called after a failed one too."""
+        self._users.leave()
+        if output is not None:
+            self._caches.leave(output, self._token(self._current.bank))
+
+    def _token(self, bank: Bank | None) -> object:
+        """What tells this prefix, as it is now, from others."""
+        if self._encoder is None:
+            return self._source() if self._source is not None else bank
+        return self._encoder, tuple(parameter._version for parameter in self._encoder.parameters())
+
     def _row_index(self, batch: int) -> Tensor:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
         assert self._rows is not None
         repeats, rest = divmod(batch, self._rows)
-        if rest or repeats == 0 or (repeats > 1 and not self._repeats):
+        if rest or repeats == 0 or (repeats > 1 and not self._generating.has_me()):
             raise _wrong_rows(self._rows, batch)
         return torch.arange(self._rows).repeat_interleave(repeats)
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate(self, own: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
         names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
-        given = [*args[:1], *(kwargs.get(name) for name in names)]
-        for inputs in given:
-            if isinstance(inputs, Tensor) and len(inputs) != self._rows:
+        for inputs in (*args[:1], *(kwargs.get(name) for name in names)):
+            if self._rows is not None and isinstance(inputs, Tensor) and len(inputs) != self._rows:
                 raise _wrong_rows(self._rows, len(inputs))
-        with self._repeating():
+        with self._users, self._generating:
+            if own is not None:
+                return own(*args, **kwargs)
             return getattr(type(self._model), "generate")(self._model, *args, **kwargs)  # noqa: B009 - a mixin may add it
-
-    @contextmanager
-    def _repeating(self) -> Iterator[None]:
-        self._repeats = True
-        try:
-            yield
-        finally:
-            self._repeats = False
 
 
 def _wrong_rows(rows: int | None, batch: int) -> InjectionError:

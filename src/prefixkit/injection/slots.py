@@ -6,7 +6,9 @@ first layer runs. It also travels as a keyword argument (`BANK`) through the lay
 runs a layer again with the arguments of its own forward pass, when the present one may be another.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import get_ident
 
 import torch
 from torch import nn
@@ -19,11 +21,62 @@ BANK = "prefixkit_bank"
 _ATTRIBUTE = "_prefixkit_slot"
 
 
-@dataclass
 class Current:
-    """The bank of the present forward pass, shared by all slots of a model."""
+    """The bank of the present forward pass, shared by all slots of a model; every thread has a forward pass of its own.
 
-    bank: Bank | None = None
+    Args:
+        bank: of the calling thread.
+    """
+
+    def __init__(self, bank: Bank | None = None) -> None:
+        self._banks: dict[int, Bank | None] = {get_ident(): bank}
+
+    @property
+    def bank(self) -> Bank | None:
+        """The calling thread's bank; None between forward passes of a model that never ran in it."""
+        return self._banks.get(get_ident())
+
+    @bank.setter
+    def bank(self, bank: Bank | None) -> None:
+        self._banks[get_ident()] = bank
+
+    def clear(self) -> None:
+        """Forget the banks of all threads."""
+        self._banks.clear()
+
+
+class Users(AbstractContextManager["Users"]):
+    """The threads that are running a model with a prefix, and how deep in calls each is."""
+
+    def __init__(self) -> None:
+        self._depths: dict[int, int] = {}
+
+    def enter(self) -> None:
+        """The calling thread begins a call."""
+        self._depths[get_ident()] = self._depths.get(get_ident(), 0) + 1
+
+    def leave(self) -> None:
+        """The calling thread has finished one, well or badly."""
+        depth = self._depths.pop(get_ident(), 0) - 1
+        if depth > 0:
+            self._depths[get_ident()] = depth
+
+    def __enter__(self) -> "Users":
+        """Enter."""
+        self.enter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave."""
+        self.leave()
+
+    def has_me(self) -> bool:
+        """Whether the calling thread is under way."""
+        return get_ident() in self._depths
+
+    def has_others(self) -> bool:
+        """Whether another thread than the calling one is under way."""
+        return any(thread != get_ident() for thread in list(self._depths))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""Threads that share a model: each gets its own rows, and nothing is detached under a thread that is running."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from prefixkit.errors import InjectionError
+from prefixkit.injection import attach
+
+RUNNING = r"another thread is running the model with this prefix; join it, then call detach\(\) again"
+
+
+@pytest.fixture
+def held(make_model):
+    """A model whose first layer waits, in threads other than the main one, until it is let go."""
+    model = make_model("llama", fresh=True)
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(*_):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            assert go.wait(60)
+
+    model.model.layers[1].register_forward_pre_hook(wait)
+    return model, inside, go
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_detaching_under_a_running_thread_is_refused_and_the_thread_keeps_its_prefix(call, held, make_prefix, make_ids):
+    model, inside, go = held
+    ids, prefix = make_ids(1, 5), make_prefix(model, 3)
+
+    def run():
+        if call == "forward":
+            return model(input_ids=ids).logits
+        return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+
+    with attach(model, prefix):
+        expected = run()
+    plain = run()
+    assert not torch.equal(expected, plain)
+    handle = attach(model, prefix)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run)
+        assert inside.wait(60)
+        try:
+            with pytest.raises(InjectionError, match=RUNNING):
+                handle.detach()
+            with pytest.raises(InjectionError, match="attached to this model already; detach it first"):
+                attach(model, prefix)
+        finally:
+            go.set()
+        assert torch.equal(future.result(), expected)
+    handle.detach()
+    assert torch.equal(run(), plain)
+
+
+def test_a_thread_generating_beams_neither_moves_nor_excuses_the_rows_of_another(held, make_prefix, make_ids):
+    model, inside, go = held
+    ids, rows = make_ids(2, 5), [make_prefix(model, 3, seed=1), make_prefix(model, 2, seed=2)]
+    with attach(model, rows):
+        logits = model(input_ids=ids).logits
+        beams = model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=2, max_new_tokens=4, do_sample=False)
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(
+                model.generate, ids, attention_mask=torch.ones_like(ids), num_beams=2, max_new_tokens=4, do_sample=False
+            )
+            assert inside.wait(60)
+            try:
+                assert torch.equal(model(input_ids=ids).logits, logits)
+                with pytest.raises(InjectionError, match="prefixes for 2 rows are attached, the batch has 4"):
+                    model(input_ids=torch.cat([ids, ids]))
+            finally:
+                go.set()
+            assert torch.equal(future.result(), beams)
+
+
+def test_a_failed_call_does_not_count_as_running(make_model, make_prefix, make_ids):
+    model = make_model("llama", fresh=True)
+    handle = attach(model, [make_prefix(model, 3)])
+
+    def fail():
+        for call in (lambda: model(input_ids=make_ids(2, 5)), lambda: model.generate(make_ids(2, 5))):
+            with pytest.raises(InjectionError, match="the batch has 2"):
+                call()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fail).result()
+    handle.detach()
+    assert model.config._attn_implementation == "sdpa"
