@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import masking_utils
+from transformers import DynamicCache, PretrainedConfig, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from prefixkit.errors import UnsupportedModelError
@@ -56,3 +56,12 @@ def eager_mask(*args: Any, **options: Any) -> Tensor:
 def hidden(dtype: torch.dtype) -> float:
     """Return what an additive mask of this dtype holds where nothing may be seen."""
     return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+
+
+def smallest_window(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the layer with the shortest sliding window or chunk sees; None if all see everything.
+
+    transformers' own reckoning, by the cache it would make for the model.
+    """
+    layers: list[Any] = DynamicCache(config=config).layers
+    return min((layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)), default=None)

@@ -7,6 +7,7 @@
     │   └── UnsupportedModelError   it loads, but cannot take a prefix
     ├── ArtefactError        a saved prefix is damaged or not what it says
     │   └── BaseMismatchError       it belongs to another base model
+    ├── ExportError          another format cannot hold a prefix, or not here
     ├── InjectionError       a prefix does not fit what it is attached to
     ├── TrainingError        a run cannot start, go on, or be saved
     │   └── DivergedError           loss or gradients left the rails
@@ -46,6 +47,10 @@ class ArtefactError(PrefixkitError):
 
 class BaseMismatchError(ArtefactError):
     """A prefix was trained on another base model than the one at hand."""
+
+
+class ExportError(PrefixkitError):
+    """A prefix cannot be written in another format exactly, or not to that place."""
 
 
 class InjectionError(PrefixkitError):

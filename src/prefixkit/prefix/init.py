@@ -95,7 +95,7 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
             pair[1].copy_(states.value)
         return 0.0
     tokens = tuple(len(encoder.table) if q else 0 for q in encoder.lengths)
-    error = _solve_last_layer(encoder, _rows(target.slice(tokens)))
+    error = _solve_last_layer(encoder, target.slice(tokens).to_rows())
     if error > TOLERANCE and encoder.table.shape[1] >= len(encoder.table):
         raise ConfigError(
             f"prefix.reparam_depth: the MLP reproduces the states only to {error:.1g} of their size, {TOLERANCE:g} is "
@@ -107,12 +107,6 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
             f"{len(encoder.table)} virtual tokens (error {error:.1g}); use at least {len(encoder.table)}"
         )
     return error
-
-
-def _rows(states: PrefixStates) -> Float[Tensor, "p o"]:
-    """Lay out states as the MLP puts them out: one row per virtual token."""
-    parts = [torch.stack([s.key, s.value]).permute(2, 0, 1, 3).flatten(1) for s in states.sites if s.length]  # [p, 2gd]
-    return torch.cat(parts, dim=1)
 
 
 def _solve_last_layer(encoder: PrefixEncoder, target: Float[Tensor, "p o"]) -> float:

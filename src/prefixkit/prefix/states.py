@@ -70,6 +70,27 @@ class PrefixStates:
         """Whether any site is gated."""
         return any(states.gate is not None for states in self.sites)
 
+    @classmethod
+    def from_rows(cls, geometry: Geometry, rows: Float[Tensor, "p o"]) -> "PrefixStates":
+        """Return states of one length at every site, from rows laid out as `to_rows` does."""
+        parts = rows.split([site.numbers_per_token for site in geometry.sites], dim=1)
+        pairs = [
+            part.reshape(len(rows), 2, site.kv_heads, site.head_dim).permute(1, 2, 0, 3).contiguous()  # [2, g, p, d]
+            for part, site in zip(parts, geometry.sites, strict=True)
+        ]
+        return cls(geometry, tuple(SiteStates(pair[0], pair[1]) for pair in pairs))
+
+    def to_rows(self) -> Float[Tensor, "p o"]:
+        """Lay out the states as the paper's matrix ``P``: one row per virtual token, empty sites and gates left out.
+
+        Within a row: the first site's key, head by head, its value, the next site's key, ... An encoder's MLP puts its
+        output out in this order, and PEFT's files hold it.
+        """
+        parts = [
+            torch.stack([s.key, s.value]).permute(2, 0, 1, 3).flatten(1) for s in self.sites if s.length
+        ]  # [p, 2gd]
+        return torch.cat(parts, dim=1)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "PrefixStates":
         """Return states with `change` applied to every tensor."""
         return PrefixStates(

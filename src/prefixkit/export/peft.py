@@ -1,0 +1,155 @@
+"""A prefix to PEFT and back, exactly: `PeftModel.from_pretrained` answers as `attach` does, to the last bit.
+
+What PEFT's format cannot say is refused. It has one length for all layers, no gate, one attention stack, text that
+starts right after the prefix, float32; and PEFT's prefix is text to a sliding window, which leaves it behind.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefixkit.compat import smallest_window
+from prefixkit.config import Placement
+from prefixkit.errors import ArtefactError, ExportError
+from prefixkit.export.adapter import AdapterConfig, read_adapter, write_adapter
+from prefixkit.models.fingerprint import check_base, fingerprint
+from prefixkit.models.inspect import context_tokens, inspect_model
+from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site
+
+
+def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
+    """Write a prefix as a PEFT checkpoint, to be loaded with ``PeftModel.from_pretrained(model, folder)``.
+
+    Training record, scores and licence have no place in it; keep the artefact as well.
+
+    Args:
+        prefix: the prefix.
+        folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` go.
+        model: the base model of the prefix.
+
+    Raises:
+        ExportError: PEFT's format cannot say what this prefix is, or the folder cannot be written to.
+        BaseMismatchError: the prefix belongs to another model.
+    """
+    states, path = prefix.states, Path(folder)
+    site = _require_sayable(prefix)
+    if inspect_model(model).geometry != states.geometry:
+        raise ExportError(
+            f"the prefix of {prefix.card.base.id} has another geometry than this model; give its base model"
+        )
+    check_base(model, prefix.card.base)
+    _require_no_window(model, ExportError)
+    config = AdapterConfig(
+        num_virtual_tokens=states.num_virtual_tokens,
+        token_dim=site.kv_heads * site.head_dim,
+        num_layers=len(states.geometry.sites),
+        num_attention_heads=site.kv_heads,
+        base_model=prefix.card.base.id,
+        revision=prefix.card.base.revision,
+    )
+    write_adapter(path, config, states.to_rows())
+
+
+def from_peft(
+    folder: str | Path, model: PreTrainedModel, *, base_id: str | None = None, revision: str | None = None
+) -> Prefix:
+    """Read a PEFT prefix-tuning checkpoint, with or without ``prefix_projection``.
+
+    PEFT does not record which weights a prefix was trained on; from here on the prefix is bound to `model`.
+
+    Args:
+        folder: what PEFT's ``save_pretrained`` wrote, or `to_peft`.
+        model: the base model.
+        base_id: the model's name in the artefact; left out, what the checkpoint says.
+        revision: its revision; left out, what the checkpoint says.
+
+    Returns:
+        The prefix, in the number format of the file.
+
+    Raises:
+        ArtefactError: the checkpoint is damaged, of another kind, does not fit the model, or PEFT's own answers with
+            it would differ from ours.
+        UnsupportedModelError: the model cannot take a prefix.
+    """
+    path = Path(folder)
+    config, rows = read_adapter(path)
+    geometry = inspect_model(model).geometry
+    _require_fit(path, config, rows, geometry)
+    _require_no_window(model, ArtefactError)
+    if _is_rounded_by_peft(rows):
+        raise ArtefactError(f"{path}: {_ROUNDED}; convert it with .float() first")
+    name = base_id or config.base_model or model.config.name_or_path or type(model).__name__
+    card = BaseCard(id=name, revision=revision or config.revision, fingerprint=fingerprint(model))
+    return Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=card)
+
+
+_ROUNDED = "its float64 numbers are rounded to float32 when PEFT loads them, so that its answers would differ"
+
+
+def _is_rounded_by_peft(rows: Tensor) -> bool:
+    """PEFT copies whatever it loads into a float32 embedding; only float64 has more than that."""
+    return rows.dtype == torch.float64 and not torch.equal(rows.float().double(), rows)
+
+
+def _require_sayable(prefix: Prefix) -> Site:
+    """Refuse what the format has no words for; return the site all layers look like."""
+    states = prefix.states
+    sites, lengths = states.geometry.sites, states.lengths
+    other = [placement for placement in states.geometry.placements if placement is not Placement.DECODER_SELF]
+    if other:
+        raise ExportError(f"PEFT's format cannot say {other[0]} prefixes; only decoder-only models can be exchanged")
+    if states.has_gate:
+        raise ExportError("PEFT's format cannot say gates; train with prefix.gate=false to export to it")
+    if len(set(lengths)) > 1:
+        shortest = min(range(len(lengths)), key=lengths.__getitem__)
+        what = "layers without a prefix" if not lengths[shortest] else "layers of differing length"
+        raise ExportError(
+            f"PEFT's format cannot say {what}: layer {sites[shortest].layer} has {lengths[shortest]} virtual tokens, "
+            f"others {max(lengths)}"
+        )
+    if len({(site.kv_heads, site.head_dim) for site in sites}) > 1:
+        raise ExportError("PEFT's format cannot say layers whose KV heads differ in number or size")
+    if prefix.position_offset != lengths[0]:
+        raise ExportError(
+            f"PEFT's format cannot say position_offset {prefix.position_offset}: its text always starts right after "
+            f"the prefix, at {lengths[0]}"
+        )
+    if _is_rounded_by_peft(states.to_rows()):
+        raise ExportError(f"PEFT's format cannot say this prefix: {_ROUNDED}; convert its states with .float() first")
+    return sites[0]
+
+
+def _require_no_window(model: PreTrainedModel, kind: type[ArtefactError | ExportError]) -> None:
+    """Refuse models whose window is shorter than their context: in it, PEFT's prefix scrolls out of sight."""
+    window, context = smallest_window(model.config), context_tokens(model)
+    if window is not None and (context is None or window < context):
+        raise kind(
+            f"{type(model).__name__} has a sliding window of {window} tokens: PEFT's prefix disappears behind it while "
+            "prefixkit's stays in sight, so their answers would differ; PEFT's format is no choice for this model"
+        )
+
+
+def _require_fit(path: Path, config: AdapterConfig, rows: Tensor, geometry: Geometry) -> None:
+    """Refuse numbers that do not belong to a model of this geometry."""
+    sites = geometry.sites
+    first = sites[0]
+    name = config.base_model or "its base model"
+    if any((site.kv_heads, site.head_dim) != (first.kv_heads, first.head_dim) for site in sites):
+        raise ArtefactError(
+            f"{path}: this model's layers differ in KV heads, which PEFT's format cannot say; load {name}"
+        )
+    token_dim = first.kv_heads * first.head_dim
+    for key, said, expected in (
+        ("num_layers", config.num_layers, len(sites)),
+        ("token_dim", config.token_dim, token_dim),
+        ("num_attention_heads", config.num_attention_heads, first.kv_heads),
+    ):
+        if said is not None and said != expected:
+            raise ArtefactError(f"{path}: {key}: the checkpoint has {said}, this model {expected}; load {name}")
+    if rows.shape[1] != geometry.numbers_per_token:
+        raise ArtefactError(
+            f"{path}: the checkpoint has {rows.shape[1]} numbers per virtual token, this model takes "
+            f"{geometry.numbers_per_token} ({len(sites)} layers, key and value of {token_dim}); load {name}"
+        )
