@@ -34,6 +34,7 @@ from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches
 from prefixkit.injection.positions import check_context, moved_positions, past_tokens
 from prefixkit.injection.slots import BANK, Current, Slot, Users, clear, has_slot, place
+from prefixkit.models.adapters import plain_model
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
@@ -41,11 +42,12 @@ from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
 Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
 
 
-def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int | None = None) -> "Handle":
+def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None = None) -> "Handle":
     """Make a frozen model read a prefix.
 
     Args:
-        model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder.
+        model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder; or a
+            `PeftModel` around one, whose LoRA or other adapters then work beside the prefix.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
             encoder to train; or None, which leaves the model alone.
         position_offset: for a prefix encoder, the position of the first text token; left out,
@@ -60,7 +62,8 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
         InjectionError: something is attached already, or a prefix has another geometry.
         ConfigError: a position offset for a model whose text keeps its positions.
     """
-    anatomy = inspect_model(model)
+    base: PreTrainedModel = plain_model(model)
+    anatomy = inspect_model(base)
     if any(has_slot(module) for module in anatomy.attention):
         raise InjectionError("a prefix is attached to this model already; detach it first")
     source: Callable[[], Bank] | None
@@ -69,10 +72,10 @@ def attach(model: PreTrainedModel, prefix: Attachable, *, position_offset: int |
     else:
         if position_offset is not None:
             raise InjectionError("position_offset: a saved prefix brings its own; give it for an encoder only")
-        bank = _build_bank(model, anatomy, prefix)
+        bank = _build_bank(base, anatomy, prefix)
         source = None if bank is None else lambda: bank
     rows = len(prefix) if isinstance(prefix, Sequence) else None
-    return Handle(model, anatomy, source, rows, prefix if isinstance(prefix, PrefixEncoder) else None)
+    return Handle(base, anatomy, source, rows, prefix if isinstance(prefix, PrefixEncoder) else None)
 
 
 class Handle(AbstractContextManager["Handle"]):

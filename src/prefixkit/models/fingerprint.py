@@ -1,12 +1,15 @@
 """Which model is this? A fingerprint for refusing the wrong base, and a hash for proving nothing changed."""
 
 import hashlib
+from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from prefixkit.errors import BaseMismatchError
+from prefixkit.models.adapters import base_weights, is_merged
 from prefixkit.prefix import BaseCard
 
 #: Numbers sampled from each weight for the fingerprint.
@@ -21,31 +24,43 @@ _SETTINGS = (
     "use_parallel_residual", "do_layer_norm_before",
 )  # fmt: skip
 
-#: Per model object: how often its weights had been changed in place, and the fingerprint at that time.
-_known: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+#: Per model object: the state its weights were in, and the fingerprint at that time.
+_known: WeakKeyDictionary[PreTrainedModel, tuple[Hashable, str]] = WeakKeyDictionary()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the identity of a model's configuration and weights; computed once, and again if weights change in place.
 
+    Adapters in the model (LoRA beside a prefix) do not count, unless they are merged into its weights.
+
     Weights are sampled evenly and rounded to bfloat16, so a model has one fingerprint in float64, float32 and
     bfloat16 (float16 rounds differently, and differs), and a 70B model is fingerprinted in seconds. Fine-tuned copies
     differ.
     """
-    changes = sum(weight._version for weight in model.parameters())
+    state = _state(model)
     known = _known.get(model)
-    if known is None or known[0] != changes:
+    if known is None or known[0] != state:
         digest, config = hashlib.sha256(), model.config.get_text_config()
         for key in _SETTINGS:
             digest.update(f"{key}={getattr(config, key, None)!r};".encode())
-        for name, weight in sorted(model.state_dict().items()):
+        for name, weight in sorted(base_weights(model).items()):
             flat = weight.detach().flatten()
             step = max(1, flat.numel() // _SAMPLES)
             sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
             digest.update(f"{name}{tuple(weight.shape)}".encode())
             digest.update(sample.view(torch.uint8).numpy().tobytes())
-        known = _known[model] = (changes, digest.hexdigest())
+        known = _known[model] = (state, digest.hexdigest())
     return known[1]
+
+
+def _state(model: PreTrainedModel) -> Hashable:
+    """Return what changes whenever weights change in place: torch's counters and the first number of each weight.
+
+    The counters alone miss changes through ``.data``, which is how PEFT merges adapters.
+    """
+    weights = list(model.parameters())
+    plain = [weight for weight in weights if type(weight) is nn.Parameter and weight.numel() and not weight.is_meta]
+    return sum(weight._version for weight in weights), *(weight[(0,) * weight.dim()].item() for weight in plain)
 
 
 def weights_hash(model: PreTrainedModel) -> str:
@@ -64,7 +79,12 @@ def check_base(model: PreTrainedModel, base: BaseCard) -> None:
         BaseMismatchError: the fingerprints differ.
     """
     if base.fingerprint is not None and base.fingerprint != fingerprint(model):
+        todo = (
+            "take the adapters merged into it out again with unmerge_adapter()"
+            if is_merged(model)
+            else ("load that base model")
+        )
         raise BaseMismatchError(
             f"this prefix was trained on {base.id} (fingerprint {base.fingerprint[:12]}), the model at hand is "
-            f"{model.config.name_or_path or type(model).__name__} ({fingerprint(model)[:12]}); load that base model"
+            f"{model.config.name_or_path or type(model).__name__} ({fingerprint(model)[:12]}); {todo}"
         )
