@@ -115,6 +115,7 @@ def test_names_come_from_the_checkpoint_unless_given(
     assert from_peft(tmp_path, model).card.base.revision == "a1b2"
     given = from_peft(tmp_path, model, base_id="my/gpt2", revision="main").card.base
     assert (given.id, given.revision) == ("my/gpt2", "main")
+    assert from_peft(tmp_path, model, base_id="my/gpt2").card.base.revision is None  # a1b2 is org/tiny's
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None, "revision": None}))
     assert from_peft(tmp_path, model).card.base.id == "GPT2LMHeadModel"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prefixkit import __version__
-from prefixkit.cli import doctor, evaluate, generate, recipes, show, train
+from prefixkit.cli import doctor, evaluate, export, generate, importing, recipes, show, train
 from prefixkit.cli.failing import run_app
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
 app.command("doctor")(doctor.doctor)
+app.add_typer(export.app, name="export")
+app.add_typer(importing.app, name="import")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -63,7 +63,7 @@ def from_peft(
         folder: what PEFT's ``save_pretrained`` wrote, or `to_peft`.
         model: the base model.
         base_id: the model's name in the artefact; left out, what the checkpoint says.
-        revision: its revision; left out, what the checkpoint says.
+        revision: its revision; left out with `base_id`, what the checkpoint says.
 
     Returns:
         The prefix, in the number format of the file.
@@ -81,7 +81,9 @@ def from_peft(
     if _is_rounded_by_peft(rows):
         raise ArtefactError(f"{path}: {_ROUNDED}; convert it with .float() first")
     name = base_id or config.base_model or model.config.name_or_path or type(model).__name__
-    card = BaseCard(id=name, revision=revision or config.revision, fingerprint=fingerprint(model))
+    if base_id is None and revision is None:
+        revision = config.revision
+    card = BaseCard(id=name, revision=revision, fingerprint=fingerprint(model))
     return Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=card)
 
 

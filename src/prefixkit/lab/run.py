@@ -22,6 +22,7 @@ from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
+from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Prefix, PrefixStates, TrainingCard
 from prefixkit.training import Outcome, check_trackers, prefix_lengths, train_prefix
 
@@ -93,7 +94,7 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
 
 
 def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
-    """Load what is needed to generate with a run, or with an artefact that a run left.
+    """Load what is needed to generate with a run, an artefact that a run left, or one that was imported.
 
     Raises:
         ArtefactError: the folder is no artefact that knows its recipe, or the base model it names is another by now.
@@ -128,9 +129,12 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
 
 
 def _recipe_of(folder: Path, prefix: Prefix) -> Recipe:
-    if not (folder / RECIPE).is_file() and prefix.card.training is not None:
+    if (folder / RECIPE).is_file():
+        return read_recipe(folder)
+    if prefix.card.training is not None:
         return validate_recipe(prefix.card.training.recipe)
-    return read_recipe(folder)
+    base = prefix.card.base  # a prefix that was imported, or made by hand: all that is known is its base model
+    return validate_recipe({"model": {"base": base.id, "revision": hub_revision(base.id, base.revision)}})
 
 
 def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:

@@ -59,6 +59,11 @@ def resolve_source(name: str) -> Source:
     return Source(name, SourceKind.HUB)
 
 
+def hub_revision(name: str, revision: str | None) -> str | None:
+    """Return the revision if the name is a hub model's; only those are loaded by one."""
+    return revision if resolve_source(name).kind is SourceKind.HUB else None
+
+
 def packaged_names() -> str:
     """Return the names of the packaged models, for messages."""
     return ", ".join(PACKAGED_MODELS)
