@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from prefixkit.injection import attach as attach
     from prefixkit.models import Base as Base
     from prefixkit.models import load_base_model as load_base_model
+    from prefixkit.peft import PeftModel as PeftModel
+    from prefixkit.peft import PrefixTuningConfig as PrefixTuningConfig
+    from prefixkit.peft import get_peft_model as get_peft_model
     from prefixkit.prefix import Prefix as Prefix
     from prefixkit.prefix import PrefixEncoder as PrefixEncoder
     from prefixkit.prefix import PrefixStates as PrefixStates
@@ -28,12 +31,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "Base": "models",
     "Handle": "injection",
+    "PeftModel": "peft",
     "Prefix": "prefix",
     "PrefixEncoder": "prefix",
     "PrefixStates": "prefix",
+    "PrefixTuningConfig": "peft",
     "PrefixkitError": "errors",
     "Recipe": "config",
     "attach": "injection",
+    "get_peft_model": "peft",
     "load_base_model": "models",
     "load_recipe": "config",
 }

@@ -1,0 +1,166 @@
+"""PEFT's `PrefixTuningConfig`: the same arguments, checked, and what they mean as prefixkit's settings."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from prefixkit.config import Activation, InitConfig, InitKind, PrefixConfig
+from prefixkit.errors import ConfigError, did_you_mean
+from prefixkit.export.adapter import CONFIG_NAME, read_adapter
+from prefixkit.prefix import Prefix
+
+
+class TaskType(StrEnum):
+    """PEFT's tasks; prefix tuning is offered here for CAUSAL_LM."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+#: PEFT's other arguments: the values that mean nothing, and what to do instead of the others.
+_MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "peft_type": ((None, "PREFIX_TUNING"), "only PREFIX_TUNING is here"),
+    "inference_mode": ((None, False), "a new prefix is there to be trained; load a trained one with from_pretrained"),
+    "num_transformer_submodules": ((None, 1), "a decoder-only model has one stack; leave it out"),
+    "modules_to_save": ((None, []), "the base model stays frozen; train its modules outside of prefixkit"),
+    "auto_mapping": ((None,), "PEFT fills it in itself; leave it out"),
+}
+_IGNORED = ("peft_version",)
+
+
+class PrefixTuningConfig:
+    """What to train, in PEFT's words.
+
+    Args:
+        task_type: ``"CAUSAL_LM"``, or PEFT's own or our `TaskType` of that name.
+        num_virtual_tokens: length of the prefix.
+        prefix_projection: train through a two-layer tanh MLP, which is folded away when the prefix is saved.
+        encoder_hidden_size: width of that MLP; left out, as wide as a layer's key (PEFT's choice), or as the prefix is
+            long if that is more (a narrower one could not start from words).
+        init_weights: None starts from the model's own keys and values of random words (or of ``init_token_ids``, see
+            `get_peft_model`), ``"random"`` from PEFT's random numbers, ``"zero"`` from zeros as PEFT does.
+        token_dim: numbers in a layer's key; checked against the model. PEFT calls for it, prefixkit asks the model.
+        num_layers: likewise.
+        num_attention_heads: likewise; the KV heads.
+        base_model_name_or_path: name of the base model, kept in what is saved; left out, the model's own.
+        revision: of the base model.
+        others: PEFT's remaining arguments, at values that change nothing.
+
+    Raises:
+        ConfigError: an argument is unknown, out of range, or asks for what a prefix cannot do.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_type: str | None = None,
+        num_virtual_tokens: int | None = 20,
+        prefix_projection: bool = False,
+        encoder_hidden_size: int | None = None,
+        init_weights: str | None = None,
+        token_dim: int | None = None,
+        num_layers: int | None = None,
+        num_attention_heads: int | None = None,
+        base_model_name_or_path: str | None = None,
+        revision: str | None = None,
+        **others: Any,
+    ) -> None:
+        self.task_type = _task(task_type)
+        self.num_virtual_tokens = _size("num_virtual_tokens", num_virtual_tokens, most=4096)
+        self.prefix_projection = prefix_projection
+        self.encoder_hidden_size = encoder_hidden_size
+        self.init_weights = init_weights
+        self.token_dim = token_dim
+        self.num_layers = num_layers
+        self.num_attention_heads = num_attention_heads
+        self.base_model_name_or_path = base_model_name_or_path
+        self.revision = revision
+        for key in ("encoder_hidden_size", "token_dim", "num_layers", "num_attention_heads"):
+            if getattr(self, key) is not None:
+                _size(key, getattr(self, key))
+        if encoder_hidden_size is not None and not prefix_projection:
+            raise ConfigError(
+                "encoder_hidden_size: has no effect without prefix_projection=True; set it, or leave it out"
+            )
+        if init_weights not in (None, "zero", "random"):
+            raise ConfigError(f'init_weights: expected None, "zero" or "random", got {init_weights!r}')
+        known = [*vars(self), *_MEANINGLESS, *_IGNORED]
+        for key, value in others.items():
+            _check_other(key, value, known)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "PrefixTuningConfig":
+        """Return the configuration of a saved prefix, most of all its ``base_model_name_or_path``.
+
+        Raises:
+            ArtefactError: the folder holds neither a PEFT checkpoint of a prefix nor an artefact.
+        """
+        folder = Path(folder)
+        if (folder / CONFIG_NAME).is_file():
+            saved = read_adapter(folder)[0]
+            tokens, base, revision = saved.num_virtual_tokens, saved.base_model, saved.revision
+        else:
+            prefix = Prefix.load(folder)
+            tokens, base, revision = prefix.states.num_virtual_tokens, prefix.card.base.id, prefix.card.base.revision
+        return cls(
+            task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens, base_model_name_or_path=base, revision=revision
+        )
+
+    def to_prefix_config(self, token_dim: int) -> PrefixConfig:
+        """Return the same as prefixkit's settings.
+
+        PEFT's projection is a table ``[p, token_dim]``, a layer to `encoder_hidden_size`, tanh, and a layer to all keys
+        and values: reparameterisation depth 2, but for our table, which is as wide as the MLP.
+
+        Args:
+            token_dim: numbers in a layer's key, `g * d` of the base model.
+        """
+        kinds = {None: InitKind.WORDS, "zero": InitKind.ZERO, "random": InitKind.RANDOM}
+        return PrefixConfig(
+            num_virtual_tokens=self.num_virtual_tokens,
+            reparam_depth=2 if self.prefix_projection else 0,
+            reparam_width=self.encoder_hidden_size or max(token_dim, self.num_virtual_tokens),
+            reparam_activation=Activation.TANH,
+            init=InitConfig(kind=kinds[self.init_weights], std=1.0),
+        )
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if value is not None)
+        return f"PrefixTuningConfig({said})"
+
+
+def _task(task: str | None) -> TaskType:
+    names = [each.value for each in TaskType]
+    if task is None:
+        raise ConfigError('task_type: missing; give task_type="CAUSAL_LM"')
+    name = getattr(task, "value", task)  # PEFT's own enum is as good
+    if name not in names:
+        raise ConfigError(f"task_type: expected CAUSAL_LM, got {name}{did_you_mean(str(name), names)}")
+    if name != TaskType.CAUSAL_LM:
+        raise ConfigError(
+            f"task_type: expected CAUSAL_LM, got {name}; PEFT's names are offered for decoder-only models"
+        )
+    return TaskType.CAUSAL_LM
+
+
+def _size(key: str, value: Any, *, most: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most is not None and value > most):
+        expected = "a number of at least 1" if most is None else f"1-{most}"
+        raise ConfigError(f"{key}: expected {expected}, got {value!r}")
+    return value
+
+
+def _check_other(key: str, value: Any, known: list[str]) -> None:
+    if key in _IGNORED:
+        return
+    if key not in _MEANINGLESS:
+        raise ConfigError(
+            f"PrefixTuningConfig: {key}: unknown{did_you_mean(key, known) or '; PEFT has no such argument'}"
+        )
+    harmless, todo = _MEANINGLESS[key]
+    if getattr(value, "value", value) not in harmless:
+        raise ConfigError(f"PrefixTuningConfig: {key}={value!r}: {todo}")

@@ -1,0 +1,278 @@
+"""PEFT's `get_peft_model` and `PeftModel` for prefix tuning: a base model with a prefix, as one module.
+
+The base model reads the prefix inside `forward` and `generate` only; called by itself it is the base model, as with
+PEFT. The one exception is gradient checkpointing, which PEFT refuses: there the prefix stays attached from a forward
+pass to the next call, because layers run again in the backward pass.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixkit.errors import ConfigError, ExportError, UnsupportedModelError
+from prefixkit.export import to_peft
+from prefixkit.injection import Handle, attach
+from prefixkit.logs import get_logger
+from prefixkit.models.adapters import has_adapters
+from prefixkit.models.fingerprint import fingerprint
+from prefixkit.peft.config import PrefixTuningConfig, TaskType
+from prefixkit.peft.loading import load_prefix
+from prefixkit.peft.start import new_encoder
+from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
+
+log = get_logger(__name__)
+
+_ONE_PREFIX = "one model holds one prefix here; attach(base, [a, b]) gives each row of a batch its own"
+#: What would otherwise be looked up on the base model, and do there something else than is meant.
+_ELSEWHERE = {
+    "add_adapter": _ONE_PREFIX,
+    "load_adapter": _ONE_PREFIX,
+    "set_adapter": _ONE_PREFIX,
+    "delete_adapter": _ONE_PREFIX,
+    "merge_adapter": "a prefix cannot be merged into weights",
+    "merge_and_unload": "a prefix cannot be merged into weights",
+    "push_to_hub": "save_pretrained writes a folder; upload it with huggingface_hub.upload_folder",
+}
+
+
+def get_peft_model(
+    model: PreTrainedModel,
+    peft_config: Any,
+    adapter_name: str = "default",
+    *,
+    init_token_ids: Sequence[int] | Tensor | None = None,
+    revision: str | None = None,
+) -> "PeftModel":
+    """Freeze a base model and give it a new prefix to train.
+
+    Args:
+        model: a decoder-only transformers model with nothing attached.
+        peft_config: what to train, a `PrefixTuningConfig` of prefixkit's.
+        adapter_name: only ``"default"``.
+        init_token_ids: tokens whose keys and values the prefix starts from, such as those of an instruction; random
+            words if left out. Where a prefix starts decides most of how well it learns.
+        revision: of the base model, kept in what is saved.
+
+    Raises:
+        UnsupportedModelError: the model cannot take a prefix, or holds adapters already.
+        ConfigError: the configuration does not fit the model.
+    """
+    if not isinstance(peft_config, PrefixTuningConfig):
+        kind = type(peft_config)
+        raise ConfigError(
+            f"peft_config: expected prefixkit's PrefixTuningConfig, got {kind.__module__.partition('.')[0]}'s "
+            f"{kind.__name__}; import PrefixTuningConfig from prefixkit.peft"
+        )
+    if adapter_name != "default":
+        raise ConfigError(f'adapter_name: expected "default", got {adapter_name!r}; {_ONE_PREFIX}')
+    if has_adapters(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: holds adapters, which save_pretrained here would leave out; "
+            "train a PrefixEncoder beside them with prefixkit.attach"
+        )
+    encoder = new_encoder(model, peft_config, init_token_ids)
+    peft_config.revision = revision or peft_config.revision
+    return PeftModel(model, encoder, peft_config)
+
+
+class PeftModel(nn.Module):
+    """A frozen base model with a prefix; made by `get_peft_model` or `from_pretrained`.
+
+    What it does not have itself (`config`, `device`, ...) is looked up on the base model.
+
+    Args:
+        base: the base model; its parameters stop wanting gradients.
+        prefix: an encoder to train, or a trained prefix.
+        config: what the prefix is, in PEFT's words.
+        position_offset: for an encoder, the position of the first text token; its length if left out.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        prefix: PrefixEncoder | Prefix,
+        config: PrefixTuningConfig,
+        position_offset: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.base_model = base.requires_grad_(False)
+        self.encoder = prefix if isinstance(prefix, PrefixEncoder) else None
+        self.peft_config = {"default": config}
+        self.active_adapter = "default"
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.forward).parameters.values())
+        #: Tells transformers' Trainer whether the base model divides its loss by `num_items_in_batch`.
+        self.accepts_loss_kwargs: bool = getattr(base, "accepts_loss_kwargs", takes_any)
+        self._trained = prefix if isinstance(prefix, Prefix) else None
+        self._position_offset = position_offset
+        self._handle: Handle | None = None
+        self._is_disabled = False
+
+    @classmethod
+    def from_pretrained(
+        cls, model: PreTrainedModel, model_id: str | Path, adapter_name: str = "default", *, is_trainable: bool = False
+    ) -> "PeftModel":
+        """Load a saved prefix: an artefact, or what PEFT's own `save_pretrained` wrote.
+
+        Args:
+            model: its base model, with nothing attached.
+            model_id: the folder.
+            adapter_name: only ``"default"``.
+            is_trainable: train on from the saved keys and values (which PEFT cannot).
+
+        Raises:
+            ArtefactError: the folder holds no prefix, a damaged one, or two that differ.
+            BaseMismatchError: the prefix belongs to another base model.
+        """
+        if adapter_name != "default":
+            raise ConfigError(f'adapter_name: expected "default", got {adapter_name!r}; {_ONE_PREFIX}')
+        prefix = load_prefix(Path(model_id), model)
+        config = PrefixTuningConfig(
+            task_type=TaskType.CAUSAL_LM,
+            num_virtual_tokens=prefix.states.num_virtual_tokens,
+            base_model_name_or_path=prefix.card.base.id,
+            revision=prefix.card.base.revision,
+        )
+        if not is_trainable:
+            return cls(model, prefix, config).eval()
+        states = prefix.states
+        encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(model.device)
+        reproduce(encoder, states)
+        return cls(model, encoder, config, prefix.position_offset)
+
+    @property
+    def prefix(self) -> Prefix:
+        """The prefix as it is now, materialised: what `save_pretrained` writes and `attach` takes."""
+        if self.encoder is None:
+            assert self._trained is not None
+            return self._trained
+        config = self.peft_config["default"]
+        name = config.base_model_name_or_path or self.base_model.config.name_or_path or type(self.base_model).__name__
+        base = BaseCard(id=name, revision=config.revision, fingerprint=fingerprint(self.base_model))
+        return Prefix.from_states(self.encoder.materialise(), base=base, position_offset=self._position_offset)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Call the base model with the prefix in front; returns what the base model returns.
+
+        `attention_mask`, `position_ids` and `labels` are those of the text alone.
+        """
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
+                 "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
+        with self._reading(self.encoder if self.encoder is not None else self._trained):
+            return self.base_model(**{key: value for key, value in given.items() if value is not None}, **options)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """Call the base model's `generate` with the prefix in front; the MLP, if there is one, runs once."""
+        base: Any = self.base_model
+        with self._reading(self.prefix):
+            return base.generate(*args, **options)
+
+    def save_pretrained(self, folder: str | Path, *, safe_serialization: bool = True) -> None:
+        """Write the artefact, and beside it PEFT's files where PEFT's format can say what the prefix is.
+
+        Raises:
+            ArtefactError: the folder cannot be written to.
+        """
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False: would write a pickle; leave it out")
+        prefix = self.prefix.save(folder)
+        try:
+            to_peft(prefix, folder, self.base_model)
+        except ExportError as error:
+            log.warning("%s: saved as a prefixkit artefact only: %s", folder, error)
+
+    def get_base_model(self) -> PreTrainedModel:
+        """Return the base model."""
+        return self.base_model
+
+    def unload(self) -> PreTrainedModel:
+        """Detach the prefix and return the base model as it was, but for its parameters' `requires_grad`."""
+        self._detach()
+        return self.base_model
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Be the base model, without the prefix, for a while."""
+        self._detach()
+        self._is_disabled = True
+        try:
+            yield
+        finally:
+            self._is_disabled = False
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return how many numbers are trained, and how many there are."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
+        return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print them, as PEFT does."""
+        trained, all_there_are = self.get_nb_trainable_parameters()
+        share = 100 * trained / all_there_are
+        print(f"trainable params: {trained:,d} || all params: {all_there_are:,d} || trainable%: {share:.4f}")
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute activations in the backward pass; the kind that is exact with a prefix, unless asked otherwise."""
+        kinds = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
+        self.base_model.activation_checkpointing_enable(kinds, **options)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Do the same by its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """Return the encoder's parameters alone, so that a Trainer's checkpoints hold no base model."""
+        return {} if self.encoder is None else self.encoder.state_dict(*args, **options)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave; with an MLP, too, a Trainer resumes exactly."""
+        if self.encoder is None:
+            raise ConfigError("this prefix is not in training; load it with from_pretrained(..., is_trainable=True)")
+        return self.encoder.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ELSEWHERE:
+            raise AttributeError(f"prefixkit's PeftModel has no {name}: {_ELSEWHERE[name]}")
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    @contextmanager
+    def _reading(self, prefix: PrefixEncoder | Prefix | None) -> Iterator[None]:
+        """Let the base model read a prefix; afterwards it is plain again, unless a backward pass will recompute."""
+        self._detach()
+        if not self._is_disabled and prefix is not None:
+            offset = self._position_offset if isinstance(prefix, PrefixEncoder) else None
+            self._handle = attach(self.base_model, prefix, position_offset=offset)
+        try:
+            yield
+        except BaseException:
+            self._detach()
+            raise
+        if not (torch.is_grad_enabled() and self.training and self.base_model.is_activation_checkpointing):
+            self._detach()
+
+    def _detach(self) -> None:
+        if self._handle is not None:
+            self._handle.detach()
+            self._handle = None
