@@ -3,6 +3,7 @@
 import copy
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prefixkit.errors import ArtefactError, BaseMismatchError, ConfigError, Inje
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.text_states import text_states
 from prefixkit.peft import PeftConfig
+from prefixkit.prefix import BaseCard, PrefixStates
 
 P = 5
 Batch = dict[str, Tensor]
@@ -275,11 +277,19 @@ def test_loading_refuses_what_it_cannot_trust(base: PreTrainedModel, make_tiny_l
         ArtefactError, match="prefix.safetensors and adapter_model.safetensors differ; remove the files of"
     ):
         PeftModel.from_pretrained(base, tmp_path / "out")
-    save_file({"table": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ArtefactError, match="a checkpoint of transformers' Trainer, to resume from; save a prefix with"
-    ):
-        PeftModel.from_pretrained(base, tmp_path)
+    states = perturbed(base).prefix.states
+    gated = PrefixStates(states.geometry, tuple(replace(site, gate=torch.ones(4)) for site in states.sites))
+    Prefix.from_states(gated, base=BaseCard(id="tiny")).save(tmp_path / "out")
+    with pytest.raises(ArtefactError, match="prefix.safetensors and adapter_model.safetensors differ"):
+        PeftModel.from_pretrained(base, tmp_path / "out")
+    sick = {f"states.{layer}": torch.full((2, 2, P, 8), float("nan")) for layer in range(2)}
+    wrong = ({"table": torch.zeros(2, 3)}, {"lm_head.weight": torch.zeros(2)}, {"states.0": torch.zeros(2)}, sick)
+    for content in wrong:
+        save_file(content, tmp_path / "model.safetensors")
+        with pytest.raises(
+            ArtefactError, match="model.safetensors: holds no prefix for this model; expected what Trainer"
+        ):
+            PeftModel.from_pretrained(base, tmp_path)
     with pytest.raises(ArtefactError, match="no such folder"):
         PeftModel.from_pretrained(base, tmp_path / "nowhere")
 

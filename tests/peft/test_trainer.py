@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import peft
-from prefixkit import PrefixTuningConfig, get_peft_model
+from prefixkit import PeftModel, PrefixTuningConfig, get_peft_model
+from prefixkit.models.fingerprint import fingerprint
 
 SETTINGS: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
 
@@ -63,3 +64,18 @@ def test_a_projected_run_that_was_stopped_resumes_exactly(
     assert not torch.equal(begun.prefix.states.to_rows(), whole.prefix.states.to_rows())
     with safe_open(tmp_path / "cut" / "checkpoint-2" / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {"table", "hidden.0.weight", "hidden.0.bias", "last.weight", "last.bias"}
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_what_the_trainer_saved_can_be_loaded(
+    projection: bool, base: PreTrainedModel, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    model = get_peft_model(base, PrefixTuningConfig(**SETTINGS, prefix_projection=projection))
+    fit(model, batch, tmp_path)
+    for folder in ("checkpoint-4", "saved"):
+        if folder == "saved":
+            Trainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True)).save_model(str(tmp_path / folder))
+        loaded = PeftModel.from_pretrained(base, tmp_path / folder).prefix
+        assert torch.equal(loaded.states.to_rows(), model.prefix.states.to_rows())
+        assert loaded.card.base.fingerprint == fingerprint(base)
+        assert loaded.position_offset == 5

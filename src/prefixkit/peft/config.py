@@ -21,6 +21,8 @@ class TaskType(StrEnum):
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
 
+#: PEFT's projection as our reparameterisation: one hidden layer (tanh) and the last one.
+PROJECTION_DEPTH = 2
 #: PEFT's other arguments: the values that mean nothing, and what to do instead of the others.
 _MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "peft_type": ((None, "PREFIX_TUNING"), "only PREFIX_TUNING is here"),
@@ -122,7 +124,7 @@ class PrefixTuningConfig:
         kinds = {None: InitKind.WORDS, "zero": InitKind.ZERO, "random": InitKind.RANDOM}
         return PrefixConfig(
             num_virtual_tokens=self.num_virtual_tokens,
-            reparam_depth=2 if self.prefix_projection else 0,
+            reparam_depth=PROJECTION_DEPTH if self.prefix_projection else 0,
             reparam_width=self.encoder_hidden_size or max(token_dim, self.num_virtual_tokens),
             reparam_activation=Activation.TANH,
             init=InitConfig(kind=kinds[self.init_weights], std=1.0),
