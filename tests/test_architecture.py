@@ -24,7 +24,9 @@ def test_every_public_name_is_there(name: str) -> None:
     assert getattr(prefixkit, name) is not None
 
 
-@pytest.mark.parametrize("package", ["config", "data", "injection", "models", "prefix", "training", "generation"])
+@pytest.mark.parametrize(
+    "package", ["config", "data", "export", "injection", "models", "peft", "prefix", "training", "generation"]
+)
 def test_every_exported_name_exists(package: str) -> None:
     module = import_module(f"prefixkit.{package}")
     for name in getattr(module, "__all__", []):

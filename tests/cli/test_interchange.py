@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from prefixkit import Prefix, attach, load_base_model
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
@@ -95,27 +95,13 @@ def test_pefts_checkpoint_becomes_an_artefact_that_generates(
     assert json.loads(card.stdout) == prefix.card.model_dump(mode="json")
 
 
-def test_mistakes_are_one_line_and_write_nothing(
-    run: Run, checkpoint: Path, artefact: Path, tiny_llama_dir: Path, tiny_gpt2_dir: Path, tmp_path: Path
-) -> None:
+def test_mistakes_are_one_line_and_write_nothing(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     config = checkpoint / "adapter_config.json"
-    values = json.loads(config.read_text())
-    for changes, options, message in (
-        ({"peft_type": "LORA"}, (), "peft_type: expected PREFIX_TUNING, got LORA"),
-        ({"base_model_name_or_path": None}, (), "does not say which base model it belongs to; give it with --base"),
-        ({"base_model_name_or_path": "./gone"}, (), "error: ./gone: no such folder"),
-        ({}, ("--base", str(tiny_gpt2_dir)), "token_dim: the checkpoint has 16, this model 32; load"),
-        ({}, ("--revision", "main"), "is no hub model; leave the revision out, got 'main'"),
-    ):
-        config.write_text(json.dumps(values | changes))
-        found = run("import", "peft", str(checkpoint), "out", *options)
-        assert found.returncode == 1
-        assert message in found.stderr.splitlines()[-1]
-        assert found.stderr.splitlines()[-1].startswith("error: ")
-        assert "Traceback" not in found.stderr
-        assert not (tmp_path / "out").exists()
-    other = run("export", "peft", str(artefact), "out", "--base", str(tiny_gpt2_dir))
-    assert other.stderr.endswith("has another geometry than this model; give its base model\n")
+    config.write_text(config.read_text().replace("PREFIX_TUNING", "LORA"))
+    found = run("import", "peft", str(checkpoint), "out")
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"error: {config}: peft_type: expected PREFIX_TUNING, got LORA")
+    assert len(found.stderr.splitlines()) == 1
     assert "no such folder; expected an artefact or a finished run" in run("export", "peft", "nowhere", "out").stderr
     assert not (tmp_path / "out").exists()
 

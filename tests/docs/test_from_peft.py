@@ -1,0 +1,69 @@
+"""The page for people who come from PEFT is run, both sides and in order, so that it stays true."""
+
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prefixkit import Prefix, attach
+
+PAGE = Path(__file__).parents[2] / "docs" / "from-peft.md"
+BLOCK = re.compile(r"^```(python \w+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_of_the_page_runs_and_both_sides_agree(
+    tiny_gpt2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sides: dict[str, dict[str, Any]] = {"peft": {}, "prefixkit": {}}
+    seen: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+            if not kind:
+                for line in text.replace("runs/positive-reviews", "imported").splitlines():
+                    arguments = shlex.split(line.replace("gpt2", shlex.quote(str(tiny_gpt2_dir))))
+                    command = [sys.executable, "-m", *arguments]
+                    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+                    assert done.returncode == 0, done.stderr
+                    seen.append(" ".join(arguments[:2]))
+                continue
+            side = kind.removeprefix("python ")
+            code = compile(text.replace('"gpt2"', repr(str(tiny_gpt2_dir))), f"{PAGE.name}: {side}", "exec")
+            for name in sides if side == "both" else [side]:
+                exec(code, sides[name])
+            seen.append(side)
+    assert seen.count("peft") >= 3
+    assert seen.count("prefixkit") >= 5
+    assert {"prefixkit import", "prefixkit generate", "prefixkit export"} <= set(seen)
+    assert capsys.readouterr().out.count("trainable params: ") == 2
+
+    theirs, ours = sides["peft"], sides["prefixkit"]
+    # float32, and one token at a time or all at once: rounding only.
+    torch.testing.assert_close(theirs["in_peft"], ours["in_prefixkit"], rtol=0, atol=1e-5)
+    written = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft-prefix", "for-peft")]
+    assert torch.equal(written[0]["prompt_embeddings"], written[1]["prompt_embeddings"])
+    assert written[0]["prompt_embeddings"].shape == (20, 2 * 2 * 32)
+    with attach(ours["lora"], Prefix.load(tmp_path / "prefix-beside-lora")):
+        ours["lora"](**ours["question"])
+
+
+def test_the_two_sides_of_a_table_differ_in_the_import_and_the_folders_alone() -> None:
+    blocks = [(kind, text) for kind, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if kind]
+    pairs = [
+        (left[1], right[1])
+        for left, right in pairwise(blocks)
+        if left[0] == "python peft" and right[0] == "python prefixkit"
+    ]
+    for left, right in pairs[:2]:
+        renamed = left.replace("from peft import", "from prefixkit.peft import").replace('"peft-', '"our-')
+        assert renamed == right
+    assert len(pairs) >= 2
