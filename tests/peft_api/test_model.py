@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import peft
 from prefixkit import PeftModel, Prefix, PrefixTuningConfig, attach, get_peft_model
 from prefixkit.errors import ArtefactError, BaseMismatchError, ConfigError, InjectionError, UnsupportedModelError
 from prefixkit.models.fingerprint import weights_hash

@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
+import peft
 import pytest
 from transformers import PreTrainedModel
 
-import peft
 from prefixkit import PrefixTuningConfig, get_peft_model
 from prefixkit.config import Activation, InitKind
 from prefixkit.errors import ConfigError

@@ -5,13 +5,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-import peft
 from prefixkit import PeftModel, PrefixTuningConfig, get_peft_model
 from prefixkit.models.fingerprint import fingerprint
 
