@@ -43,18 +43,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `family` once per family."""
-    marked = any("family" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
-    if "family" in metafunc.fixturenames and not marked:
-        metafunc.parametrize("family", list(FAMILIES))
+    """Run a test that asks for `peft_family` once per family."""
+    marked = any("peft_family" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "peft_family" in metafunc.fixturenames and not marked:
+        metafunc.parametrize("peft_family", list(FAMILIES))
 
 
 @pytest.fixture
 def make_model() -> Callable[..., PreTrainedModel]:
     """A fresh model, since PEFT may change what it wraps; biases and norms perturbed so that no zero hides a bug."""
 
-    def make(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> PreTrainedModel:
-        kind, settings = FAMILIES[family]
+    def make(peft_family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> PreTrainedModel:
+        kind, settings = FAMILIES[peft_family]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(settings | changes)))

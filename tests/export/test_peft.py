@@ -35,9 +35,9 @@ def greedy(model: PreTrainedModel | PeftModel, ids: Tensor, mask: Tensor | None)
 
 
 def test_peft_answers_with_an_exported_prefix_as_attach_does(
-    family: str, mask: Tensor | None, ids: Tensor, make_model: MakeModel, make_prefix: MakePrefix, tmp_path: Path
+    peft_family: str, mask: Tensor | None, ids: Tensor, make_model: MakeModel, make_prefix: MakePrefix, tmp_path: Path
 ) -> None:
-    model = make_model(family)
+    model = make_model(peft_family)
     prefix = make_prefix(model)
     to_peft(prefix, tmp_path, model)
     plain = logits(model, ids, mask)
@@ -51,14 +51,14 @@ def test_peft_answers_with_an_exported_prefix_as_attach_does(
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_a_checkpoint_peft_trained_answers_as_in_peft(
-    family: str,
+    peft_family: str,
     projection: bool,
     mask: Tensor | None,
     ids: Tensor,
     make_model: MakeModel,
     train_with_peft: Callable[..., tuple[PeftModel, Path]],
 ) -> None:
-    model = make_model(family)
+    model = make_model(peft_family)
     tuned, folder = train_with_peft(model, prefix_projection=projection, encoder_hidden_size=24)
     theirs, their_text = logits(tuned, ids, mask), greedy(tuned, ids, mask)
     prefix = from_peft(folder, model)
@@ -69,11 +69,11 @@ def test_a_checkpoint_peft_trained_answers_as_in_peft(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("peft_family", ["gpt2", "llama"])
 def test_out_and_in_again_changes_no_bit(
-    family: str, dtype: torch.dtype, make_model: MakeModel, make_prefix: MakePrefix, tmp_path: Path
+    peft_family: str, dtype: torch.dtype, make_model: MakeModel, make_prefix: MakePrefix, tmp_path: Path
 ) -> None:
-    model = make_model(family)
+    model = make_model(peft_family)
     prefix = make_prefix(model, dtype=dtype)
     to_peft(prefix, tmp_path, model)
     back = from_peft(tmp_path, model)
