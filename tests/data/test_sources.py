@@ -133,6 +133,7 @@ def test_empty_and_missing_files_are_told_apart(tmp_path: Path) -> None:
     assert failure(source=str(tmp_path / "empty.csv")) == f"{tmp_path / 'empty.csv'}: no rows in it"
     assert failure(source=str(tmp_path / "no.csv")) == f"{tmp_path / 'no.csv'}: no such file"
     assert failure(source="reviews.csv.gz") == "reviews.csv.gz: no such file"
+    assert failure(source="reviews.jsnl") == "reviews.jsnl: no such file"  # no hub is asked for a misspelt extension
     assert failure(source="some folder/file") == "some folder/file: no such file"
 
 

@@ -132,31 +132,29 @@ def test_texts_of_people_are_measured_like_generated_ones(base, data, evaluation
     assert scores["real.novelty"] == pytest.approx(sum(c.novel for c in copies) / sum(c.ngrams for c in copies))
 
 
-def test_texts_of_people_are_cut_to_the_length_of_generations(base, prefix, data, monkeypatch):
-    scored = []
+@pytest.fixture
+def scored(monkeypatch):
+    """The texts that fluency is measured on, one entry per measurement."""
+    texts_of_calls = []
     real = writing.fluency_losses
 
     def noted(base, prompts, texts, **told):
-        scored.append(texts)
+        texts_of_calls.append(texts)
         return real(base, prompts, texts, **told)
 
     monkeypatch.setattr(writing, "fluency_losses", noted)
+    return texts_of_calls
+
+
+def test_texts_of_people_are_cut_to_the_length_of_generations(base, prefix, data, scored):
     short = make_recipe(instruction=None).model_copy(update={"generation": GenerationConfig(max_new_tokens=3)})
     evaluate(base, prefix, data, short)
     assert scored[-1] == [" ".join(example.text.split()[:3]) for example in pick(data.test, 6)]
 
 
-def test_of_a_conversation_only_the_last_reply_is_a_persons_text(base, prefix, data, monkeypatch):
+def test_of_a_conversation_only_the_last_reply_is_a_persons_text(base, prefix, data, scored):
     ids = tuple(base.tokenizer("the film was a story")["input_ids"])
     talk = Example("the film was", "film\nstory", ids, (-100, ids[1], -100, ids[3], ids[4]))
-    scored = []
-    real = writing.fluency_losses
-
-    def noted(base, prompts, texts, **told):
-        scored.append(texts)
-        return real(base, prompts, texts, **told)
-
-    monkeypatch.setattr(writing, "fluency_losses", noted)
     evaluate(base, prefix, dataclasses.replace(data, test=(talk,)), make_recipe(instruction=None, samples=1))
     assert scored[-1] == ["a story"]
 

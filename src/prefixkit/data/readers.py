@@ -57,9 +57,10 @@ def file_format(path: Path) -> str:
     return extension
 
 
-def has_known_extension(name: str) -> bool:
-    """Tell whether a source looks like a file prefixkit reads."""
-    return name.lower().removesuffix(".gz").endswith(tuple(_READERS))
+def is_file_name(name: str) -> bool:
+    """Tell whether a source looks like a file prefixkit reads, an extension that is merely misspelt included."""
+    extension = Path(name.lower().removesuffix(".gz")).suffix
+    return extension in _READERS or bool(extension and did_you_mean(extension, _READERS))
 
 
 def _open_text(path: Path, newline: str | None = None) -> TextIOWrapper:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefixkit.config import DataConfig, Format
 from prefixkit.data.packaged import PACKAGED_DATASETS
-from prefixkit.data.readers import has_known_extension, read_records
+from prefixkit.data.readers import is_file_name, read_records
 from prefixkit.data.rows import ASSISTANT, Message, Row, label_name
 from prefixkit.errors import DataError, did_you_mean
 from prefixkit.logs import get_logger
@@ -61,7 +61,7 @@ def _records(config: DataConfig) -> Iterable[dict[str, Any]]:
     if source in PACKAGED_DATASETS:
         return PACKAGED_DATASETS[source].records()
     path = Path(os.path.expanduser(source))  # leaves an unknown ~user alone, where Path raises
-    if path.exists() or has_known_extension(source) or not _HUB_ID.fullmatch(source):
+    if path.exists() or is_file_name(source) or not _HUB_ID.fullmatch(source):
         return read_records(path)
     return _hub_records(config)
 
