@@ -185,3 +185,26 @@ def test_a_prefix_starts_from_the_models_own_states_of_a_text(model, make_ids):
     if hasattr(first, "k_proj") and model.config.model_type in ("bart", "marian"):  # layers that normalise afterwards
         expected = first.k_proj(hidden).view(4, -1, states.sites[0].key.shape[2]).transpose(0, 1)
         torch.testing.assert_close(states.sites[0].key, expected, **EXACT)
+
+
+def test_an_encoders_output_goes_with_the_prefix_it_was_computed_under(model, make_prefix, make_ids):
+    skip_what_transformers_cannot(model)
+    one, other = (random_prefix(make_prefix, model, seed=seed) for seed in (1, 2))
+    decoder_only = random_prefix(make_prefix, model, [Placement.DECODER_SELF])
+    source, target = source_of(model, 2), make_ids(2, 4)
+    plain = model.get_encoder()(**source)
+    refused = "encoder_outputs were computed without the prefix that is attached; compute them inside attach"
+    with attach(model, one):
+        whole = model(**source, decoder_input_ids=target).logits
+        kept = model.get_encoder()(**source)
+        assert torch.equal(model(encoder_outputs=kept, decoder_input_ids=target).logits, whole)
+        written = model.generate(**source, max_new_tokens=4, num_beams=2)
+        assert torch.equal(model.generate(encoder_outputs=kept, max_new_tokens=4, num_beams=2), written)
+        with pytest.raises(InjectionError, match=refused):
+            model(encoder_outputs=plain, decoder_input_ids=target)
+        with pytest.raises(InjectionError, match=refused):
+            model.generate(encoder_outputs=plain, max_new_tokens=4)
+    with attach(model, other), pytest.raises(InjectionError, match=refused):
+        model(encoder_outputs=kept, decoder_input_ids=target)
+    with attach(model, decoder_only):  # nothing of it is in the encoder
+        model(encoder_outputs=plain, decoder_input_ids=target)

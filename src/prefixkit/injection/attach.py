@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from prefixkit.compat import eager_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
+from prefixkit.injection import encoded
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches
 from prefixkit.injection.positions import check_context, moved_positions, past_tokens
@@ -143,17 +144,24 @@ class Handle(AbstractContextManager["Handle"]):
         hooks = [stack.register_forward_pre_hook(self._before_stack, with_kwargs=True) for stack in stacks]
         hooks += [stack.register_forward_hook(self._after_stack, always_call=True) for stack in stacks]
         if len(stacks) > 1:
-            hooks.append(root.register_forward_pre_hook(self._before_pass))
+            hooks.append(root.register_forward_pre_hook(self._before_pass, with_kwargs=True))
             hooks.append(root.register_forward_hook(self._after_pass, always_call=True))
         self._restore.extend(hook.remove for hook in hooks)
         own = vars(model).get("generate")  # a caller may have put one on the instance
         setattr(model, "generate", partial(self._generate, own))  # noqa: B010 - shadows the method
         self._restore.append(lambda: delattr(model, "generate") if own is None else setattr(model, "generate", own))
 
-    def _before_pass(self, root: nn.Module, args: tuple[Any, ...]) -> None:
+    def _before_pass(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the prefix encoder once for both stacks."""
         assert self._source is not None
-        self._pass.bank = self._source()
+        self._pass.bank = bank = self._source()
+        if not self._generating.has_me():  # it encodes by itself, and repeats rows for beams
+            self._check_encoded(kwargs.get("encoder_outputs"), bank)
+
+    def _check_encoded(self, outputs: Any, bank: Bank) -> None:
+        sites = zip(self._anatomy.geometry.sites, bank.sites, strict=True)
+        if outputs is not None and any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites):
+            encoded.check(outputs, self._token(bank))
 
     def _after_pass(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._pass.bank = None
@@ -195,8 +203,12 @@ class Handle(AbstractContextManager["Handle"]):
     def _after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
-        if output is not None:
-            self._caches.leave(output, self._token(self._current.bank))
+        if output is None:
+            return
+        token = self._token(self._current.bank)
+        self._caches.leave(output, token)
+        if stack is not self._anatomy.stack:
+            encoded.mark(output, token)
 
     def _token(self, bank: Bank | None) -> object:
         """What tells this prefix, as it is now, from others."""
@@ -217,6 +229,9 @@ class Handle(AbstractContextManager["Handle"]):
         for inputs in (*args[:1], *(kwargs.get(name) for name in names)):
             if self._rows is not None and isinstance(inputs, Tensor) and len(inputs) != self._rows:
                 raise _wrong_rows(self._rows, len(inputs))
+        if kwargs.get("encoder_outputs") is not None:
+            assert self._source is not None
+            self._check_encoded(kwargs["encoder_outputs"], self._source())
         with self._users, self._generating:
             if own is not None:
                 return own(*args, **kwargs)

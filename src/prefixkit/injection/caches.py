@@ -76,7 +76,7 @@ class Caches:
                 raise InjectionError(
                     "past_key_values hold text that was read without this prefix; start with an empty cache"
                 )
-            if not _same(filled.token, token):
+            if not is_same(filled.token, token):
                 raise InjectionError(
                     "past_key_values were filled under another prefix than the one attached; start with an empty cache"
                 )
@@ -112,7 +112,7 @@ def _unmark(cache: Cache) -> None:
     vars(cache).pop(_ATTRIBUTE, None)
 
 
-def _same(one: object, other: object) -> bool:
+def is_same(one: object, other: object) -> bool:
     """Whether two tokens speak of the same prefixes; banks are compared by their numbers."""
     if one is other or not (isinstance(one, Bank) and isinstance(other, Bank)):
         return one is other or (type(one) is type(other) is tuple and one == other)
