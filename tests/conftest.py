@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # The families prefixkit is held to, and what tests build from them.
-pytest_plugins = ["conformance.fixtures"]
+pytest_plugins = ["conformance.fixtures", "conformance.record"]
 
 # Two busy cores with two threads per test process are several times slower than one thread each.
 torch.set_num_threads(1)

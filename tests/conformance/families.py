@@ -106,7 +106,7 @@ FAMILIES: dict[str, Family] = {
     "nanochat": Family("nanochat", GROUPED),
     "seed-oss": Family("seed_oss", HEADS),
     "llama4": Family("llama4_text", HEADS | EXPERTS | {
-        "intermediate_size_mlp": 48, "attention_chunk_size": WINDOW, "floor_scale": 2, "attn_scale": 0.5,
+        "intermediate_size_mlp": 48, "attention_chunk_size": WINDOW,
         "no_rope_layers": [1, 0, 1]}, window=WINDOW),
     # mixtures of experts
     "mixtral": Family("mixtral", GROUPED | EXPERTS),

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _SOFTMAX = {torch.softmax, torch.nn.functional.softmax, Tensor.softmax}
+_CASTS = {Tensor.to, Tensor.type}
 
 
 class KeepFloat64(TorchFunctionMode):
@@ -23,8 +24,8 @@ class KeepFloat64(TorchFunctionMode):
         if isinstance(first, Tensor) and first.dtype == torch.float64:
             if func is Tensor.float:
                 return first
-            if func is Tensor.to:
+            if func in _CASTS:
                 args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
-            if func in _SOFTMAX or func is Tensor.to:
+            if func in _SOFTMAX or func in _CASTS:
                 kwargs = {key: torch.float64 if arg is torch.float32 else arg for key, arg in kwargs.items()}
         return func(*args, **kwargs)

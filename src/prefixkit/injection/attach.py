@@ -147,10 +147,16 @@ class Handle(AbstractContextManager["Handle"]):
             hooks.append(root.register_forward_pre_hook(self._before_pass, with_kwargs=True))
             hooks.append(root.register_forward_hook(self._after_pass, always_call=True))
         self._restore.extend(hook.remove for hook in hooks)
-        own = vars(model).get("generate")  # a caller may have put one on the instance
-        setattr(model, "generate", partial(self._generate, own))  # noqa: B010 - shadows the method
-        self._restore.append(lambda: delattr(model, "generate") if own is None else setattr(model, "generate", own))
+        self._shadow("generate", partial(self._generate, vars(model).get("generate")))
+        self._shadow("init_continuous_batching", _refuse_batching)
 
+    def _shadow(self, name: str, replacement: Callable[..., Any]) -> None:
+        """Put an attribute in front of a method of the model, or of what a caller has put there already."""
+        model, own = self._model, vars(self._model).get(name)
+        setattr(model, name, replacement)
+        self._restore.append(lambda: delattr(model, name) if own is None else setattr(model, name, own))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # bookkeeping, no arithmetic worth a graph
     def _before_pass(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the prefix encoder once for both stacks."""
         assert self._source is not None
@@ -163,9 +169,11 @@ class Handle(AbstractContextManager["Handle"]):
         if outputs is not None and any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites):
             encoded.check(outputs, self._token(bank))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_pass(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._pass.bank = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         assert self._source is not None
@@ -200,6 +208,7 @@ class Handle(AbstractContextManager["Handle"]):
             check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
         return positions
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
@@ -236,6 +245,10 @@ class Handle(AbstractContextManager["Handle"]):
             if own is not None:
                 return own(*args, **kwargs)
             return getattr(type(self._model), "generate")(self._model, *args, **kwargs)  # noqa: B009 - a mixin may add it
+
+
+def _refuse_batching(*_: Any, **__: Any) -> Any:
+    raise InjectionError("generate_batch: continuous batching reads no prefix; call generate")
 
 
 def _wrong_rows(rows: int | None, batch: int) -> InjectionError:

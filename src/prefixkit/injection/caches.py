@@ -59,7 +59,6 @@ class Caches:
     def __init__(self) -> None:
         self._known: WeakSet[Cache] = WeakSet()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def enter(self, cache: object, token: object) -> None:
         """Mark a cache that is about to be filled.
 
@@ -84,7 +83,6 @@ class Caches:
             _unmark(cache)
             setattr(cache, _ATTRIBUTE, Filled(cache, token, self._known))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def leave(self, output: Any, token: object) -> None:
         """Mark the cache a forward pass made by itself, if it returns one."""
         parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else ()
