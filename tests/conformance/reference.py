@@ -7,7 +7,7 @@ counted here, from what a family is known to do; nothing is imported from inject
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from conformance.families import Family
+from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import PrefixStates
 
 NAME = "conformance_reference"
@@ -23,9 +24,10 @@ NAME = "conformance_reference"
 
 @dataclass
 class _Now:
-    """What the running forward pass prepends: per row, the prefix's states or None."""
+    """What the running forward pass prepends: per row, the prefix's states or None; and each layer's place in them."""
 
     rows: Sequence[PrefixStates | None] = ()
+    site_of: dict[nn.Module, int] = field(default_factory=dict)
 
 
 _now = _Now()
@@ -37,40 +39,52 @@ def _mask(*args: Any, **options: Any) -> Tensor:
     return mask
 
 
-def _one_query(query: Tensor, keys: Tensor, values: Tensor, options: dict[str, Any], sink: Tensor | None) -> Tensor:
-    """Softmax over the keys that are seen: [d], [n, d], [n, d] -> [d]."""
+def _one_query(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, options: dict[str, Any], sink: Tensor | None
+) -> Tensor:
+    """Softmax over the keys that are seen: [d], [n, d], [n, d], [n] -> [d]."""
     scaling = options.get("scaling")
     scores = keys @ query * (len(query) ** -0.5 if scaling is None else scaling)  # [n]
     softcap = options.get("softcap")
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    weights = scores.exp() / (scores.exp().sum() + (0 if sink is None else sink.exp()))
+    scores = scores + bias
+    highest = scores.max()
+    weights = (scores - highest).exp()
+    weights = weights / (weights.sum() + (0 if sink is None else (sink - highest).exp()))
     return weights @ values
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    heads, group = query.shape[1], query.shape[1] // key.shape[1]
-    sinks = options.get("s_aux")
+    batch, heads, queries = query.shape[:3]
+    group = heads // key.shape[1]
+    sinks, distances = options.get("s_aux"), options.get("position_bias")  # the second is T5's, [1, h, t, s]
     output = []
-    for row, states in enumerate(_now.rows):
-        site = None if states is None else states.sites[int(module.layer_idx)]
-        row_mask = attention_mask[row if len(attention_mask) > 1 else 0, 0]  # [t, s]
+    for row in range(batch):
+        states = _now.rows[row * len(_now.rows) // batch]  # beams repeat rows
+        site = None if states is None else states.sites[_now.site_of[module]]
         for head in range(heads):
             g = head // group
-            for t in range(query.shape[2]):
-                seen = row_mask[t, : key.shape[2]].nonzero()[:, 0]
+            for t in range(queries):
+                seen = torch.arange(key.shape[2])
+                if attention_mask is not None:
+                    seen = attention_mask[row if len(attention_mask) > 1 else 0, 0, t, : key.shape[2]].nonzero()[:, 0]
+                bias = key.new_zeros(len(seen)) if distances is None else distances[0, head, t, seen]
                 keys, values = key[row, g, seen], value[row, g, seen]
-                if site is not None:
-                    keys, values = torch.cat([site.key[g], keys]), torch.cat([site.value[g], values])
                 sink = None if sinks is None else sinks[head]
-                one = _one_query(query[row, head, t], keys, values, options, sink) if len(keys) else query[0, 0, 0] * 0
-                if site is not None and site.gate is not None and len(seen):
-                    plain = _one_query(query[row, head, t], key[row, g, seen], value[row, g, seen], options, sink)
-                    one = plain + site.gate[head] * (one - plain)
+                one = query[row, head, t] * 0  # padding that sees nothing; what it gets is never read
+                if len(seen):
+                    one = _one_query(query[row, head, t], keys, values, bias, options, sink)
+                if site is not None and site.length:
+                    plain, bias = one, torch.cat([bias.new_zeros(site.length), bias])  # a prefix is at no distance
+                    keys, values = torch.cat([site.key[g], keys]), torch.cat([site.value[g], values])
+                    one = _one_query(query[row, head, t], keys, values, bias, options, sink)
+                    if site.gate is not None and len(seen):
+                        one = plain + site.gate[head] * (one - plain)
                 output.append(one)
-    shape = (len(_now.rows), heads, query.shape[2], value.shape[3])
+    shape = (batch, heads, queries, value.shape[3])
     return torch.stack(output).view(shape).transpose(1, 2).contiguous(), None  # [b, t, h, d]
 
 
@@ -80,15 +94,19 @@ AttentionMaskInterface.register(NAME, _mask)
 
 @contextmanager
 def reading(model: PreTrainedModel, rows: Sequence[PrefixStates | None]) -> Iterator[None]:
-    """Let a model read its prefixes by the loops above; positions are the caller's business."""
+    """Let a model read its prefixes by the loops above; positions are the caller's business.
+
+    A batch of `k * len(rows)` rows, as beams make it, reads each prefix `k` times in a row.
+    """
     implementation = model.config._attn_implementation
+    _now.site_of = {module: index for index, module in enumerate(inspect_model(model).attention)}
     model.set_attn_implementation(NAME)
     _now.rows = rows
     try:
         yield
     finally:
         model.set_attn_implementation(implementation)
-        _now.rows = ()
+        _now.rows, _now.site_of = (), {}
 
 
 def positions(family: Family, mask: Tensor | None, rows: int, tokens: int) -> Tensor:

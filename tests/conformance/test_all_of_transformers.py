@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from conformance.families import EXPERTS, GPT, GROUPED
-from conformance.precision import KeepFloat64
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from conformance.families import EXPERTS, GPT, GROUPED
+from conformance.precision import KeepFloat64
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.injection import attach
 from prefixkit.models.inspect import inspect_model

@@ -6,15 +6,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from conformance.encoder_families import ENCODER_DECODERS, build, source_of
+from conformance.reference import reading
 from prefixkit.config import Placement
 from prefixkit.errors import ConfigError, DataError, InjectionError
 from prefixkit.injection import attach
 from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, init_mlp, reproduce
-
-from .encoder_families import ENCODER_DECODERS, build, source_of
-from .reference import reference
 
 PLACEMENTS = list(Placement)
 SUBSETS = [list(chosen) for size in (1, 2, 3) for chosen in combinations(PLACEMENTS, size)]
@@ -59,7 +58,7 @@ def test_each_placement_alone_and_together_equals_the_slow_reference(model, plac
     source, target = source_of(model, 3), make_ids(3, 4)
     inputs = source | padding(source, 3) | {"decoder_input_ids": target}
     states = [None if row is None else row.states for row in rows]
-    with reference(model, inspect_model(model).attention, states):
+    with reading(model, states):
         expected = model(**inputs).logits
     plain = model(**inputs).logits
     with attach(model, rows):
@@ -78,7 +77,7 @@ def test_gradients_equal_the_slow_references(family, attention, make_states, mak
     inputs = source | padding(source, 2) | {"decoder_input_ids": target}
     states = make_states(model, 2, grad=True)
     weights = torch.randn(2, 4, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    with reference(model, inspect_model(model).attention, [states]):
+    with reading(model, [states]):
         (model(**inputs).logits * weights).sum().backward()
     encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
     reproduce(encoder, states)
@@ -119,7 +118,7 @@ def test_greedy_generation_equals_the_slow_reference(model, make_prefix):
     prefix = random_prefix(make_prefix, model)
     source = source_of(model, 2)
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    with reference(model, inspect_model(model).attention, [prefix.states]):
+    with reading(model, [prefix.states]):
         expected = model.generate(**source, **settings)
     with attach(model, prefix):
         assert torch.equal(model.generate(**source, **settings), expected)

@@ -4,13 +4,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from conformance.encoder_families import ENCODERS, build
+from conformance.reference import reading
 from prefixkit.config import Placement
 from prefixkit.injection import attach
 from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.prefix import PrefixEncoder, reproduce
-
-from .encoder_families import ENCODERS, build
-from .reference import reference
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 HEADS = {"bare": AutoModel, "sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
@@ -49,7 +48,7 @@ def test_mixed_rows_equal_the_slow_reference(encoder_family, head, masked, make_
     rows = [make_prefix(model, [3, 0, 2], seed=1), None, make_prefix(model, 4, seed=2)]
     ids = make_ids(3, 7)
     mask = padded(ids) if masked else None
-    with reference(model, inspect_model(model).attention, [row and row.states for row in rows]):
+    with reading(model, [row and row.states for row in rows]):
         expected = read(model, ids, mask)
     plain = read(model, ids, mask)
     with attach(model, rows):
@@ -65,7 +64,7 @@ def test_gradients_equal_the_slow_references(encoder_family, attention, checkpoi
     ids = make_ids(3, 7)
     states = make_states(model, 3, grad=True)
     weights = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    with reference(model, inspect_model(model).attention, [states]):
+    with reading(model, [states]):
         (read(model, ids, padded(ids)) * weights).sum().backward()
     encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
     reproduce(encoder, states)
