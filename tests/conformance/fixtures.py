@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from conformance.encoder_families import ENCODER_DECODERS, ENCODERS
 from conformance.families import CORE, FAMILIES, GLOBAL, VOCABULARY, WINDOWS, build_model
 from conformance.precision import KeepFloat64
 from prefixkit.models.fingerprint import fingerprint
@@ -21,6 +22,8 @@ KINDS = {
     "windowed_family": [name for name in CORE if name in WINDOWS],
     "any_family": list(FAMILIES),
     "any_global_family": GLOBAL,
+    "encoder_decoder": list(ENCODER_DECODERS),
+    "encoder": list(ENCODERS),
 }
 
 

@@ -41,6 +41,10 @@ PATHS: dict[str, Path] = {
     "pipeline": Path("Pipeline", "transformers' text-generation pipeline, batched, against the loops' text"),
     "device-map": Path("Device map", "accelerate's hooks on every module, as greedy; weights offloaded"),
     "lora": Path("Beside LoRA", "a PEFT LoRA under the prefix equals its merged weights, against the loops"),
+    "placements": Path("Each attention", "encoder self-, decoder self- and cross-attention, each alone and together, "
+                       "mixed padded rows, against the loops"),
+    "gradients": Path("Gradients", "of the prefix at every site, sdpa and eager, against the loops"),
+    "encoded": Path("encoder_outputs", "computed under the same prefix; another's are refused"),
     "generate-batch": Path("Continuous batching", "transformers' generate_batch"),
     "flex": Path("Flex attention", "another attention implementation"),
     "foreign-cache": Path("Foreign cache", "a cache filled under another prefix or none"),

@@ -11,13 +11,7 @@ from prefixkit.injection import attach
 from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.prefix import PrefixEncoder, reproduce
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
 HEADS = {"bare": AutoModel, "sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
-
-
-@pytest.fixture(params=ENCODERS)
-def encoder_family(request):
-    return ENCODERS[request.param]
 
 
 def padded(ids):
@@ -33,18 +27,19 @@ def read(model, ids, mask=None):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_an_encoder_has_one_stack_that_sees_both_ways(encoder_family, head):
-    anatomy = inspect_model(build(encoder_family, HEADS[head]))
+def test_an_encoder_has_one_stack_that_sees_both_ways(encoder, head):
+    anatomy = inspect_model(build(ENCODERS[encoder], HEADS[head]))
     assert anatomy.kind is Kind.ENCODER
     assert [(site.placement, site.layer) for site in anatomy.geometry.sites] == [
         (Placement.ENCODER_SELF, layer) for layer in range(3)
     ]
 
 
+@pytest.mark.cell("mixed")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_mixed_rows_equal_the_slow_reference(encoder_family, head, masked, make_prefix, make_ids):
-    model = build(encoder_family, HEADS[head])
+def test_mixed_rows(cell, encoder, head, masked, make_prefix, make_ids):
+    model = build(ENCODERS[encoder], HEADS[head])
     rows = [make_prefix(model, [3, 0, 2], seed=1), None, make_prefix(model, 4, seed=2)]
     ids = make_ids(3, 7)
     mask = padded(ids) if masked else None
@@ -52,15 +47,16 @@ def test_mixed_rows_equal_the_slow_reference(encoder_family, head, masked, make_
         expected = read(model, ids, mask)
     plain = read(model, ids, mask)
     with attach(model, rows):
-        torch.testing.assert_close(read(model, ids, mask), expected, **EXACT)
+        cell.exact(read(model, ids, mask), expected)
     assert float((plain - expected)[0].abs().max()) > 1e-4
     assert torch.equal(read(model, ids, mask), plain)
 
 
+@pytest.mark.cell("gradients")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_gradients_equal_the_slow_references(encoder_family, attention, checkpointing, make_states, make_ids):
-    model = build(encoder_family, AutoModelForSequenceClassification, attention)
+def test_gradients(cell, encoder, attention, checkpointing, make_states, make_ids):
+    model = build(ENCODERS[encoder], AutoModelForSequenceClassification, attention)
     ids = make_ids(3, 7)
     states = make_states(model, 3, grad=True)
     weights = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -76,9 +72,9 @@ def test_gradients_equal_the_slow_references(encoder_family, attention, checkpoi
                 module.p = 0.0
     with attach(model, encoder):
         (read(model, ids, padded(ids)) * weights).sum().backward()
-    tolerance = EXACT if attention == "sdpa" else {"rtol": 1e-5, "atol": 1e-5}  # eager takes its softmax in float32
+    within = 1e-10 if attention == "sdpa" else 1e-5  # eager takes its softmax in float32
     for pair, site in zip(encoder.states, states.sites, strict=True):
-        torch.testing.assert_close(pair.grad, torch.stack([site.key.grad, site.value.grad]), **tolerance)
+        cell.exact(pair.grad, torch.stack([site.key.grad, site.value.grad]), within)
         assert float(pair.grad.abs().max()) > 1e-9
 
 
