@@ -1,11 +1,13 @@
 """Injection equals what is known to be right: a filled cache, the text itself, the model without a prefix."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from prefixkit.injection import attach, attention
 from prefixkit.models.text_states import text_states
-from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder
+from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, PrefixStates
 
 PADDINGS = ["none, no mask", "none, mask", "left", "right"]
 
@@ -150,3 +152,27 @@ def test_attention_weights_cover_prefix_and_text(make_model, make_prefix, make_i
         assert [tuple(layer.shape) for layer in weights] == [(2, 4, 5, 8)] * 3
         for layer in weights:
             assert float((layer.sum(-1) - 1).abs().max()) < 1e-6  # its softmax runs in float32
+
+
+def test_a_closed_gates_weights_are_those_of_the_text_behind_columns_of_zeros(make_model, make_states, make_ids):
+    model, ids = make_model("llama", "eager"), make_ids(2, 5)
+    states = make_states(model, 3, gated=True)
+    shut = PrefixStates(states.geometry, tuple(replace(site, gate=torch.zeros(4).double()) for site in states.sites))
+    plain = model(input_ids=ids, output_attentions=True).attentions
+    with attach(model, Prefix.from_states(shut, base=BaseCard(id="tiny"))):
+        found = model(input_ids=ids, output_attentions=True).attentions
+    for own, seen in zip(plain, found, strict=True):
+        assert torch.equal(seen[..., :3], torch.zeros(2, 4, 5, 3).to(seen.dtype))
+        torch.testing.assert_close(seen[..., 3:], own, rtol=0, atol=1e-10)
+
+
+def test_a_prefix_of_another_dtype_is_read_in_the_models(make_model, make_states, make_ids):
+    model, ids = make_model("llama", fresh=True).bfloat16(), make_ids(2, 5)
+    states = make_states(model, 3, gated=True)
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        cast = states.map(lambda tensor, dtype=dtype: tensor.to(dtype))
+        with attach(model, Prefix.from_states(cast, base=BaseCard(id="tiny"))):
+            found.append(model(input_ids=ids).logits)
+    assert found[0].dtype == torch.bfloat16
+    assert torch.equal(*found)
