@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -141,3 +142,10 @@ def test_marks_keep_neither_cache_nor_model_alive(make_model, make_prefix, ids):
     del handle, model
     gc.collect()
     assert gone[1]() is None
+
+
+def test_a_cache_filled_under_a_prefix_cannot_be_pickled(model, make_prefix, ids):
+    with attach(model, make_prefix(model, 3)):
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        with pytest.raises(InjectionError, match="filled under a prefix cannot be saved; save the prefix and the text"):
+            pickle.dumps(cache)

@@ -1,5 +1,6 @@
 """Threads that share a model: each gets its own rows, and nothing is detached under a thread that is running."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -88,5 +89,27 @@ def test_a_failed_call_does_not_count_as_running(make_model, make_prefix, make_i
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(fail).result()
+    handle.detach()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_thread_that_died_in_a_forward_pass_does_not_count_as_running(make_model, make_prefix, make_ids):
+    """KeyboardInterrupt and SystemExit skip torch's hooks."""
+    model = make_model("llama", fresh=True)
+
+    def die(*_):
+        raise SystemExit
+
+    hook = model.model.layers[1].register_forward_pre_hook(die)
+    handle = attach(model, make_prefix(model, 3))
+
+    def run():
+        with contextlib.suppress(SystemExit):
+            model(input_ids=make_ids(1, 5))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    hook.remove()
     handle.detach()
     assert model.config._attn_implementation == "sdpa"

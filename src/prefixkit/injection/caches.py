@@ -36,6 +36,16 @@ class Filled:
         copied = memo.get(id(self.cache()))
         return self if copied is None else Filled(copied, self.token, self.known)
 
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: what reads the file could not tell which prefix the cache needs.
+
+        Raises:
+            InjectionError: always.
+        """
+        raise InjectionError(
+            "past_key_values filled under a prefix cannot be saved; save the prefix and the text instead"
+        )
+
     def refuse(self, *args: Any, **options: Any) -> Any:
         """Stand in for `Cache.update` once the prefix is detached.
 

@@ -8,6 +8,7 @@ runs a layer again with the arguments of its own forward pass, when the present 
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from threading import enumerate as enumerate_threads
 from threading import get_ident
 
 import torch
@@ -75,8 +76,9 @@ class Users(AbstractContextManager["Users"]):
         return get_ident() in self._depths
 
     def has_others(self) -> bool:
-        """Whether another thread than the calling one is under way."""
-        return any(thread != get_ident() for thread in list(self._depths))
+        """Whether another living thread than the calling one is under way."""
+        living = {thread.ident for thread in enumerate_threads()}
+        return any(thread != get_ident() and thread in living for thread in list(self._depths))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Turn a report of the conformance suite into docs/results/conformance.json and the page docs/conformance.md.
+
+    .venv/bin/python -m pytest tests/conformance --conformance-report report.json
+    .venv/bin/python benchmarks/publish_conformance.py report.json
+
+A report with a wrong cell is not published. `tests/conformance/test_page.py` holds the page against the registry.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefixkit.errors import EvaluationError, PrefixkitError
+from prefixkit.files import read_json, write_text
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conformance.families import FAMILIES  # noqa: E402 - the registry stands with the tests
+from conformance.paths import PATHS  # noqa: E402
+from conformance.refusals import REFUSED  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results" / "conformance.json"
+PAGE = ROOT / "docs" / "conformance.md"
+
+#: Where PEFT 0.21.2's prefix tuning was measured to fail, and the path that holds prefixkit to it here.
+RIVAL = {
+    "gradient checkpointing is refused": "checkpointing",
+    "the effect of a prefix is 0 past a sliding window": "mixed",
+    "one prefix per row is ignored": "mixed",
+    "a static cache is an error": "static",
+    "assisted decoding is an error": "assisted",
+    "prompt lookup is an error": "lookup",
+    "`use_cache=False` is an error": "no-cache",
+    "a returned cache cannot be passed back": "continued",
+    "packed documents leak into each other": "packed",
+    "beside LoRA, the LoRA is frozen and dropped on saving": "lora",
+}
+PAGE_TEXT = """\
+# Conformance
+
+Made by `benchmarks/publish_conformance.py` from a run of `tests/conformance`; do not edit it by hand.
+
+{count} decoder-only families, as tiny random models in float64, and {ways} ways to use them: {cells:,} cells, of
+which {exact:,} are exact (1e-10, gradients where there are any), {refused:,} are refused with a message that a test
+asserts, and none is anything else. {versions}.
+
+✔ exact · a number: refused, or in some settings only, for the reason below · empty: not tried, as the path does not
+depend on the family, or does not apply to it. Names that end in `-window` are a family's configuration with a window.
+
+{table}
+
+## Refusals
+
+{notes}
+
+## How each path is judged
+
+*The loops* are a second implementation that shares nothing with injection: attention computed one row, one head and one
+query at a time, under a registry name of its own.
+
+| path | judged by |
+|---|---|
+{judged}
+
+Beside the cells, the slow tests draw 2,000 random batches (family, lengths per layer, gates, rows, padding, a cut
+between two cached passes) and compare each with the loops, and build every causal language model of transformers that
+common sizes can make a tiny one of: each is exact or refused by name.
+
+Contrastive search, DoLa, group beams and constrained beams left transformers for code on its hub, which no test runs.
+Offloaded caches need CUDA. Of the quantised caches only fp8 works without another package. transformers itself refuses
+assisted decoding and prompt lookup for more than one row.
+
+## Families that are refused
+
+| model type | reason |
+|---|---|
+{families}
+
+## Where PEFT's prefix tuning fails
+
+Measured with peft 0.21.2. A base model beyond its geometry, multi-query Falcon, is refused here too; multi-query
+GPTBigCode is not.
+
+| PEFT | here |
+|---|---|
+{rival}
+"""
+
+
+def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Count outcomes per family and path; refuse a report in which anything is wrong.
+
+    Raises:
+        EvaluationError: a cell was wrong.
+    """
+    families: dict[str, Any] = {name: {} for name in FAMILIES}
+    for cell in report["cells"]:
+        if cell["outcome"] not in ("exact", "refused"):
+            raise EvaluationError(
+                f"{cell['family']}, {cell['path']} {cell['settings']}: {cell['outcome']}; not published"
+            )
+        entry = families[cell["family"]].setdefault(cell["path"], {"exact": 0, "refused": {}})
+        if cell["outcome"] == "exact":
+            entry["exact"] += 1
+        else:
+            entry["refused"][cell["message"]] = entry["refused"].get(cell["message"], 0) + 1
+    return {"versions": report["versions"], "families": families}
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The page."""
+    notes: dict[str, int] = {}
+    families = summary["families"]
+    table = [_row(["", *(path.title for path in PATHS.values())]), "|---" * (len(PATHS) + 1) + "|"]
+    table += [_row([name, *(_mark(cells.get(path), notes) for path in PATHS)]) for name, cells in families.items()]
+    entries = [entry for cells in families.values() for entry in cells.values()]
+    exact = sum(entry["exact"] for entry in entries)
+    refused = sum(sum(entry["refused"].values()) for entry in entries)
+    return PAGE_TEXT.format(
+        count=len(families),
+        ways=len(PATHS),
+        cells=exact + refused,
+        exact=exact,
+        refused=refused,
+        versions=", ".join(f"{name} {version}" for name, version in summary["versions"].items()).capitalize(),
+        table="\n".join(table),
+        notes="\n".join(f"{number}. {message}" for message, number in notes.items()),
+        judged="\n".join(_row([path.title, path.judged]) for path in PATHS.values()),
+        families="\n".join(_row([name, refusal.reason]) for name, refusal in REFUSED.items()),
+        rival="\n".join(_row([failure, PATHS[path].title]) for failure, path in RIVAL.items()),
+    )
+
+
+def _row(fields: Iterable[str]) -> str:
+    return "| " + " | ".join(fields) + " |"
+
+
+def _mark(entry: Mapping[str, Any] | None, notes: dict[str, int]) -> str:
+    """One field of the table; a refusal not met before gets the next number."""
+    if entry is None:
+        return ""
+    numbers = [str(notes.setdefault(message, len(notes) + 1)) for message in entry["refused"]]
+    return " ".join(["✔"] * bool(entry["exact"]) + numbers)
+
+
+def main() -> int:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, help="what pytest wrote with --conformance-report")
+    options = parser.parse_args()
+    try:
+        summary = summarise(read_json(options.report))
+        write_text(RESULTS, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_text(PAGE, render(summary))
+    except PrefixkitError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""The page in the docs is that of the committed results, and the results are those of the registry."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from conformance.families import FAMILIES, GLOBAL
+from conformance.paths import PATHS
+from prefixkit.errors import EvaluationError
+from prefixkit.files import read_json
+
+ROOT = Path(__file__).parents[2]
+#: Paths that are not tried on every family: they do not depend on it, or do not apply.
+ELSEWHERE = (
+    "cache-oracle",
+    "compiled-forward",
+    "compiled-generate",
+    "pipeline",
+    "device-map",
+    "lora",
+    "generate-batch",
+)
+
+
+@pytest.fixture(scope="module")
+def publish():
+    spec = importlib.util.spec_from_file_location("publish_conformance", ROOT / "benchmarks" / "publish_conformance.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_from_the_committed_results(publish):
+    assert publish.PAGE.read_text(encoding="utf-8") == publish.render(read_json(publish.RESULTS))
+
+
+def test_the_results_name_the_families_and_paths_of_the_registry(publish):
+    families = read_json(publish.RESULTS)["families"]
+    assert list(families) == list(FAMILIES)
+    assert {path for cells in families.values() for path in cells} == set(PATHS)
+    for name, cells in families.items():
+        assert set(PATHS) - ELSEWHERE <= set(cells), name
+        assert ("cache-oracle" in cells) == (name in GLOBAL), name
+
+
+def test_a_wrong_cell_is_not_published(publish):
+    cell = {"family": "llama", "path": "greedy", "settings": {}, "outcome": "wrong"}
+    with pytest.raises(EvaluationError, match="llama, greedy {}: wrong; not published"):
+        publish.summarise({"versions": {}, "cells": [cell]})
