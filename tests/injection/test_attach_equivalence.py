@@ -5,23 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conformance.scene import PADDINGS
+from conformance.scene import padding as padding_mask
 from prefixkit.injection import attach, attention
 from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, PrefixStates
-
-PADDINGS = ["none, no mask", "none, mask", "left", "right"]
-
-
-def padded_mask(kind, rows, tokens):
-    if kind == "none, no mask":
-        return None
-    mask = torch.ones(rows, tokens, dtype=torch.long)
-    for row in range(1, rows):
-        if kind == "left":
-            mask[row, : row + 1] = 0
-        if kind == "right":
-            mask[row, -row - 1 :] = 0
-    return mask
 
 
 def encoder_with(states):
@@ -40,7 +28,7 @@ def test_injection_equals_a_filled_cache_with_gradients(
 ):
     model = make_model(global_family, attention)
     states, ids = make_states(model, 3, grad=True), make_ids(3, 6)
-    mask = padded_mask(padding, 3, 6)
+    mask = padding_mask(padding, 3, 6)
     seen = torch.ones(3, 6, dtype=torch.bool) if mask is None else mask.bool()
     weights = torch.randn(3, 6, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * seen[..., None]
     expected = cache_logits(model, states, ids, mask)

@@ -100,8 +100,8 @@ def test_a_thread_that_died_in_a_forward_pass_does_not_count_as_running(make_mod
     def die(*_):
         raise SystemExit
 
-    hook = model.model.layers[1].register_forward_pre_hook(die)
     handle = attach(model, make_prefix(model, 3))
+    hook = model.model.layers[1].register_forward_pre_hook(die)
 
     def run():
         with contextlib.suppress(SystemExit):
