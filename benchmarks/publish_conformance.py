@@ -19,13 +19,16 @@ from prefixkit.files import read_json, write_text
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conformance.families import FAMILIES  # noqa: E402 - the registry stands with the tests
+from conformance.encoder_families import ENCODER_DECODERS, ENCODERS  # noqa: E402 - the registry stands with the tests
+from conformance.families import FAMILIES  # noqa: E402
 from conformance.paths import PATHS  # noqa: E402
 from conformance.refusals import REFUSED  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "conformance.json"
 PAGE = ROOT / "docs" / "conformance.md"
 
+#: The tables of the page.
+KINDS = {"Decoder-only": list(FAMILIES), "Encoder-decoder": list(ENCODER_DECODERS), "Encoder": list(ENCODERS)}
 #: Where PEFT 0.21.2's prefix tuning was measured to fail, and the path that holds prefixkit to it here.
 RIVAL = {
     "gradient checkpointing is refused": "checkpointing",
@@ -44,14 +47,15 @@ PAGE_TEXT = """\
 
 Made by `benchmarks/publish_conformance.py` from a run of `tests/conformance`; do not edit it by hand.
 
-{count} decoder-only families, as tiny random models in float64, and {ways} ways to use them: {cells:,} cells, of
-which {exact:,} are exact (1e-10, gradients where there are any), {refused:,} are refused with a message that a test
-asserts, and none is anything else. {versions}.
+{counts} families, as tiny random models in float64, and {ways} ways to use them:
+{cells:,} cells, of which {exact:,} are exact (1e-10, gradients where there are any), {refused:,} are refused with a
+message that a test asserts, and none is anything else. {versions}.
 
 ✔ exact · a number: refused, or in some settings only, for the reason below · empty: not tried, as the path does not
-depend on the family, or does not apply to it. Names that end in `-window` are a family's configuration with a window.
+depend on the family, or does not apply to it. Names that end in `-window` are a family's configuration with a window;
+T5's several entries are the geometries of its releases.
 
-{table}
+{tables}
 
 ## Refusals
 
@@ -97,7 +101,7 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EvaluationError: a cell was wrong.
     """
-    families: dict[str, Any] = {name: {} for name in FAMILIES}
+    families: dict[str, Any] = {name: {} for names in KINDS.values() for name in names}
     for cell in report["cells"]:
         if cell["outcome"] not in ("exact", "refused"):
             raise EvaluationError(
@@ -115,24 +119,31 @@ def render(summary: Mapping[str, Any]) -> str:
     """The page."""
     notes: dict[str, int] = {}
     families = summary["families"]
-    table = [_row(["", *(path.title for path in PATHS.values())]), "|---" * (len(PATHS) + 1) + "|"]
-    table += [_row([name, *(_mark(cells.get(path), notes) for path in PATHS)]) for name, cells in families.items()]
+    tables = [_table(kind, {name: families[name] for name in names}, notes) for kind, names in KINDS.items()]
     entries = [entry for cells in families.values() for entry in cells.values()]
     exact = sum(entry["exact"] for entry in entries)
     refused = sum(sum(entry["refused"].values()) for entry in entries)
     return PAGE_TEXT.format(
-        count=len(families),
+        counts=", ".join(f"{len(names)} {kind.lower()}" for kind, names in KINDS.items()),
         ways=len(PATHS),
         cells=exact + refused,
         exact=exact,
         refused=refused,
         versions=", ".join(f"{name} {version}" for name, version in summary["versions"].items()).capitalize(),
-        table="\n".join(table),
+        tables="\n\n".join(tables),
         notes="\n".join(f"{number}. {message}" for message, number in notes.items()),
         judged="\n".join(_row([path.title, path.judged]) for path in PATHS.values()),
         families="\n".join(_row([name, refusal.reason]) for name, refusal in REFUSED.items()),
         rival="\n".join(_row([failure, PATHS[path].title]) for failure, path in RIVAL.items()),
     )
+
+
+def _table(kind: str, families: Mapping[str, Any], notes: dict[str, int]) -> str:
+    """The families of one kind; paths that none of them has are left out."""
+    paths = [path for path in PATHS if any(path in cells for cells in families.values())]
+    rows = [_row([kind, *(PATHS[path].title for path in paths)]), "|---" * (len(paths) + 1) + "|"]
+    rows += [_row([name, *(_mark(cells.get(path), notes) for path in paths)]) for name, cells in families.items()]
+    return "\n".join(rows)
 
 
 def _row(fields: Iterable[str]) -> str:

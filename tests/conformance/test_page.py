@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance.encoder_families import ENCODER_DECODERS, ENCODERS
 from conformance.families import FAMILIES, GLOBAL
 from conformance.paths import PATHS
 from prefixkit.errors import EvaluationError
@@ -21,6 +22,8 @@ ELSEWHERE = (
     "lora",
     "generate-batch",
 )
+#: Paths of models with an encoder alone.
+OF_ENCODERS = ("placements", "gradients", "encoded")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +40,15 @@ def test_the_page_is_made_from_the_committed_results(publish):
 
 def test_the_results_name_the_families_and_paths_of_the_registry(publish):
     families = read_json(publish.RESULTS)["families"]
-    assert list(families) == list(FAMILIES)
+    assert list(families) == [*FAMILIES, *ENCODER_DECODERS, *ENCODERS]
     assert {path for cells in families.values() for path in cells} == set(PATHS)
-    for name, cells in families.items():
-        assert set(PATHS) - ELSEWHERE <= set(cells), name
-        assert ("cache-oracle" in cells) == (name in GLOBAL), name
+    for name in FAMILIES:
+        assert set(PATHS) - {*ELSEWHERE, *OF_ENCODERS} <= set(families[name]), name
+        assert ("cache-oracle" in families[name]) == (name in GLOBAL), name
+    for name in ENCODER_DECODERS:
+        assert {"mixed", "greedy", "beams", "static", "no-cache", "checkpointing", *OF_ENCODERS} <= set(families[name])
+    for name in ENCODERS:
+        assert {"mixed", "gradients"} <= set(families[name])
 
 
 def test_a_wrong_cell_is_not_published(publish):
