@@ -118,6 +118,27 @@ def test_a_mistake_is_one_line_and_exit_1(run: Run, arguments: list[str], messag
     assert found.stdout == ""
 
 
+def test_inspecting_says_whether_a_model_takes_a_prefix(run: Run, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    found = run("inspect", str(tiny_llama_dir), "-n", "3")
+    assert found.returncode == 0, found.stderr
+    assert "2 layers, 4 query heads on 2 KV heads of size 8" in found.stdout
+    assert "125 left for text after 3 virtual tokens" in found.stdout
+    whole = json.loads(run("inspect", str(tiny_llama_dir), "--json").stdout)
+    assert (whole["can_take_prefix"], whole["prefix_parameters"]) == (True, 20 * 64)
+
+    bloom = tmp_path / "bloom"
+    bloom.mkdir()
+    (bloom / "config.json").write_text(json.dumps({"model_type": "bloom", "n_layer": 1, "n_head": 2}))
+    (bloom / "model.safetensors").write_bytes(b"")
+    refused = run("inspect", str(bloom), "--json")
+    assert refused.returncode == 1
+    reason = "BloomForCausalLM: its attention does not go through transformers' attention interface"
+    assert refused.stderr.startswith(f"error: {reason}")
+    assert len(refused.stderr.splitlines()) == 1
+    verdict = json.loads(refused.stdout)
+    assert (verdict["can_take_prefix"], verdict["reason"][: len(reason)]) == (False, reason)
+
+
 def test_debug_shows_the_traceback(run: Run) -> None:
     assert "Traceback" in run("--debug", "show", "nowhere").stderr
 

@@ -7,6 +7,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from prefixkit.errors import ModelError, UnsupportedModelError
 from prefixkit.models.refusals import explain_failure
@@ -69,3 +70,15 @@ def test_unknown_architecture_without_a_name():
     error = explain_failure(FOLDER, ValueError("Unrecognized model in x.\nShould have ..."), revision=None)
     assert type(error) is UnsupportedModelError
     assert "does not know its architecture; upgrade transformers" in str(error)
+
+
+def test_a_family_with_eager_attention_only_is_not_said_to_take_no_prefix():
+    tiny = Gemma2Config(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    with pytest.raises(ValueError, match="scaled_dot_product_attention") as caught:
+        AutoModelForCausalLM.from_config(tiny, attn_implementation="sdpa")
+    error = explain_failure(FOLDER, caught.value, revision=None)
+    assert type(error) is UnsupportedModelError
+    assert str(error) == (
+        "a folder: its family has no sdpa attention; try model.attention=eager"
+        " (`prefixkit inspect` says whether it can take a prefix)"
+    )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prefixkit import __version__
-from prefixkit.cli import doctor, evaluate, export, generate, importing, recipes, show, train
+from prefixkit.cli import doctor, evaluate, export, generate, importing, inspect, recipes, show, train
 from prefixkit.cli.failing import run_app
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
+app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(importing.app, name="import")

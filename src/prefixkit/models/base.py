@@ -19,7 +19,8 @@ from prefixkit.logs import get_logger
 from prefixkit.models.hardware import choose_device, choose_dtype
 from prefixkit.models.inspect import context_tokens
 from prefixkit.models.licences import find_licence
-from prefixkit.models.packaged import PACKAGED_MODELS, packaged_folder
+from prefixkit.models.locations import Location, locate
+from prefixkit.models.packaged import PACKAGED_MODELS
 from prefixkit.models.quiet import quiet_transformers
 from prefixkit.models.refusals import explain_failure, require_complete, require_writer
 from prefixkit.models.sources import Source, SourceKind, resolve_source
@@ -67,18 +68,6 @@ class Base:
         raise ModelError(f"{self.id}: names no decoder_start_token_id; set it in its config.json")
 
 
-@dataclass(frozen=True)
-class _Location:
-    """What transformers' `from_pretrained` methods are called with."""
-
-    where: str
-    options: dict[str, Any]
-
-
-# Unless told, transformers asks on stdin whether to run a repository's own code; that is never run here.
-_NO_FOREIGN_CODE: dict[str, Any] = {"trust_remote_code": False}
-
-
 def load_base_model(
     base: str,
     *,
@@ -100,11 +89,9 @@ def load_base_model(
         ConfigError: dtype or attention is none of those prefixkit knows.
     """
     source = resolve_source(base)
-    if revision is not None and source.kind is not SourceKind.HUB:
-        raise ModelError(f"model.revision: {base} is no hub model; leave the revision out, got {revision!r}")
     chosen = choose_dtype(dtype)
     attention = _require_attention(attention)
-    location = _locate(source, revision)
+    location = locate(source, revision)
     if source.kind is SourceKind.HUB:
         log.info("asking the model hub for %s", base)
     model, tokenizer, loading = _load(source, location, chosen, attention, revision)
@@ -116,7 +103,7 @@ def load_base_model(
 
 
 def _load(
-    source: Source, location: _Location, dtype: torch.dtype, attention: Attention, revision: str | None
+    source: Source, location: Location, dtype: torch.dtype, attention: Attention, revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Call transformers, quietly; whatever it raises becomes one line."""
     watching = source.kind is SourceKind.HUB and sys.stderr.isatty()
@@ -141,19 +128,6 @@ def _load(
         raise explain_failure(source, error, revision=revision) from None
     model, loading = loaded
     return model.to(choose_device()), tokenizer, loading
-
-
-def _locate(source: Source, revision: str | None) -> _Location:
-    """Turn a source into arguments for `from_pretrained`, building the packaged model where needed."""
-    options = dict(_NO_FOREIGN_CODE)
-    if source.kind is SourceKind.PACKAGED:
-        return _Location(str(packaged_folder(PACKAGED_MODELS[source.name])), options)
-    if source.path is None:
-        return _Location(source.name, options | {"revision": revision or "main"})
-    if source.kind is SourceKind.GGUF:
-        path = source.path.resolve()
-        return _Location(str(path.parent), options | {"gguf_file": path.name})
-    return _Location(str(source.path), options)
 
 
 def _require_attention(attention: Attention | str) -> Attention:

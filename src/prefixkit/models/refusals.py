@@ -106,8 +106,8 @@ def explain_failure(source: Source, error: Exception, *, revision: str | None) -
         )
     if "does not support an attention implementation" in text:
         return UnsupportedModelError(
-            f"{name}: its attention does not go through transformers' attention interface, so no prefix can be "
-            "prepended; choose another base model"
+            f"{name}: its family has no sdpa attention; try model.attention=eager"
+            " (`prefixkit inspect` says whether it can take a prefix)"
         )
     return ModelError(f"{name}: {_explain_files(error, kinds, text)}")
 

@@ -1,0 +1,38 @@
+"""Where transformers finds a base model: a source, turned into arguments for its `from_pretrained` methods."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefixkit.errors import ModelError
+from prefixkit.models.packaged import PACKAGED_MODELS, packaged_folder
+from prefixkit.models.sources import Source, SourceKind
+
+# Unless told, transformers asks on stdin whether to run a repository's own code; that is never run here.
+NO_FOREIGN_CODE: dict[str, Any] = {"trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class Location:
+    """What transformers' `from_pretrained` methods are called with."""
+
+    where: str
+    options: dict[str, Any]
+
+
+def locate(source: Source, revision: str | None) -> Location:
+    """Turn a source into arguments for `from_pretrained`, building the packaged model where needed.
+
+    Raises:
+        ModelError: a revision is given for what is no hub model, or the packaged model cannot be fetched or stored.
+    """
+    if revision is not None and source.kind is not SourceKind.HUB:
+        raise ModelError(f"model.revision: {source.name} is no hub model; leave the revision out, got {revision!r}")
+    options = dict(NO_FOREIGN_CODE)
+    if source.kind is SourceKind.PACKAGED:
+        return Location(str(packaged_folder(PACKAGED_MODELS[source.name])), options)
+    if source.path is None:
+        return Location(source.name, options | {"revision": revision or "main"})
+    if source.kind is SourceKind.GGUF:
+        path = source.path.resolve()
+        return Location(str(path.parent), options | {"gguf_file": path.name})
+    return Location(str(source.path), options)
