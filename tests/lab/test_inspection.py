@@ -6,18 +6,20 @@ import pytest
 
 from prefixkit.config import Attention, Placement
 from prefixkit.lab.inspection import describe, to_json
+from prefixkit.models.inspect import Kind
 from prefixkit.models.sources import SourceKind
 from prefixkit.models.survey import Stack, Survey
 
 SELF = Stack(Placement.DECODER_SELF, 12, (16,), (4,), (64,), 6144, (0, 2, 4), (1024,))
 CROSS = Stack(Placement.CROSS, 12, (16,), (16,), (64,), 24576, (), ())
-SURVEY = Survey("m", SourceKind.HUB, "llama", "LlamaForCausalLM", 1_000_000, (Attention.SDPA, Attention.EAGER),
-                (SELF,), 512, 20, False)  # fmt: skip
+SURVEY = Survey("m", SourceKind.HUB, Kind.DECODER, "llama", "LlamaForCausalLM", 1_000_000,
+                (Attention.SDPA, Attention.EAGER), (SELF,), 512, 20, False)  # fmt: skip
 
 
 def test_every_line_says_what_it_counts():
     lines = dict(describe(SURVEY))
     assert lines["model"] == "m can take a prefix"
+    assert lines["family"] == "llama, decoder-only (LlamaForCausalLM), 1,000,000 parameters"
     assert lines["attention"] == "sdpa or eager"
     assert lines["decoder self-attention"] == "12 layers, 16 query heads on 4 KV heads of size 64"
     assert lines["one virtual token"] == "6,144 parameters: 24.6 kB in float32, 12.3 kB in bfloat16"

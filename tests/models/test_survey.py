@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from transformers import (
+    BertConfig,
     BloomConfig,
     DeepseekV3Config,
     Gemma2Config,
@@ -14,12 +15,13 @@ from transformers import (
     MistralConfig,
     Qwen3Config,
     T5Config,
+    ViTConfig,
 )
 
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import ModelError, UnsupportedModelError
 from prefixkit.models import load_base_model
-from prefixkit.models.inspect import inspect_model
+from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.models.sources import SourceKind
 from prefixkit.models.survey import survey_model
 
@@ -41,7 +43,7 @@ def test_the_survey_equals_what_the_loaded_model_says(kind, request):
     survey = survey_model(str(folder), num_virtual_tokens=5)
     base = load_base_model(str(folder))
     geometry = inspect_model(base.model).geometry
-    assert survey.kind is SourceKind.FOLDER
+    assert survey.source is SourceKind.FOLDER
     assert survey.architecture == type(base.model).__name__
     assert survey.base_parameters == base.model.num_parameters()
     assert survey.attention == (Attention.SDPA, Attention.EAGER)
@@ -65,7 +67,7 @@ def test_weights_are_not_read(tmp_path):
 
 def test_a_gguf_file_is_surveyed(tiny_gguf, tiny_gguf_model):
     survey = survey_model(str(tiny_gguf))
-    assert survey.kind is SourceKind.GGUF
+    assert survey.source is SourceKind.GGUF
     assert survey.base_parameters == tiny_gguf_model.num_parameters()
     assert survey.stacks[0].kv_heads == (2,)
 
@@ -83,6 +85,27 @@ def test_a_gguf_file_is_surveyed(tiny_gguf, tiny_gguf_model):
 def test_windowed_layers_are_named(tmp_path, config, layers, window):
     (stack,) = survey_model(describe_only(tmp_path / "m", config)).stacks
     assert (stack.windowed_layers, stack.window_tokens) == (layers, window)
+
+
+def test_an_encoder_decoder_is_surveyed_stack_by_stack(tmp_path):
+    config = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4)
+    survey = survey_model(describe_only(tmp_path / "m", config))
+    assert survey.kind is Kind.ENCODER_DECODER
+    found = [(s.placement, s.layers, s.numbers_per_token) for s in survey.stacks]
+    assert found == [
+        (Placement.ENCODER_SELF, 2, 2 * 64),
+        (Placement.DECODER_SELF, 3, 3 * 64),
+        (Placement.CROSS, 3, 3 * 64),
+    ]
+    assert survey.numbers_per_token == 8 * 64
+    assert (survey.context_tokens, survey.positions_left) == (None, None)
+
+
+def test_an_encoder_is_surveyed(tmp_path):
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    survey = survey_model(describe_only(tmp_path / "m", config))
+    assert survey.kind is Kind.ENCODER
+    assert [stack.placement for stack in survey.stacks] == [Placement.ENCODER_SELF]
 
 
 def test_a_family_without_sdpa_is_offered_eager_alone(tmp_path):
@@ -117,9 +140,10 @@ def test_a_model_that_looks_at_numbers_is_loaded(tiny_llama_dir, monkeypatch):
     [
         (BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2),
          "BloomForCausalLM: its attention does not go through transformers' attention interface"),
-        (T5Config(vocab_size=50, d_model=16, num_layers=1, num_heads=2, d_ff=16), "t5 is an encoder-decoder"),
-        (DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, n_routed_experts=4, n_group=1, topk_group=1,
-                          moe_intermediate_size=8), "keys and values of different shape are not supported"),
+        (ViTConfig(), "vit is no causal language model"),
+        (DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, n_routed_experts=4, num_experts_per_tok=2,
+                          n_group=1, topk_group=1, moe_intermediate_size=8),
+         "keys and values of different shape are not supported"),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_take_a_prefix_is_refused_without_reading_weights(tmp_path, config, reason):

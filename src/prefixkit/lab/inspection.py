@@ -7,6 +7,7 @@ import torch
 
 from prefixkit.config import Placement
 from prefixkit.lab.facts import format_bytes
+from prefixkit.models.inspect import Kind
 from prefixkit.models.survey import Stack, Survey
 
 STACK_NAMES = {
@@ -14,14 +15,19 @@ STACK_NAMES = {
     Placement.ENCODER_SELF: "encoder self-attention",
     Placement.CROSS: "cross-attention",
 }
+_KINDS = {Kind.DECODER: "decoder-only", Kind.ENCODER: "an encoder", Kind.ENCODER_DECODER: "an encoder-decoder"}
 
 
 def describe(survey: Survey) -> list[tuple[str, str]]:
     """Return what was found as pairs of a name and a sentence."""
     n, each = survey.num_virtual_tokens, survey.numbers_per_token
+    kind = f"{survey.family}, {_KINDS[survey.kind]} ({survey.architecture})"
     lines = [
         ("model", f"{survey.model} can take a prefix"),
-        ("family", f"{survey.family} ({survey.architecture}), {survey.base_parameters:,} parameters"),
+        (
+            "family",
+            f"{kind}, {survey.base_parameters:,} parameters",
+        ),
         ("attention", " or ".join(survey.attention)),
     ]
     for stack in survey.stacks:

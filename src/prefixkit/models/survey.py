@@ -9,13 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from prefixkit.compat import eager_attention
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import PrefixkitError, UnsupportedModelError
 from prefixkit.models.base import load_base_model
-from prefixkit.models.inspect import Anatomy, inspect_model
+from prefixkit.models.inspect import Anatomy, Kind, inspect_model
 from prefixkit.models.locations import NO_FOREIGN_CODE, locate
 from prefixkit.models.quiet import quiet_transformers
 from prefixkit.models.refusals import explain_failure, require_causal
@@ -45,7 +57,8 @@ class Survey:
 
     model: str
     """As it was asked for."""
-    kind: SourceKind
+    source: SourceKind
+    kind: Kind
     family: str
     """transformers' name of the architecture, such as ``llama``."""
     architecture: str
@@ -103,7 +116,8 @@ def survey_model(base: str, *, revision: str | None = None, num_virtual_tokens: 
     anatomy = inspect_model(model)
     return Survey(
         model=base,
-        kind=source.kind,
+        source=source.kind,
+        kind=anatomy.kind,
         family=model.config.model_type,
         architecture=type(model).__name__,
         base_parameters=sum(weight.numel() for weight in model.parameters()),
@@ -122,17 +136,28 @@ def _read_config(source: Source, revision: str | None) -> PretrainedConfig:
             config: PretrainedConfig = AutoConfig.from_pretrained(location.where, **location.options)
     except Exception as error:
         raise explain_failure(source, error, revision=revision) from None
-    require_causal(source.name, config)
     return config
+
+
+def _builder(source: Source, config: PretrainedConfig) -> Any:
+    """Return transformers' class for this kind of model."""
+    if config.is_encoder_decoder:
+        writes = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        return AutoModelForSeq2SeqLM if writes else AutoModelForSpeechSeq2Seq
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return AutoModelForMaskedLM
+    require_causal(source.name, config)
+    return AutoModelForCausalLM
 
 
 def _ask(
     source: Source, config: PretrainedConfig, attention: Attention, revision: str | None
 ) -> tuple[PreTrainedModel, bool]:
     """Return a model that can take a prefix under an attention implementation, and whether it has its weights."""
+    builder = _builder(source, config)
     try:
         with quiet_transformers(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = builder.from_config(
                 copy.deepcopy(config), attn_implementation=attention.value, dtype=torch.bfloat16, **NO_FOREIGN_CODE
             )
     except Exception as error:
