@@ -1,0 +1,130 @@
+"""Watching a frozen model read a prefix: how much of each layer's attention goes to each virtual token.
+
+No implementation need give its attention weights away for this. Attention is a weighted sum of values,
+
+    output = sum_i a_i P_V[i] + sum_j b_j V[j]            weights a_i on the prefix, b_j on the text
+
+so the layer's own attention function is asked once more, with values that tell: the i-th unit vector for virtual
+token i, and 0 for all text. What comes out is ``a``, exactly, under grouped queries, windows, soft-capping, sinks
+and biases alike, in sdpa as in eager. With a gate, the function's own blending has scaled ``a`` by it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from prefixkit.compat import hidden
+from prefixkit.injection.attention import NAMES, Output, attend
+from prefixkit.injection.slots import BANK, slot_of
+from prefixkit.prefix import Bank, SiteBank
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one attention layer did in one call.
+
+    Attributes:
+        site: index of the layer's site in the geometry.
+        shares: attention weight on each virtual token; with a gate, times the gate.
+        visible: how many text tokens each query may see.
+        key_norms: length of the text's own new keys, mean over KV heads.
+        value_norms: likewise of their values.
+    """
+
+    site: int
+    shares: Float[Tensor, "b h t p"]
+    visible: Int[Tensor, "b t"]
+    key_norms: Float[Tensor, "b t"]
+    value_norms: Float[Tensor, "b t"]
+
+
+Take = Callable[[Reading], None]
+
+#: The layers being watched, and who is told. Several models may be watched at once.
+_watched: dict[nn.Module, Take] = {}
+
+
+@contextmanager
+def recording(layers: Sequence[nn.Module], take: Take) -> Iterator[None]:
+    """Tell `take` of every call of these attention layers; the model computes what it computes without.
+
+    Args:
+        layers: self-attention layers of a decoder to which a prefix is attached.
+        take: called once per layer and forward pass; not for layers without virtual tokens.
+    """
+    _watched.update(dict.fromkeys(layers, take))
+    for name in NAMES.values():
+        AttentionInterface.register(name, _attend_and_tell)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del _watched[layer]
+        if not _watched:
+            for name in NAMES.values():
+                AttentionInterface.register(name, attend)
+
+
+def _attend_and_tell(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> Output:
+    if module in _watched:
+        reading = _read(module, query, key, value, attention_mask, options)
+        if reading is not None:
+            _watched[module](reading)
+    return attend(module, query, key, value, attention_mask, **options)
+
+
+@torch.no_grad()
+def _read(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Reading | None:
+    slot = slot_of(module)
+    prefix = slot.read(key.shape[0], options.get(BANK)).to(key.device, key.dtype)  # rounded as the model reads it
+    if prefix.length == 0:
+        return None
+    precise = torch.promote_types(key.dtype, torch.float32)
+    bank: Bank | None = options.get(BANK) or slot.current.bank
+    assert bank is not None  # or reading the slot had failed
+    parts = []
+    for telling in _telling(prefix.to(key.device, precise), width=value.shape[3]):
+        sites = (*bank.sites[: slot.site], telling, *bank.sites[slot.site + 1 :])
+        part, _ = attend(
+            module,
+            query.to(precise),
+            key.to(precise),
+            torch.zeros_like(value, dtype=precise),
+            mask,
+            **options | {BANK: replace(bank, sites=sites)},
+        )
+        parts.append(part)  # [b, t, h, d]
+    shares = torch.cat(parts, dim=3)[..., : prefix.length].transpose(1, 2)  # [b, h, t, p]
+    tokens = query.shape[2]
+    new_keys, new_values = (each[:, :, -tokens:].to(precise) for each in (key, value))  # [b, g, t, d]
+    return Reading(
+        slot.site, shares, _visible(mask, key, tokens), new_keys.norm(dim=3).mean(1), new_values.norm(dim=3).mean(1)
+    )
+
+
+def _telling(prefix: SiteBank, width: int) -> Iterator[SiteBank]:
+    """Yield the prefix with unit vectors for values, as many at a time as a value has numbers."""
+    n, heads, length, _ = prefix.key.shape
+    for start in range(0, length, width):
+        units = torch.eye(length, dtype=prefix.key.dtype, device=prefix.key.device)[:, start : start + width]
+        units = nn.functional.pad(units, (0, width - units.shape[1]))  # [p, d]
+        yield replace(prefix, value=units.expand(n, heads, -1, -1))
+
+
+def _visible(mask: Tensor | None, key: Tensor, tokens: int) -> Int[Tensor, "b t"]:
+    """Count the text tokens each query may see."""
+    batch, _, keys, _ = key.shape
+    if mask is None:
+        return torch.full((batch, tokens), keys, device=key.device)
+    seen = mask if mask.dtype == torch.bool else mask > hidden(mask.dtype) / 2
+    return seen[:, 0].sum(dim=-1).expand(batch, tokens)
