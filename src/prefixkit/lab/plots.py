@@ -14,15 +14,15 @@ from matplotlib.ticker import MaxNLocator
 from prefixkit.lab.comparison import is_number
 
 # matplotlib can only write fixed colours. These stand for CSS variables and are swapped in the finished SVG.
-_INK, _FAINT, _GRID, _PREFIX, _INSTRUCTION = "#010203", "#010204", "#010205", "#010206", "#010207"
+INK, FAINT, GRID, PREFIX, INSTRUCTION = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {
-    _INK: "var(--ink)",
-    _FAINT: "var(--faint)",
-    _GRID: "var(--rule)",
-    _PREFIX: "var(--prefix)",
-    _INSTRUCTION: "var(--instruction)",
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    GRID: "var(--rule)",
+    PREFIX: "var(--prefix)",
+    INSTRUCTION: "var(--instruction)",
 }
-_STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
+STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
     "svg.fonttype": "none",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -30,24 +30,24 @@ _STYLE: dict[Any, Any] = {  # matplotlib types its keys as literals
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _FAINT,
-    "axes.titlecolor": _INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "axes.titlecolor": INK,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "text.color": _INK,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _FAINT,
-    "ytick.labelcolor": _FAINT,
+    "text.color": INK,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
+    "legend.labelcolor": INK,
 }
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -69,20 +69,20 @@ def loss_plot(metrics: Metrics, *, name: str, best_step: int | None = None, widt
     trained, heldout = _series(metrics, "loss"), _series(metrics, "heldout_loss")
     if not trained[0] and not heldout[0]:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.add_subplot()
         if trained[0]:
-            axes.plot(*trained, color=_PREFIX, alpha=0.3, linewidth=1, label="training batch")
+            axes.plot(*trained, color=PREFIX, alpha=0.3, linewidth=1, label="training batch")
         if heldout[0]:
-            axes.plot(*heldout, color=_PREFIX, linewidth=1.8, marker="o", markersize=5, label="held-out")
+            axes.plot(*heldout, color=PREFIX, linewidth=1.8, marker="o", markersize=5, label="held-out")
         if best_step is not None and best_step in heldout[0]:
             _mark_best(axes, best_step, heldout[1][heldout[0].index(best_step)])
         _limit_loss(axes, trained[1], heldout[1])
         axes.set(xlabel="step", ylabel="loss, nats per token")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.legend(loc="upper right", ncols=2, borderaxespad=0)
-        return _svg(figure, name, "Loss against training steps")
+        return to_svg(figure, name, "Loss against training steps")
 
 
 def small_plot(metrics: Metrics, key: str, title: str, *, name: str) -> str | None:
@@ -90,15 +90,15 @@ def small_plot(metrics: Metrics, key: str, title: str, *, name: str) -> str | No
     steps, values = _series(metrics, key)
     if not steps:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.1, 1.9), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot(steps, values, color=_INSTRUCTION, linewidth=1.2)
+        axes.plot(steps, values, color=INSTRUCTION, linewidth=1.2)
         axes.set(title=title, xlabel="step")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        return _svg(figure, name, f"{title} against training steps")
+        return to_svg(figure, name, f"{title} against training steps")
 
 
 def _series(metrics: Metrics, key: str) -> tuple[list[int], list[float]]:
@@ -109,11 +109,11 @@ def _series(metrics: Metrics, key: str) -> tuple[list[int], list[float]]:
 def _mark_best(axes: Axes, step: int, loss: float) -> None:
     axes.plot(
         [step], [loss], "o", markersize=13, markerfacecolor="none", markeredgewidth=1.8,
-        markeredgecolor=_INSTRUCTION, label="_best",
+        markeredgecolor=INSTRUCTION, label="_best",
     )  # fmt: skip
     axes.annotate(
         f"best {loss:.3f}", (step, loss), xytext=(0, -13), textcoords="offset points", ha="center", va="top",
-        color=_INSTRUCTION, fontweight="bold", annotation_clip=False,
+        color=INSTRUCTION, fontweight="bold", annotation_clip=False,
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def _limit_loss(axes: Axes, trained: Sequence[float], heldout: Sequence[float]) 
     axes.set_ylim(min(values) - 0.12 * room, max(values) + 0.15 * room)
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def to_svg(figure: Figure, name: str, label: str) -> str:
     """Return the figure as an ``<svg>`` element for inlining: own ids, no prolog, themed colours."""
     file = StringIO()
     with rc_context({"svg.hashsalt": name}):  # the same run gives the same bytes

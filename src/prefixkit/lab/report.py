@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefixkit.errors import EvaluationError
@@ -25,6 +24,7 @@ from prefixkit.lab.facts import (
     recipe_changes,
 )
 from prefixkit.lab.folder import METRICS, REPORT, RUN, SAMPLES, SCORES
+from prefixkit.lab.pages import render_page
 from prefixkit.lab.plots import loss_plot, small_plot
 
 SHOWN_SAMPLES = 12
@@ -148,16 +148,13 @@ def read_run(run_dir: Path) -> RunFiles:
 
 def render(files: RunFiles, *, fallback_name: str) -> str:
     """Return the page; `fallback_name` titles a run that has no run.json."""
-    environment = Environment(
-        loader=PackageLoader("prefixkit.lab"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     run, recipe = files.run, files.run.get("recipe") or {}
     measured_with = _section(files.scores, "measured_with") or recipe
     label = _section(recipe, "data").get("keep_label")
     samples = sample_rows(files.samples, **({} if label is None else {"wanted": str(label)}))
     hashes = run.get("base_weights_hash") or {}
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
         name=run.get("name") or fallback_name,
         description=run.get("description") or "",
         lead=_lead(run),
