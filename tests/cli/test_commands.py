@@ -89,6 +89,16 @@ def test_a_run_leaves_everything_and_can_be_used(run: Run, recipe: Path, tmp_pat
     streamed = run("generate", str(folder), "-p", "i loved", "--base")
     assert streamed.stdout.count("i loved") == 2
     assert run("evaluate", str(folder), "evaluation.heldout_rows=3").returncode == 0
+    diagnosed = run("diagnose", str(folder))
+    assert diagnosed.returncode == 0, diagnosed.stderr
+    assert diagnosed.stdout.startswith("A token of text gives the prefix ")
+    assert f"page: {folder / 'diagnosis.html'}" in diagnosed.stdout
+    printed = json.loads(run("diagnose", str(folder), "--rows", "2", "--json").stdout)
+    assert printed == json.loads((folder / "diagnosis.json").read_text())
+    assert printed["texts"] == 2
+    too_long = run("diagnose", str(folder), "--tokens", "100")
+    assert too_long.returncode == 1
+    assert len(too_long.stderr.strip().splitlines()[-1].split("give at most")) == 2
     assert "only evaluation.* and generation.* can change" in run("evaluate", str(folder), "train.steps=9").stderr
 
 
@@ -105,6 +115,8 @@ def test_a_dry_run_prints_the_whole_recipe(run: Run) -> None:
         (["train", "positive-review"], 'error: positive-review: no such recipe file; did you mean "positive-reviews"?'),
         (["train", "positive-reviews", "model.base=no-such-model"], "error: no-such-model: "),
         (["show", "nowhere"], "error: nowhere: no such folder; expected an artefact or a finished run"),
+        (["diagnose", "nowhere"], "error: nowhere: no such folder; expected an artefact or a finished run"),
+        (["inspect", "./nowhere"], "error: ./nowhere: no such folder; give a folder, a .gguf file, a hub id, or"),
         (["generate", "nowhere"], "error: nowhere: no such folder; expected an artefact or a finished run"),
         (["train", "positive-reviews", "data.source=missing.csv"], "error: "),
     ],

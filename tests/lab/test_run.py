@@ -14,45 +14,7 @@ from prefixkit.lab.folder import check_run
 from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
 from prefixkit.training import checkpoint_folder, checkpoints
 
-WORDS = "the film was wonderful great dull i loved it and story".split()
-
-
-def quiet(*_: Any) -> None:
-    """Say nothing."""
-
-
-def write_reviews(path: Path, *, last_word: str = "") -> Path:
-    rows = [{"text": " ".join(WORDS[(i + k) % 11] for k in range(4 + i % 7)) + f" {i}{last_word}", "label": "ab"[i % 2]}
-            for i in range(80)]  # fmt: skip
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def reviews(tmp_path: Path) -> Path:
-    return write_reviews(tmp_path / "my reviews.jsonl")
-
-
-@pytest.fixture
-def recipe(reviews: Path, tiny_llama_dir: Path) -> Recipe:
-    """A recipe that trains in a second."""
-    return validate_recipe(
-        {
-            "name": "tiny",
-            "model": {"base": str(tiny_llama_dir), "dtype": "float32"},
-            "prefix": {"num_virtual_tokens": 3},
-            "data": {"source": str(reviews), "label_column": "label", "keep_label": "a", "prompt": "the film"},
-            "train": {"steps": 4, "batch_size": 4, "evaluate_every": 2, "checkpoint_every": 2, "threads": 1},
-            "evaluation": {"samples": 2, "judge": False, "heldout_rows": 4, "contrast_rows": 2, "bootstrap": 100,
-                           "instruction": "be kind"},
-            "generation": {"max_new_tokens": 4},
-        }
-    )  # fmt: skip
-
-
-@pytest.fixture
-def run(recipe: Recipe, tmp_path: Path) -> Run:
-    return train_run(recipe, tmp_path / "run", report=quiet)
+from .conftest import quiet, write_reviews
 
 
 def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:

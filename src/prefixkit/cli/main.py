@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prefixkit import __version__
-from prefixkit.cli import doctor, evaluate, export, generate, importing, inspect, recipes, show, train
+from prefixkit.cli import diagnose, doctor, evaluate, export, generate, importing, inspect, recipes, show, train
 from prefixkit.cli.failing import run_app
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
+app.command("diagnose")(diagnose.diagnose)
 app.command("show")(show.show)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)

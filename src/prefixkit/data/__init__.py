@@ -3,6 +3,7 @@
 from prefixkit.data.batches import Collator, LengthGroupedSampler
 from prefixkit.data.clean import clean_text
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
+from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
 from prefixkit.data.prepare import WORDS_PER_TOKEN, DataCounts, PreparedData, check_context, prepare
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
@@ -32,6 +33,7 @@ __all__ = [
     "clean_text",
     "content_hash",
     "distinct_rows",
+    "heldout_texts",
     "kept_label",
     "label_name",
     "load_rows",

@@ -12,7 +12,8 @@ from prefixkit.prefix import PREFIX_FILES
 RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING = (
     "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html", "training",
 )  # fmt: skip
-_OWN = {RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING, *PREFIX_FILES}
+DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
+_OWN = {RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE, *PREFIX_FILES}
 
 
 def check_run(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:

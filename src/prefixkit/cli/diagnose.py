@@ -1,0 +1,34 @@
+"""`prefixkit diagnose`: where a trained prefix gets its attention from."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def diagnose(
+    folder: Annotated[
+        Path, typer.Argument(help="A trained run, such as runs/positive-reviews, or an artefact of one.")
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="Most held-out texts to read.")] = 16,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Length of text to look at; 512 if left out, as far as texts reach.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into; the run's own if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole diagnosis as JSON.")] = False,
+) -> None:
+    """Measure how much attention each layer and head gives a prefix, and how it thins out as text grows."""
+    from prefixkit.cli.rendering import progress
+    from prefixkit.lab.diagnosis import diagnose_run
+    from prefixkit.lab.findings import findings
+
+    with progress() as report:
+        done = diagnose_run(folder, rows=rows, tokens=tokens, out=out, report=report)
+    if as_json:
+        typer.echo(json.dumps(asdict(done.diagnosis)))
+        return
+    for sentence in findings(done.diagnosis):
+        typer.echo(sentence)
+    typer.echo(f"page: {done.page}")
