@@ -13,6 +13,7 @@ from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.intervals import Ratio
 from prefixkit.injection import attach
 from prefixkit.models import Base
+from prefixkit.models.weights import input_device
 from prefixkit.prefix import Prefix
 
 #: Logits a batch may hold at once; a long text on a large vocabulary gets a smaller batch.
@@ -96,7 +97,7 @@ def heldout_loss(
 
 def _batch_losses(base: Base, batch: dict[str, Tensor]) -> list[float]:
     """Return the summed loss of each row."""
-    inputs = {name: tensor.to(base.model.device) for name, tensor in batch.items()}
+    inputs = {name: tensor.to(input_device(base.model)) for name, tensor in batch.items()}
     labels: Int[Tensor, "b t"] = inputs.pop("labels")
     logits: Float[Tensor, "b t v"] = base.model(**inputs, use_cache=False).logits
     precise = torch.promote_types(logits.dtype, torch.float32)

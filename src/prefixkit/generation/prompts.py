@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prefixkit.errors import DataError, ModelError
 from prefixkit.models import Base
+from prefixkit.models.weights import input_device
 from prefixkit.texts import is_unicode
 
 
@@ -93,7 +94,7 @@ def pad(base: Base, rows: Sequence[list[int]]) -> Batch:
     lengths = torch.tensor([len(row) for row in rows])[:, None]  # [b, 1]
     places = torch.arange(width)[None]  # [1, s]
     is_text = places < lengths if on_right else places >= width - lengths  # [b, s]
-    device = base.model.device
+    device = input_device(base.model)
     return Batch(ids.to(device), is_text.to(device))
 
 

@@ -22,6 +22,7 @@ from prefixkit.generation.dice import TokenChooser, roll
 from prefixkit.generation.prompts import check_length, encode_prompts, pad
 from prefixkit.injection import attach
 from prefixkit.models import Base
+from prefixkit.models.weights import input_device
 from prefixkit.prefix import Prefix
 
 
@@ -107,7 +108,7 @@ def _generate(
 ) -> Int[Tensor, "b n"]:  # fmt: skip
     """Return the new token ids of one batch, padding behind the end of text included."""
     batch = pad(base, rows)
-    dice = roll(seed, places, settings.max_new_tokens).to(base.model.device)
+    dice = roll(seed, places, settings.max_new_tokens).to(input_device(base.model))
     ours = transformers.GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         do_sample=False,  # the dice choose, see dice.py

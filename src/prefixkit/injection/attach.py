@@ -38,6 +38,7 @@ from prefixkit.injection.slots import BANK, Current, Slot, Users, clear, has_slo
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy, inspect_model
+from prefixkit.models.weights import check_differentiable
 from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
 
 Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
@@ -58,7 +59,7 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
         A handle: a context manager, or call its `detach`.
 
     Raises:
-        UnsupportedModelError: the model cannot take a prefix.
+        UnsupportedModelError: the model cannot take a prefix, or passes an encoder no gradient.
         BaseMismatchError: a prefix was trained on another base model.
         InjectionError: something is attached already, or a prefix has another geometry.
         ConfigError: a position offset for a model whose text keeps its positions.
@@ -69,6 +70,7 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
         raise InjectionError("a prefix is attached to this model already; detach it first")
     source: Callable[[], Bank] | None
     if isinstance(prefix, PrefixEncoder):
+        check_differentiable(base)
         source = _from_encoder(anatomy, prefix, position_offset)
     else:
         if position_offset is not None:

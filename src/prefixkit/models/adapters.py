@@ -6,11 +6,13 @@ model can only be wrapped if somebody else has.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from prefixkit.errors import UnsupportedModelError
+from prefixkit.models.weights import stored_weights
 
 #: Names under which PEFT's wrappers keep the layer they wrap: tuner layers, and modules_to_save.
 _INNER = ("base_layer", "original_module")
@@ -38,11 +40,11 @@ def plain_model(model: Any) -> Any:
     return model
 
 
-def base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights and buffers of the base model alone, by the names they have without adapters."""
+def base_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """Return what gets each weight and buffer of the base model alone, by the names they have without adapters."""
     wrapped = {name: inner for name, module in model.named_modules() for inner in _INNER if inner in module._modules}
-    names = ((_name_without_adapters(name, wrapped), weight) for name, weight in model.state_dict().items())
-    return {name: weight for name, weight in names if name is not None}
+    names = ((_name_without_adapters(name, wrapped), get) for name, get in stored_weights(model).items())
+    return {name: get for name, get in names if name is not None}
 
 
 def has_adapters(model: nn.Module) -> bool:

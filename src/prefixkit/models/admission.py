@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.probe import Watched, first_query
+from prefixkit.models.weights import input_device
 
 #: Tensors an attention function may be given besides the mask: a number per head, the positions, and T5's bias by
 #: distance, which `injection.attention` knows.
@@ -75,8 +76,8 @@ def counts_by_mask(model: PreTrainedModel) -> bool:
     Raises:
         UnsupportedModelError: in neither way (RoBERTa begins behind its padding id).
     """
-    tokens = torch.tensor([[1, 2, 3]], device=model.device)
-    mask = torch.tensor([[0, 1, 1]], device=model.device)
+    tokens = torch.tensor([[1, 2, 3]], device=input_device(model))
+    mask = torch.tensor([[0, 1, 1]], device=input_device(model))
 
     def query(**positions: Tensor) -> Tensor:
         inputs = {"input_ids": tokens, "attention_mask": mask} | positions
@@ -85,7 +86,7 @@ def counts_by_mask(model: PreTrainedModel) -> bool:
     own = query()
     scale = float(own.abs().max()) * 1e-3
     for by_mask, positions in ((False, [[0, 1, 2]]), (True, [[0, 0, 1]])):
-        if float((own - query(position_ids=torch.tensor(positions, device=model.device))).abs().max()) <= scale:
+        if float((own - query(position_ids=torch.tensor(positions, device=input_device(model)))).abs().max()) <= scale:
             return by_mask
     raise UnsupportedModelError(
         f"{type(model).__name__}: numbers the positions of a text neither by columns nor by its attention mask, "

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
+from prefixkit.models.weights import is_quantised, plain_parts, stored_weights
 from prefixkit.prefix import BaseCard
 
 #: Numbers sampled from each weight for the fingerprint.
@@ -35,7 +36,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     Weights are sampled evenly and rounded to bfloat16, so a model has one fingerprint in float64, float32 and
     bfloat16 (float16 rounds differently, and differs), and a 70B model is fingerprinted in seconds. Fine-tuned copies
-    differ.
+    differ, and so does a quantised model: it computes something else. Where weights are offloaded to does not count.
     """
     state = _state(model)
     known = _known.get(model)
@@ -43,12 +44,13 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest, config = hashlib.sha256(), model.config.get_text_config()
         for key in _SETTINGS:
             digest.update(f"{key}={getattr(config, key, None)!r};".encode())
-        for name, weight in sorted(base_weights(model).items()):
-            flat = weight.detach().flatten()
-            step = max(1, flat.numel() // _SAMPLES)
-            sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(sample.view(torch.uint8).numpy().tobytes())
+        for name, get in sorted(base_weights(model).items()):
+            for part, weight in plain_parts(name, get()):
+                flat = weight.flatten()
+                step = max(1, flat.numel() // _SAMPLES)
+                sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
+                digest.update(f"{part}{tuple(weight.shape)}".encode())
+                digest.update(sample.view(torch.uint8).numpy().tobytes())
         known = _known[model] = (state, digest.hexdigest())
     return known[1]
 
@@ -59,16 +61,19 @@ def _state(model: PreTrainedModel) -> Hashable:
     The counters alone miss changes through ``.data``, which is how PEFT merges adapters.
     """
     weights = list(model.parameters())
-    plain = [weight for weight in weights if type(weight) is nn.Parameter and weight.numel() and not weight.is_meta]
-    return sum(weight._version for weight in weights), *(weight[(0,) * weight.dim()].item() for weight in plain)
+    # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own.
+    packed = [id(weight) for weight in weights if type(weight) is not nn.Parameter and not weight.is_meta]
+    parts = [part for weight in weights if not weight.is_meta for _, part in plain_parts("", weight) if part.numel()]
+    return sum(weight._version for weight in weights), *packed, *(part[(0,) * part.dim()].item() for part in parts)
 
 
 def weights_hash(model: PreTrainedModel) -> str:
     """Return the SHA-256 over every byte of every weight and buffer: equal before and after means frozen."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, get in sorted(stored_weights(model).items()):
+        for part, weight in plain_parts(name, get()):
+            digest.update(part.encode())
+            digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -79,11 +84,11 @@ def check_base(model: PreTrainedModel, base: BaseCard) -> None:
         BaseMismatchError: the fingerprints differ.
     """
     if base.fingerprint is not None and base.fingerprint != fingerprint(model):
-        todo = (
-            "take the adapters merged into it out again with unmerge_adapter()"
-            if is_merged(model)
-            else ("load that base model")
-        )
+        todo = "load that base model"
+        if is_merged(model):
+            todo = "take the adapters merged into it out again with unmerge_adapter()"
+        elif is_quantised(model) or base.id == model.config.name_or_path:
+            todo = "load that base model in the precision it was trained on: quantised the same way, or not at all"
         raise BaseMismatchError(
             f"this prefix was trained on {base.id} (fingerprint {base.fingerprint[:12]}), the model at hand is "
             f"{model.config.name_or_path or type(model).__name__} ({fingerprint(model)[:12]}); {todo}"

@@ -20,6 +20,7 @@ from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
 from prefixkit.models.probe import AttentionCall, Watched, watch_attention
+from prefixkit.models.weights import input_device, is_offloaded
 from prefixkit.prefix import Geometry, Site
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
@@ -93,9 +94,9 @@ def context_tokens(model: PreTrainedModel) -> int | None:
 
 def text_inputs(model: PreTrainedModel, source: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return a forward's inputs for token ids `[1, s]`; an encoder-decoder's decoder reads `target` `[1, t]`."""
-    inputs = {"input_ids": source.to(model.device)}
+    inputs = {"input_ids": source.to(input_device(model))}
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = target.to(model.device)
+        inputs["decoder_input_ids"] = target.to(input_device(model))
     return inputs
 
 
@@ -136,7 +137,7 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
     check_calls(name, watched, may_lack_mask=kind is not Kind.DECODER)
     if kind is not Kind.ENCODER:
         _check_cache(model, sites)
-    has_values = kind is Kind.DECODER and model.device.type != "meta"
+    has_values = kind is Kind.DECODER and input_device(model).type != "meta"
     return Anatomy(
         kind=kind,
         geometry=Geometry(sites),
@@ -233,13 +234,20 @@ def _probe(model: PreTrainedModel, source_tokens: int, target_tokens: int, *, us
     ids = torch.arange(source_tokens)[None]
     inputs = text_inputs(model, ids, ids[:, :target_tokens])
     is_text = ids < max(source_tokens - 1, 1)  # all but the last, so that transformers must make a mask
-    inputs["attention_mask"] = is_text.long().to(model.device)
+    inputs["attention_mask"] = is_text.long().to(input_device(model))
     if model.main_input_name == "input_features":  # Whisper hears; its encoder takes one length only
         frames = 2 * model.config.max_source_positions
-        features = torch.zeros(1, model.config.num_mel_bins, frames, device=model.device, dtype=model.dtype)
+        features = torch.zeros(1, model.config.num_mel_bins, frames, device=input_device(model), dtype=model.dtype)
         inputs = {"input_features": features, "decoder_input_ids": inputs["decoder_input_ids"]}
     try:
         return watch_attention(model, inputs, use_cache=use_cache)
+    except KeyError as error:
+        if not is_offloaded(model):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: accelerate offloaded a tied weight ({error.args[0]}) that it cannot bring back; "
+            "keep the embeddings, by every name they have, on a device in the device_map"
+        ) from None
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnsupportedModelError(f"{type(model).__name__}: cannot run on token ids alone: {reason}") from None

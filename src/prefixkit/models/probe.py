@@ -11,6 +11,7 @@ from transformers import AttentionInterface, PreTrainedModel, masking_utils
 from transformers.masking_utils import AttentionMaskInterface
 
 from prefixkit.compat import eager_attention, eager_mask, sdpa_attention, sdpa_mask
+from prefixkit.models.weights import input_device
 
 _NAMES = {"sdpa": "prefixkit_sdpa_probe", "eager": "prefixkit_eager_probe"}
 
@@ -110,7 +111,7 @@ def _standing_in(model: PreTrainedModel, attend: Callable[..., Any]) -> Iterator
     name = _NAMES[implementation]
     masks: list[Tensor] = []
     # On the meta device there are no numbers to find out from that a mask hides nothing and can be left out.
-    own_mask = sdpa_mask if model.device.type == "meta" else masking_utils.sdpa_mask
+    own_mask = sdpa_mask if input_device(model).type == "meta" else masking_utils.sdpa_mask
     mask_function = eager_mask if implementation == "eager" else own_mask
 
     def make(*args: Any, **options: Any) -> Tensor | None:

@@ -21,6 +21,7 @@ from prefixkit.injection import Handle, attach
 from prefixkit.logs import get_logger
 from prefixkit.models.adapters import has_adapters
 from prefixkit.models.fingerprint import fingerprint
+from prefixkit.models.weights import input_device
 from prefixkit.peft.config import PrefixTuningConfig, TaskType
 from prefixkit.peft.loading import load_prefix
 from prefixkit.peft.start import new_encoder
@@ -141,7 +142,7 @@ class PeftModel(nn.Module):
         if not is_trainable:
             return cls(model, prefix, config).eval()
         states = prefix.states
-        encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(model.device)
+        encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(input_device(model))
         reproduce(encoder, states)
         return cls(model, encoder, config, prefix.position_offset)
 

@@ -10,6 +10,7 @@ from prefixkit.config import InitKind
 from prefixkit.errors import ConfigError
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
+from prefixkit.models.weights import input_device
 from prefixkit.peft.config import PrefixTuningConfig
 from prefixkit.prefix import PrefixEncoder, init_mlp, init_zero, reproduce
 
@@ -62,7 +63,7 @@ def new_encoder(
             init_zero(encoder)
         else:
             reproduce(encoder, text_states(model, _tokens(model, init_token_ids, p, generator)))
-    return encoder.to(model.device)
+    return encoder.to(input_device(model))
 
 
 def _tokens(model: PreTrainedModel, given: Sequence[int] | Tensor | None, p: int, generator: torch.Generator) -> Tensor:

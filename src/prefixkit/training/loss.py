@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.models.inspect import inspect_model
+from prefixkit.models.weights import input_device, is_plain
 
 #: Label of a position without loss, as everywhere in transformers.
 IGNORED = -100
@@ -70,6 +71,8 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or model.config.is_encoder_decoder:  # two stacks before the head
         return False
+    if not is_plain(head.weight):  # quantised or offloaded: only the head itself can multiply with it
+        return False
     stack = inspect_model(model).stack
     generator = torch.Generator().manual_seed(0)
     large = 100 * torch.randn(1, 1, head.in_features, generator=generator)
@@ -79,7 +82,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
         output[0 if isinstance(output, tuple) else "last_hidden_state"] = large
         return output
 
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
     hook = stack.register_forward_hook(replace)
     try:
         with torch.no_grad():

@@ -21,6 +21,7 @@ from prefixkit.data import Collator, Example, LengthGroupedSampler
 from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
+from prefixkit.models.weights import input_device
 from prefixkit.prefix import PrefixEncoder, PrefixStates
 from prefixkit.seeding import derive
 from prefixkit.training.callbacks import (
@@ -199,7 +200,7 @@ def _sampler(examples: Sequence[Example], config: TrainConfig) -> LengthGroupedS
 
 def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> TrainingArguments:
     """Translate a recipe into transformers' settings."""
-    on_cpu = base.model.device.type == "cpu"
+    on_cpu = input_device(base.model).type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,

@@ -13,6 +13,7 @@ from prefixkit.models import Base
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
+from prefixkit.models.weights import input_device
 from prefixkit.prefix import Geometry, Prefix, PrefixEncoder, PrefixStates, init_mlp, init_random, init_zero, reproduce
 from prefixkit.seeding import derive
 
@@ -52,7 +53,7 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
             init_zero(encoder)
         case kind:
             reproduce(encoder, _target_states(base, config, kind, max(lengths), texts, generator))
-    return encoder.to(base.model.device)
+    return encoder.to(input_device(base.model))
 
 
 def prefix_lengths(geometry: Geometry, config: PrefixConfig) -> tuple[int, ...]:

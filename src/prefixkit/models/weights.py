@@ -1,0 +1,127 @@
+"""Where a model's weights are: in memory, quantised, or offloaded until a layer runs; and where its inputs go.
+
+accelerate puts a layer's weights on the meta device and keeps them in memory or on disk; a hook on the layer brings
+them back for as long as the layer runs. A quantised weight is a tensor subclass, or raw bytes with their scales beside
+them. The fingerprint and the proof that nothing changed need the numbers themselves.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixkit.errors import ModelError, UnsupportedModelError
+
+_META = torch.device("meta")
+#: Rows a layer is tried on; kernels for integers refuse few.
+_ROWS = 32
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device a model's inputs go to; for a model offloaded from its first weight on, where it is run."""
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    if device == _META:
+        for hook in _hooks(model):
+            runs_on = getattr(hook, "execution_device", None)
+            if runs_on is not None and torch.device(runs_on) != _META:
+                return torch.device(runs_on)
+    return device
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether some weights are fetched by accelerate only while their layer runs."""
+    return any(getattr(hook, "offload", False) for module in model.modules() for hook in _hooks(module))
+
+
+def stored_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """Return a function per weight and buffer that gets it, offloaded or not; one at a time, so that it fits memory.
+
+    Raises:
+        ModelError: when called, a function whose weight has no numbers anywhere.
+    """
+    kept = {
+        f"{path}.{name}" if path else name: (hook.weights_map, name)
+        for path, module in model.named_modules()
+        for hook in _hooks(module)
+        if getattr(hook, "offload", False)
+        for name in [name for name, _ in _tensors(module, recurse=hook.place_submodules)]
+    }
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+
+    def get(name: str, weight: Tensor) -> Tensor:
+        for key in (name, tied.get(name, name)):
+            where, local = kept.get(key, ({}, ""))
+            try:
+                return where[local].detach() if weight.is_meta else weight.detach()
+            except KeyError:  # a tied weight is kept once, under its other name
+                continue
+        raise ModelError(f"{type(model).__name__}: its weight {name} holds no numbers; load the model with its weights")
+
+    return {name: lambda n=name, w=weight: get(n, w) for name, weight in model.state_dict().items()}  # type: ignore[misc]
+
+
+def plain_parts(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the ordinary tensors a weight is made of, with names; an ordinary weight is its own only part."""
+    if hasattr(weight, "__tensor_flatten__") and type(weight) not in (Tensor, nn.Parameter):
+        names, _ = weight.__tensor_flatten__()
+        for inner in sorted(names):
+            yield from plain_parts(f"{name}.{inner}", getattr(weight, inner))
+    else:
+        yield name, weight.detach().as_subclass(Tensor)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is at hand and can be computed with like any tensor: neither quantised nor offloaded."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and not weight.is_meta
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether any weight is kept in fewer bits than it computes with."""
+    return any(_is_packed(weight) for weight in model.parameters())
+
+
+def check_differentiable(model: PreTrainedModel) -> None:
+    """Refuse a quantised model whose layers lose the gradient of their input; a prefix would train on the rest alone.
+
+    Raises:
+        UnsupportedModelError: a kind of layer does, or fails to run backwards.
+    """
+    kinds = {(type(module), type(module.weight)): module for module in model.modules() if _is_packed_linear(module)}
+    for (_, kind), layer in kinds.items():
+        weight: Any = layer.weight
+        dtype = weight.dtype if weight.is_floating_point() else model.dtype
+        inputs = torch.ones(_ROWS, cast(Any, layer).in_features, device=weight.device, dtype=dtype, requires_grad=True)
+        with torch.enable_grad():
+            output = layer(inputs)
+            try:
+                (gradient,) = torch.autograd.grad(output.sum(), inputs, allow_unused=True)
+            except RuntimeError:  # the output hangs on nothing, or the layer cannot run backwards
+                gradient = None
+        if gradient is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: its layers quantised as {kind.__name__} pass no gradient back, so no prefix "
+                "can be trained on it; quantise its weights only, not its activations"
+            )
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        return []
+    return list(getattr(hook, "hooks", (hook,)))
+
+
+def _tensors(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=recurse)
+    yield from module.named_buffers(recurse=recurse)
+
+
+def _is_packed(weight: Tensor) -> bool:
+    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+
+
+def _is_packed_linear(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(module, nn.Linear) and isinstance(weight, Tensor) and not weight.is_meta and _is_packed(weight)
