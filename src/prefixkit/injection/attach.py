@@ -38,7 +38,7 @@ from prefixkit.injection.slots import BANK, Current, Slot, Users, clear, has_slo
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy, inspect_model
-from prefixkit.models.weights import check_differentiable
+from prefixkit.models.quantised import check_differentiable
 from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
 
 Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None

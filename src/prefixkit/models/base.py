@@ -21,6 +21,7 @@ from prefixkit.models.inspect import context_tokens
 from prefixkit.models.licences import find_licence
 from prefixkit.models.locations import Location, locate
 from prefixkit.models.packaged import PACKAGED_MODELS
+from prefixkit.models.quantised import keep_unpacked
 from prefixkit.models.quiet import quiet_transformers
 from prefixkit.models.refusals import explain_failure, require_complete, require_writer
 from prefixkit.models.sources import Source, SourceKind, resolve_source
@@ -150,6 +151,7 @@ def _ensure_padding(base: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 def _freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Evaluation mode, no gradients, and a padding id so that generation need not guess one."""
     model.eval()
+    keep_unpacked(model)
     model.requires_grad_(False)
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
-from prefixkit.models.weights import is_quantised, plain_parts, stored_weights
+from prefixkit.models.quantised import is_quantised
+from prefixkit.models.weights import plain_parts, stored_weights
 from prefixkit.prefix import BaseCard
 
 #: Numbers sampled from each weight for the fingerprint.

@@ -20,6 +20,7 @@ from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
 from prefixkit.models.probe import AttentionCall, Watched, watch_attention
+from prefixkit.models.quantised import keep_unpacked
 from prefixkit.models.weights import input_device, is_offloaded
 from prefixkit.prefix import Geometry, Site
 
@@ -126,6 +127,7 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
             "so no prefix can be prepended; choose another base model"
         )
     _check_implementation(model)
+    keep_unpacked(model)
     watched = _probe(model, _SOURCE_TOKENS, _TARGET_TOKENS)
     calls = watched.calls
     kind = _kind(model, calls)

@@ -6,17 +6,15 @@ them. The fingerprint and the proof that nothing changed need the numbers themse
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from prefixkit.errors import ModelError, UnsupportedModelError
+from prefixkit.errors import ModelError
+from prefixkit.models.quantised import keep_unpacked
 
 _META = torch.device("meta")
-#: Rows a layer is tried on; kernels for integers refuse few.
-_ROWS = 32
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -40,7 +38,9 @@ def stored_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
     Raises:
         ModelError: when called, a function whose weight has no numbers anywhere.
+        UnsupportedModelError: bitsandbytes has rearranged its weights beyond repair.
     """
+    keep_unpacked(model)  # before state_dict, which would have bitsandbytes put them back
     kept = {
         f"{path}.{name}" if path else name: (hook.weights_map, name)
         for path, module in model.named_modules()
@@ -77,35 +77,6 @@ def is_plain(weight: Tensor) -> bool:
     return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and not weight.is_meta
 
 
-def is_quantised(model: nn.Module) -> bool:
-    """Whether any weight is kept in fewer bits than it computes with."""
-    return any(_is_packed(weight) for weight in model.parameters())
-
-
-def check_differentiable(model: PreTrainedModel) -> None:
-    """Refuse a quantised model whose layers lose the gradient of their input; a prefix would train on the rest alone.
-
-    Raises:
-        UnsupportedModelError: a kind of layer does, or fails to run backwards.
-    """
-    kinds = {(type(module), type(module.weight)): module for module in model.modules() if _is_packed_linear(module)}
-    for (_, kind), layer in kinds.items():
-        weight: Any = layer.weight
-        dtype = weight.dtype if weight.is_floating_point() else model.dtype
-        inputs = torch.ones(_ROWS, cast(Any, layer).in_features, device=weight.device, dtype=dtype, requires_grad=True)
-        with torch.enable_grad():
-            output = layer(inputs)
-            try:
-                (gradient,) = torch.autograd.grad(output.sum(), inputs, allow_unused=True)
-            except RuntimeError:  # the output hangs on nothing, or the layer cannot run backwards
-                gradient = None
-        if gradient is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: its layers quantised as {kind.__name__} pass no gradient back, so no prefix "
-                "can be trained on it; quantise its weights only, not its activations"
-            )
-
-
 def _hooks(module: nn.Module) -> list[Any]:
     hook = getattr(module, "_hf_hook", None)
     if hook is None:
@@ -116,12 +87,3 @@ def _hooks(module: nn.Module) -> list[Any]:
 def _tensors(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(recurse=recurse)
     yield from module.named_buffers(recurse=recurse)
-
-
-def _is_packed(weight: Tensor) -> bool:
-    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
-
-
-def _is_packed_linear(module: Any) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear) and isinstance(weight, Tensor) and not weight.is_meta and _is_packed(weight)
