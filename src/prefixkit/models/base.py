@@ -21,7 +21,7 @@ from prefixkit.models.inspect import context_tokens
 from prefixkit.models.licences import find_licence
 from prefixkit.models.locations import Location, locate
 from prefixkit.models.packaged import PACKAGED_MODELS
-from prefixkit.models.quantised import keep_unpacked
+from prefixkit.models.quantised import check_dtype, keep_unpacked
 from prefixkit.models.quiet import quiet_transformers
 from prefixkit.models.refusals import explain_failure, require_complete, require_writer
 from prefixkit.models.sources import Source, SourceKind, resolve_source
@@ -97,6 +97,7 @@ def load_base_model(
         log.info("asking the model hub for %s", base)
     model, tokenizer, loading = _load(source, location, chosen, attention, revision)
     require_complete(base, model, loading)
+    check_dtype(base, model, chosen)
     is_pad_eos = _ensure_padding(base, tokenizer)
     _freeze(model, tokenizer)
     found, licence = _provenance(source, model.config)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.errors import UnsupportedModelError
+from prefixkit.errors import ModelError, UnsupportedModelError
 
 #: Rows a layer is tried on; kernels for integers refuse few.
 _ROWS = 32
@@ -35,6 +35,18 @@ def keep_unpacked(model: nn.Module) -> None:
                 "cannot restore them; load it again, and before it runs attach a prefix or call inspect_model"
             )
         module.support_avx512bf16_for_cpu = cast(Any, False)
+
+
+def check_dtype(base: str, model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuse to run quantised layers in another number format than they were quantised for; torchao cannot.
+
+    Raises:
+        ModelError: torchao quantised the model from another format.
+    """
+    for weight in model.parameters():
+        if type(weight) is not nn.Parameter and weight.is_floating_point() and weight.dtype != dtype:
+            own = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(f"{base}: its weights were quantised to compute in {own}; set model.dtype={own}")
 
 
 def check_differentiable(model: PreTrainedModel) -> None:

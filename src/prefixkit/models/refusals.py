@@ -26,6 +26,8 @@ _UNREACHABLE = frozenset(
         "TimeoutException",
     }
 )
+#: Libraries for quantised weights that this project's extra installs.
+_QUANTISERS = ("torchao", "bitsandbytes")
 _DAMAGED = frozenset({"EOFError", "SafetensorError", "UnpicklingError"})
 
 
@@ -120,6 +122,13 @@ def _explain_files(error: Exception, kinds: set[str], text: str) -> str:
         return "its config.json is not valid JSON; fetch it again"
     if "backend tokenizer" in text:
         return "no tokenizer that can be read; expected tokenizer.json beside the weights"
+    if "ImportError" in kinds:
+        library = next((name for name in _QUANTISERS if name in text), None)
+        if library is not None:
+            return (
+                f"its weights are quantised with {library}, which is not installed; pip install 'prefixkit[quantised]'"
+            )
+        return f"it needs a library that is not installed ({_clip(str(error))}); install it, or give another model"
     if "MemoryError" in kinds:
         return "not enough memory to load it; take a smaller model, or model.dtype=bfloat16"
     return f"cannot be loaded ({_clip(f'{type(error).__name__}: {error}')})"
