@@ -125,9 +125,7 @@ def _explain_files(error: Exception, kinds: set[str], text: str) -> str:
     if "ImportError" in kinds:
         library = next((name for name in _QUANTISERS if name in text), None)
         if library is not None:
-            return (
-                f"its weights are quantised with {library}, which is not installed; pip install 'prefixkit[quantised]'"
-            )
+            return f"its weights need {library}, which is not installed or too old; pip install 'prefixkit[quantised]'"
         return f"it needs a library that is not installed ({_clip(str(error))}); install it, or give another model"
     if "MemoryError" in kinds:
         return "not enough memory to load it; take a smaller model, or model.dtype=bfloat16"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.injection import attach
+from prefixkit.models.weights import input_device, is_offloaded
 from prefixkit.prefix import PrefixEncoder
 from prefixkit.training.loss import has_plain_head, summed_loss
 
@@ -31,6 +32,11 @@ class PrefixModel(nn.Module):
         self.base = base.requires_grad_(False)
         self.encoder = encoder
         self.position_offset = position_offset
+        placed: dict[str, Any] = getattr(base, "hf_device_map", None) or {"": "disk"}
+        if is_offloaded(base) or len(placed) > 1:
+            # Under this name transformers' Trainer and accelerate look for models they must not move.
+            self.hf_device_map = {f"base.{name}": place for name, place in placed.items()}
+            self.hf_device_map["encoder"] = str(input_device(base))
         self._is_recomputing = False
         self._handle = attach(base, encoder, position_offset=position_offset)
 
