@@ -9,7 +9,7 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from .encoder_families import ENCODER_DECODERS, build
+from conformance.encoder_families import ENCODER_DECODERS, build
 from prefixkit.errors import ModelError, UnsupportedModelError
 from prefixkit.injection import attach
 from prefixkit.models import weights

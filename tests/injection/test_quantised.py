@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from conformance.reference import reading
 from prefixkit.errors import BaseMismatchError, UnsupportedModelError
 from prefixkit.injection import attach
 from prefixkit.models import fingerprint as fingerprints
@@ -19,7 +20,6 @@ from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, PrefixStates, repr
 from prefixkit.training.loss import has_plain_head, summed_loss
 
 from .quantised import KINDS, WEIGHT_ONLY, cells, load, needs, plain, random_states, written_out
-from .reference import reference
 
 Make = Callable[..., Any]
 #: float32 against other float32 arithmetic.
@@ -76,7 +76,7 @@ def test_mixed_rows_equal_the_slow_reference_and_each_row_alone(
     rows = [random_states(model, 4), None, random_states(model, 2, seed=5)]
     prefixes = [None if row is None else prefix_of(model, row) for row in rows]
     inputs = inputs_of(model, make_ids)
-    with reference(model, inspect_model(model).attention, rows):
+    with reading(model, rows):
         expected = model(**moved(inputs, rows)).logits
     before = model(**inputs).logits
     source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_the_weights_written_out_and_of_the_slow_referenc
     found, expected = gradients(model, states, inputs), gradients(twin, states, inputs)
     labels = inputs.get("decoder_input_ids", inputs["input_ids"])
     rows: list[PrefixStates | None] = [states] * len(labels)
-    with reference(model, inspect_model(model).attention, rows):
+    with reading(model, rows):
         summed_loss(model, moved(inputs, rows), labels, plain_head=False).backward()
     assert len(found) == len(states.sites)
     for gradient, other, site in zip(found, expected, states.sites, strict=True):
