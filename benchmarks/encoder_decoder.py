@@ -145,10 +145,16 @@ def run_prefix(name: str, work: Path, pairs: Path, steps: int, references: dict[
     return {
         "scores": {key: scores[key] for key in keys if key in scores},
         "base_weights_hash": record["base_weights_hash"],
-        "recipe": recipe.model_dump(mode="json") | {"model": "the base model of this benchmark"},
+        "recipe": _without_paths(recipe.model_dump(mode="json")),
         "with_prefix": bleu(base, prefix, references),
         "without": bleu(base, None, references),
     }
+
+
+def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The base model and the rows are this benchmark's own; where they lay is nobody's business."""
+    recipe["model"]["base"], recipe["data"]["source"] = "base", Path(recipe["data"]["source"]).name
+    return recipe
 
 
 def say(message: str) -> None:

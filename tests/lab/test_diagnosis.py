@@ -198,7 +198,7 @@ def test_what_is_no_run_is_refused(tmp_path, base):
         diagnose_run(tmp_path / "nowhere", report=quiet)
     made_up = Prefix.from_states(states_of(base, (2, 2)), base=BaseCard(id="tiny")).save(tmp_path / "made")
     assert made_up.card.training is None
-    with pytest.raises(ArtefactError, match=r"is not a run folder \(no recipe.yaml\)"):
+    with pytest.raises(ArtefactError, match="holds no recipe, so there are no held-out texts to read; diagnose a run"):
         diagnose_run(tmp_path / "made", report=quiet)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from prefixkit.config import DataConfig, Placement
 from prefixkit.data import Example, heldout_texts
-from prefixkit.errors import EvaluationError
+from prefixkit.errors import ArtefactError, EvaluationError
 from prefixkit.evaluation.attention_mass import AttentionMass, SiteMass, measure_mass
 from prefixkit.files import write_json, write_text
-from prefixkit.lab.folder import DIAGNOSIS, DIAGNOSIS_PAGE
+from prefixkit.lab.folder import DIAGNOSIS, DIAGNOSIS_PAGE, RECIPE
 from prefixkit.lab.run import Report, load_run_base
 from prefixkit.models import Base
 from prefixkit.models.hardware import Machine, describe_machine
@@ -133,6 +133,10 @@ def diagnose_run(
     """
     from prefixkit.lab.diagnosis_page import render_diagnosis
 
+    if not (folder / RECIPE).is_file() and Prefix.load(folder).card.training is None:
+        raise ArtefactError(
+            f"{folder}: holds no recipe, so there are no held-out texts to read; diagnose a run or what it left"
+        )
     base, prefix, recipe = load_run_base(folder)
     examples = choose_texts(base, prefix, recipe.data, rows=rows, tokens=tokens)
     mass = measure_mass(

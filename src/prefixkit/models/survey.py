@@ -30,7 +30,7 @@ from prefixkit.models.base import load_base_model
 from prefixkit.models.inspect import Anatomy, Kind, inspect_model
 from prefixkit.models.locations import NO_FOREIGN_CODE, locate
 from prefixkit.models.quiet import quiet_transformers
-from prefixkit.models.refusals import explain_failure, require_causal
+from prefixkit.models.refusals import explain_failure, require_writer
 from prefixkit.models.sources import Source, SourceKind, resolve_source
 
 
@@ -146,7 +146,7 @@ def _builder(source: Source, config: PretrainedConfig) -> Any:
         return AutoModelForSeq2SeqLM if writes else AutoModelForSpeechSeq2Seq
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         return AutoModelForMaskedLM
-    require_causal(source.name, config)
+    require_writer(source.name, config)
     return AutoModelForCausalLM
 
 
