@@ -157,7 +157,11 @@ def _kind(model: PreTrainedModel, calls: Sequence[AttentionCall]) -> Kind:
     causal = {getattr(call.module, "is_causal", True) for call in calls}
     if len(causal) > 1:
         raise UnsupportedModelError(f"{type(model).__name__}: some of its layers are causal and some are not")
-    return Kind.ENCODER if causal == {False} else Kind.DECODER
+    if causal != {False}:
+        return Kind.DECODER
+    if model.can_generate():
+        raise UnsupportedModelError(f"{type(model).__name__}: writes text with layers that are not causal")
+    return Kind.ENCODER
 
 
 def _stacks(model: PreTrainedModel, kind: Kind) -> tuple[nn.Module, ...]:
