@@ -8,6 +8,7 @@ A report with a wrong cell is not published. `tests/conformance/test_page.py` ho
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -111,8 +112,15 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
         if cell["outcome"] == "exact":
             entry["exact"] += 1
         else:
-            entry["refused"][cell["message"]] = entry["refused"].get(cell["message"], 0) + 1
+            message = _general(cell["message"])
+            entry["refused"][message] = entry["refused"].get(message, 0) + 1
     return {"versions": report["versions"], "families": families}
+
+
+def _general(message: str) -> str:
+    """A refusal without the name and the fingerprints of the model at hand, so that equal reasons are one."""
+    message = re.sub(r"^\w+(ForCausalLM|LMHeadModel): ", "", message)
+    return re.sub(r"\b\w+(ForCausalLM|LMHeadModel)\b", "MODEL", re.sub(r"\b[0-9a-f]{12}\b", "...", message))
 
 
 def render(summary: Mapping[str, Any]) -> str:

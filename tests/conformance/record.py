@@ -41,8 +41,7 @@ class Cell:
         """Expect a refusal whose one line matches."""
         with pytest.raises(error, match=message) as caught:
             yield
-        text = str(caught.value)
-        self.record |= {"outcome": "refused", "message": text.partition(": ")[2] if "ForCausalLM: " in text else text}
+        self.record |= {"outcome": "refused", "message": str(caught.value)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

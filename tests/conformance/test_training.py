@@ -58,7 +58,7 @@ def test_checkpointing_gives_the_same_gradients_or_is_refused(
     assert min(float(gradient.abs().max()) for gradient in expected if gradient.numel()) > 1e-9
     if not model.supports_gradient_checkpointing:
         with cell.refused(ValueError, "does not support activation checkpointing"):
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         return
     model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=kind == "reentrant"))
     if kind == "reentrant":
