@@ -49,8 +49,8 @@ PAGE_TEXT = """\
 Made by `benchmarks/publish_conformance.py` from a run of `tests/conformance`; do not edit it by hand.
 
 {counts} families, as tiny random models in float64, and {ways} ways to use them:
-{cells:,} cells, of which {exact:,} are exact (1e-10, gradients where there are any), {refused:,} are refused with a
-message that a test asserts, and none is anything else. {versions}.
+{cells:,} cells, of which {exact:,} are exact (1e-10 unless said below, gradients where there are any), {refused:,} are
+refused with a message that a test asserts, and none is anything else. {versions}.
 
 ✔ exact · a number: refused, or in some settings only, for the reason below · empty: not tried, as the path does not
 depend on the family, or does not apply to it. Names that end in `-window` are a family's configuration with a window;
