@@ -58,10 +58,15 @@ def hidden(dtype: torch.dtype) -> float:
     return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
-def smallest_window(config: PretrainedConfig) -> int | None:
-    """Return how many tokens the layer with the shortest sliding window or chunk sees; None if all see everything.
+def layer_windows(config: PretrainedConfig) -> list[int | None]:
+    """Return, layer by layer, how many tokens a sliding window or chunk lets a query see; None where it sees all.
 
     transformers' own reckoning, by the cache it would make for the model.
     """
     layers: list[Any] = DynamicCache(config=config).layers
-    return min((layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)), default=None)
+    return [layer.sliding_window if getattr(layer, "is_sliding", False) else None for layer in layers]
+
+
+def smallest_window(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the layer with the shortest sliding window or chunk sees; None if all see everything."""
+    return min((window for window in layer_windows(config) if window is not None), default=None)

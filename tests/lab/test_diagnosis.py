@@ -193,7 +193,7 @@ def test_lengths_that_cannot_be_had_are_refused_and_leave_no_file(run, tokens, m
     assert not list(run.folder.glob("diagnosis*"))
 
 
-def test_what_is_no_run_is_refused(tmp_path, base):
+def test_what_no_recipe_trained_is_refused(tmp_path, base):
     with pytest.raises(ArtefactError, match="nowhere: no such folder; expected an artefact or a finished run"):
         diagnose_run(tmp_path / "nowhere", report=quiet)
     made_up = Prefix.from_states(states_of(base, (2, 2)), base=BaseCard(id="tiny")).save(tmp_path / "made")

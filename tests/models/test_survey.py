@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     BertConfig,
     BloomConfig,
     DeepseekV3Config,
@@ -18,6 +19,7 @@ from transformers import (
     ViTConfig,
 )
 
+from conformance.families import FAMILIES, build_model
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import ModelError, UnsupportedModelError
 from prefixkit.models import load_base_model
@@ -85,6 +87,17 @@ def test_a_gguf_file_is_surveyed(tiny_gguf, tiny_gguf_model):
 def test_windowed_layers_are_named(tmp_path, config, layers, window):
     (stack,) = survey_model(describe_only(tmp_path / "m", config)).stacks
     assert (stack.windowed_layers, stack.window_tokens) == (layers, window)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_surveyed_without_its_weights(tmp_path, name):
+    family = FAMILIES[name]
+    config = CONFIG_MAPPING[family.model_type](**family.settings)
+    survey = survey_model(describe_only(tmp_path / "m", config))
+    assert survey.attention == family.attentions
+    geometry = inspect_model(build_model(name, family.attentions[0])).geometry
+    assert survey.numbers_per_token == geometry.numbers_per_token
+    assert survey.stacks[0].window_tokens == (() if family.window is None else (family.window,))
 
 
 def test_an_encoder_decoder_is_surveyed_stack_by_stack(tmp_path):

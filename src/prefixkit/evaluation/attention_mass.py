@@ -160,8 +160,8 @@ def measure_mass(
         EvaluationError: there is no text, a text does not fit the context, or a weight is not finite; or the model
             is no decoder-only one.
     """
-    anatomy = inspect_model(base.model)
-    _check(base, anatomy, prefix, examples)
+    anatomy = require_decoder(base)
+    _check_texts(base, prefix, examples)
     order = sorted(examples, key=lambda example: -len(example.input_ids))  # little is padded
     meter = _Meter(prefix, len(order[0].input_ids), within)
     collate = Collator(base.tokenizer.pad_token_id)
@@ -190,12 +190,22 @@ def _read(
         ).past_key_values
 
 
-def _check(base: Base, anatomy: Anatomy, prefix: Prefix, examples: Sequence[Example]) -> None:
+def require_decoder(base: Base) -> Anatomy:
+    """Return the anatomy of a decoder-only model; refuse others, whose several texts have no one length.
+
+    Raises:
+        EvaluationError: it is no decoder-only one.
+    """
+    anatomy = inspect_model(base.model)
     if anatomy.geometry.placements != (Placement.DECODER_SELF,):
         raise EvaluationError(
             f"{base.id}: attention mass is measured in decoder-only models; this one has "
             f"{', '.join(anatomy.geometry.placements)} attention"
         )
+    return anatomy
+
+
+def _check_texts(base: Base, prefix: Prefix, examples: Sequence[Example]) -> None:
     longest = max((len(example.input_ids) for example in examples), default=0)
     if not longest:
         raise EvaluationError("no text to read; give at least one with a token")

@@ -14,7 +14,7 @@ from torch import Tensor
 from prefixkit.config import DataConfig, Placement
 from prefixkit.data import Example, heldout_texts
 from prefixkit.errors import ArtefactError, EvaluationError
-from prefixkit.evaluation.attention_mass import AttentionMass, SiteMass, measure_mass
+from prefixkit.evaluation.attention_mass import AttentionMass, SiteMass, measure_mass, require_decoder
 from prefixkit.files import write_json, write_text
 from prefixkit.lab.folder import DIAGNOSIS, DIAGNOSIS_PAGE, RECIPE
 from prefixkit.lab.run import Report, load_run_base
@@ -128,7 +128,8 @@ def diagnose_run(
 
     Raises:
         ArtefactError: the folder is no artefact that knows its recipe, or belongs to another base model.
-        EvaluationError: no text is as long as `tokens`, or the context is too short for it.
+        EvaluationError: no text is as long as `tokens`, or the context is too short for it; or the base model is no
+            decoder-only one.
         DataError: the recipe's data cannot be read.
     """
     from prefixkit.lab.diagnosis_page import render_diagnosis
@@ -138,6 +139,7 @@ def diagnose_run(
             f"{folder}: holds no recipe, so there are no held-out texts to read; diagnose a run or what it left"
         )
     base, prefix, recipe = load_run_base(folder)
+    require_decoder(base)
     examples = choose_texts(base, prefix, recipe.data, rows=rows, tokens=tokens)
     mass = measure_mass(
         base,

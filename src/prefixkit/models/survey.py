@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from prefixkit.compat import eager_attention
+from prefixkit.compat import eager_attention, layer_windows
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import PrefixkitError, UnsupportedModelError
 from prefixkit.models.base import load_base_model
@@ -122,7 +122,7 @@ def survey_model(base: str, *, revision: str | None = None, num_virtual_tokens: 
         architecture=type(model).__name__,
         base_parameters=sum(weight.numel() for weight in model.parameters()),
         attention=tuple(asked),
-        stacks=_stacks(anatomy, model.config.get_text_config()),
+        stacks=_stacks(anatomy, model.config),
         context_tokens=anatomy.context_tokens,
         num_virtual_tokens=num_virtual_tokens,
         is_loaded=is_loaded,
@@ -187,8 +187,8 @@ def _stacks(anatomy: Anatomy, config: PretrainedConfig) -> tuple[Stack, ...]:
     stacks = []
     for placement in anatomy.geometry.placements:
         sites = [site for site in anatomy.geometry.sites if site.placement is placement]
-        windows = {} if placement is Placement.CROSS else {s.layer: _window(config, s.layer) for s in sites}
-        windowed = {layer: window for layer, window in windows.items() if window is not None}
+        windows = enumerate(_windows(config, placement))
+        windowed = {layer: window for layer, window in windows if window is not None and layer < len(sites)}
         stacks.append(
             Stack(
                 placement=placement,
@@ -208,10 +208,9 @@ def _distinct(values: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _window(config: PretrainedConfig, layer: int) -> int | None:
-    """Return how many text tokens a layer sees at once; None if all."""
-    kinds = getattr(config, "layer_types", None)
-    kind = "sliding_attention" if kinds is None else kinds[layer]
-    key = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}.get(kind)
-    window = None if key is None else getattr(config, key, None)
-    return window if isinstance(window, int) else None
+def _windows(config: PretrainedConfig, placement: Placement) -> list[int | None]:
+    """Return each layer's window in a stack; cross-attention has none."""
+    own = getattr(config, "encoder", None)  # some encoder-decoders (T5Gemma) have a configuration per stack
+    if placement is Placement.ENCODER_SELF and isinstance(own, PretrainedConfig):
+        return layer_windows(own)
+    return [] if placement is Placement.CROSS else layer_windows(config)
