@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from prefixkit import Prefix, attach, load_base_model
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
