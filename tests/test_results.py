@@ -2,14 +2,15 @@
 
 import importlib.util
 from pathlib import Path
+from xml.etree import ElementTree
 
 from prefixkit.files import read_json
 
 ROOT = Path(__file__).parents[1]
 
 
-def load_publish():
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+def load_publish(name="publish"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -32,3 +33,17 @@ def test_published_runs_and_benchmarks_trained_the_shipped_recipe():
     run, quality = read_json(publish.RESULTS / "positive-reviews" / publish.RUN), read_json(publish.QUALITY)
     assert run["recipe"] == shipped
     assert quality["recipe"] == shipped
+
+
+def test_the_page_on_diagnosing_says_what_the_published_diagnosis_says():
+    publish = load_publish("publish_diagnosis")
+    folder = publish.RESULTS / "positive-reviews"
+    found = publish.read_diagnosis(folder / publish.DIAGNOSIS)
+    page = publish.PAGE.read_text(encoding="utf-8")
+    assert publish.findings_block(found) in page
+    assert found.prefix_hash == read_json(folder / "run.json")["content_hash"]
+    for name in publish.PICTURES:
+        assert f"results/positive-reviews/{name}" in page
+        picture = (folder / name).read_text(encoding="utf-8")
+        assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in picture

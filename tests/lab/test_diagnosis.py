@@ -11,8 +11,8 @@ import torch
 from prefixkit.data import heldout_texts
 from prefixkit.errors import ArtefactError, BaseMismatchError, EvaluationError
 from prefixkit.evaluation.attention_mass import AttentionMass, SiteMass, measure_mass
-from prefixkit.files import read_json
-from prefixkit.lab.diagnosis import diagnose, diagnose_run
+from prefixkit.files import read_json, write_json
+from prefixkit.lab.diagnosis import diagnose, diagnose_run, read_diagnosis
 from prefixkit.lab.diagnosis_page import render_diagnosis
 from prefixkit.lab.findings import findings
 from prefixkit.lab.run import load_run_base, train_run
@@ -98,8 +98,8 @@ def test_findings_say_what_was_found(base):
         "Its share falls as the text grows: 80% for the first token of a text, 2.1% at token 20, as far as training "
         "went, 1.1% at token 40 (evenly spread: 7.1%).",
         "Virtual token 0 alone takes 87% of what the prefix gets; the other 2 get 2.2% of the attention together.",
-        "Its value is only 0.40 times as long as the text's: much of this is attention that has nothing to look for "
-        "and is put where little comes of it.",
+        "Its value is only 0.40 times as long as the text's: much of this is probably attention that has nothing to "
+        "look for and is put where little comes of it.",
         "The virtual tokens' keys are 0.50 to 1.50 times as long as the text's, their values 0.40 to 2.00 times.",
     ]
 
@@ -212,3 +212,14 @@ def test_a_base_model_that_is_another_by_now_is_refused(run, make_tiny_llama, tm
     with pytest.raises(BaseMismatchError, match="this prefix was trained on .* load that base model"):
         diagnose_run(run.folder, report=quiet)
     assert not list(run.folder.glob("diagnosis*"))
+
+
+def test_a_written_diagnosis_can_be_read_again(base, tmp_path):
+    _, found = made(base, gate=[0.1, 0.2, 0.3, 0.4])
+    path = tmp_path / "diagnosis.json"
+    write_json(path, asdict(found))
+    assert read_diagnosis(path) == found
+    path.write_text("{}", encoding="utf-8")
+    for damaged in (path, tmp_path / "none.json"):
+        with pytest.raises(EvaluationError, match=f"{damaged}: no diagnosis of this version; run `prefixkit diagnose`"):
+            read_diagnosis(damaged)

@@ -23,7 +23,7 @@ def test_every_line_says_what_it_counts():
     assert lines["attention"] == "sdpa or eager"
     assert lines["decoder self-attention"] == "12 layers, 16 query heads on 4 KV heads of size 64"
     assert lines["one virtual token"] == "6,144 parameters: 24.6 kB in float32, 12.3 kB in bfloat16"
-    assert lines["20 virtual tokens"].endswith("246 kB in bfloat16; 12.29% of the model")
+    assert lines["20 virtual tokens"].endswith("246 kB in bfloat16; 12% of the model")
     assert lines["context"] == "512 positions, 492 left for text after 20 virtual tokens"
     assert lines["sliding windows"] == (
         "1,024 tokens in 3 of 12 layers: the window slides over text only, the prefix stays visible"

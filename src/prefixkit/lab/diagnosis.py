@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from prefixkit.config import DataConfig, Placement
@@ -153,6 +154,18 @@ def diagnose_run(
     write_json(record, asdict(found))
     write_text(page, render_diagnosis(found))
     return DiagnosedRun(found, record, page)
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """Read a ``diagnosis.json``.
+
+    Raises:
+        EvaluationError: there is none, or it is damaged or of another version.
+    """
+    try:
+        return TypeAdapter(Diagnosis).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise EvaluationError(f"{path}: no diagnosis of this version; run `prefixkit diagnose`") from None
 
 
 def choose_texts(

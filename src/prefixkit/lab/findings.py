@@ -103,8 +103,8 @@ def _virtual_tokens(found: Diagnosis) -> list[str]:
     ]
     if half == 1 and first.value_norm < SHORT:
         sentences.append(
-            f"Its value is only {first.value_norm:.2f} times as long as the text's: much of this is attention that has "
-            "nothing to look for and is put where little comes of it."
+            f"Its value is only {first.value_norm:.2f} times as long as the text's: much of this is probably attention "
+            "that has nothing to look for and is put where little comes of it."
         )
     keys, values = ([getattr(token, part) for token in tokens] for part in ("key_norm", "value_norm"))
     sentences.append(

@@ -34,7 +34,7 @@ def describe(survey: Survey) -> list[tuple[str, str]]:
         lines.append((STACK_NAMES[stack.placement], _geometry(stack, is_only=len(survey.stacks) == 1)))
     lines += [
         ("one virtual token", _size(survey, 1)),
-        (f"{n} virtual tokens", f"{_size(survey, n)}; {n * each / survey.base_parameters:.2%} of the model"),
+        (f"{n} virtual tokens", f"{_size(survey, n)}; {100 * n * each / survey.base_parameters:.2g}% of the model"),
         ("context", _context(survey)),
         ("sliding windows", "; ".join(filter(None, map(_windows, survey.stacks))) or "none"),
         ("looked at", "configuration and weights: it cannot run without them" if survey.is_loaded

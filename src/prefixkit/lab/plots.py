@@ -141,3 +141,23 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+#: What the pages' variables are on light paper, for pictures that stand alone.
+_ON_PAPER = {
+    "var(--ink)": "#1d2228",
+    "var(--faint)": "#5d6670",
+    "var(--rule)": "#dedbd3",
+    "var(--prefix)": "#0072b2",
+    "var(--instruction)": "#c25400",
+}
+
+
+def standalone(svg: str) -> str:
+    """Return an ``<svg>`` element made for a page as a file of its own, on light paper."""
+    for variable, colour in _ON_PAPER.items():
+        svg = svg.replace(variable, colour)
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head, body = svg.split(">", 1)
+    paper = '<rect width="100%" height="100%" fill="#fcfbf8"/>'
+    return head.replace("<svg ", f"<svg {spaces} ", 1) + f">{paper}{body}\n"
