@@ -28,8 +28,8 @@ def findings_block(found: Diagnosis) -> str:
     machine = found.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     source = (
-        f"Run `{found.name}`, prefix `{found.prefix_hash[:12]}` on {found.base} in {found.dtype}; {found.texts} held-out "
-        f"texts of {found.source}; {machine.cores} cores, {machine.cpu}; {versions}."
+        f"Run `{found.name}`, prefix `{found.prefix_hash[:12]}` on {found.base} in {found.dtype}; {found.texts} "
+        f"held-out texts of {found.source}; {machine.cores} cores, {machine.cpu}; {versions}."
     )
     return "\n".join([BEGIN, "", *(f"- {sentence}" for sentence in findings(found)), "", source, "", END])
 
