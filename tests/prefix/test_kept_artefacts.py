@@ -1,0 +1,38 @@
+"""Artefacts written by earlier releases load and mean what they meant. The fixtures are kept, never made again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from fixtures.make_artefacts import PREFIXES, TEXT
+from prefixkit.injection import attach
+from prefixkit.models.fingerprint import fingerprint
+from prefixkit.prefix import Prefix
+
+ARTEFACTS = Path(__file__).parents[1] / "fixtures" / "artefacts" / "v1"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(ARTEFACTS / "base", dtype=torch.float64).eval()
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_an_artefact_of_schema_1_gives_the_logits_it_gave(name, model):
+    prefix = Prefix.load(ARTEFACTS / name)  # checks the content hash
+    lengths, gated, _ = PREFIXES[name]
+    assert (prefix.states.lengths, prefix.states.has_gate, prefix.card.schema_version) == (lengths, gated, 1)
+    expected = load_file(ARTEFACTS / "logits.safetensors")[name]
+    with torch.no_grad():
+        plain = model(input_ids=TEXT).logits
+    with attach(model, prefix), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=TEXT).logits, expected, rtol=1e-10, atol=1e-10)
+    assert float((plain - expected).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_the_fingerprint_of_the_base_is_still_the_one_in_the_card(name, model):
+    assert fingerprint(model) == Prefix.load(ARTEFACTS / name).card.base.fingerprint
