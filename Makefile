@@ -5,7 +5,11 @@ PY := .venv/bin/python
 # Tests use few threads: two OpenMP threads fighting for a busy core are slower than one.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-all lint setup format clean
+# The oldest transformers that pyproject.toml allows.
+OLDEST := 5.23.0
+MODEL_TESTS := tests/conformance tests/injection tests/prefix tests/models
+
+.PHONY: demo test test-all test-oldest test-newest lint setup format clean
 
 demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
@@ -15,6 +19,13 @@ test: setup lint
 
 test-all: setup lint
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# The oldest transformers the project allows, and the newest there is, laid over .venv, against all that touches a model.
+test-oldest test-newest: setup
+	@rm -rf .versions/$@
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
+	  "transformers$(if $(findstring oldest,$@),==,>=)$(OLDEST),<6"
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 -m "not slow" $(MODEL_TESTS)
 
 lint: setup
 	@$(PY) -m ruff check .
@@ -37,4 +48,4 @@ setup: .venv/ready
 	@touch .venv/ready
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .versions .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
