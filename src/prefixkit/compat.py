@@ -1,7 +1,7 @@
 """Everything that depends on a version of transformers stands here, and nowhere else."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -70,3 +70,12 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
 def smallest_window(config: PretrainedConfig) -> int | None:
     """Return how many tokens the layer with the shortest sliding window or chunk sees; None if all see everything."""
     return min((window for window in layer_windows(config) if window is not None), default=None)
+
+
+def cache_of(call: Mapping[str, Any]) -> Any:
+    """Return the cache in the keyword arguments of a decoder stack's forward; None where there is none.
+
+    transformers 5.24 renamed it from `past_key_values` to `cache`; what users pass is still taken under both names.
+    """
+    cache = call.get("cache")
+    return call.get("past_key_values") if cache is None else cache

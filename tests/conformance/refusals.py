@@ -3,15 +3,30 @@
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 from conformance.families import EXPERTS, GPT, GROUPED, ROUTED, TOKENS
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A model type, settings of a tiny one, and what the refusal says after the model's name."""
+    """A model type, settings of a tiny one, and what the refusal says after the model's name.
+
+    Attributes:
+        settings: of its configuration.
+        reason: what is said.
+        until: the release of transformers that brought the family onto the attention interface, if one did.
+    """
 
     settings: dict[str, Any]
     reason: str
+    until: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the transformers at hand is that release or a later one; the family then takes prefixes."""
+        return self.until is not None and Version(transformers.__version__) >= Version(self.until)
 
 
 INTERFACE = "its attention does not go through transformers' attention interface"
@@ -39,14 +54,14 @@ ENCODER_DECODER = TOKENS | {
 REFUSED: dict[str, Refusal] = {
     # attention code of their own
     "bloom": Refusal(TOKENS | {"hidden_size": 32, "n_layer": 2, "n_head": 4}, INTERFACE),
-    "codegen": Refusal(GPT | {"rotary_dim": 4}, INTERFACE),
+    "codegen": Refusal(GPT | {"rotary_dim": 4}, INTERFACE, until="5.24"),
     "falcon": Refusal(
         TOKENS | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                   "new_decoder_architecture": True, "num_kv_heads": 2}, INTERFACE),
     "gpt_neo": Refusal(
         TOKENS | {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
         INTERFACE),
-    "gptj": Refusal(GPT | {"rotary_dim": 4}, INTERFACE),
+    "gptj": Refusal(GPT | {"rotary_dim": 4}, INTERFACE, until="5.24"),
     "mpt": Refusal(TOKENS | {"d_model": 32, "n_layers": 2, "n_heads": 4}, INTERFACE),
     "xglm": Refusal(
         TOKENS | {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}, INTERFACE),

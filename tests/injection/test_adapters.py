@@ -112,7 +112,12 @@ def test_the_fingerprint_is_that_of_the_base_whatever_is_in_it(kind: str, make_m
     if kind == "IA3":
         get_peft_model(model, IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]))
     elif kind == "transformers' own":
-        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        try:
+            model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        except ValueError as refusal:
+            if "version of PEFT" not in str(refusal):
+                raise
+            pytest.skip(f"this transformers wants another PEFT: {refusal}")
     else:
         extra = {"DoRA": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["lm_head"]}}.get(kind, {})
         lora = add_lora(model, **extra)

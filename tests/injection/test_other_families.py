@@ -13,11 +13,15 @@ from prefixkit.injection import attach
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
+from prefixkit.prefix import BaseCard, Prefix
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_model_that_cannot_take_a_prefix_is_refused_untouched(model_type):
     refusal = REFUSED[model_type]
+    if refusal.is_over:
+        check_taken(build(model_type, refusal.settings))
+        return
     model = build(model_type, refusal.settings).float().train()
     implementation, weights = model.config._attn_implementation, weights_hash(model)
     with pytest.raises(UnsupportedModelError, match=refusal.reason) as caught:
@@ -27,6 +31,16 @@ def test_a_model_that_cannot_take_a_prefix_is_refused_untouched(model_type):
     assert model.config._attn_implementation == implementation
     assert weights_hash(model) == weights
     assert all(module.training for module in model.modules())
+
+
+def check_taken(model):
+    """A family that came onto the interface later takes a prefix exactly: the states of a text equal the text."""
+    model = model.requires_grad_(False)
+    text, ids = torch.tensor([5, 9, 6, 8]), torch.tensor([[7, 11, 4], [3, 5, 12]])
+    expected = model(input_ids=torch.cat([text.expand(2, -1), ids], dim=1)).logits[:, 4:]
+    prefix = Prefix.from_states(text_states(model, text), base=BaseCard(id="tiny"))
+    with attach(model, prefix):
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("later", ["flex_attention", "eager with upcast"])

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import eager_attention
+from prefixkit.compat import cache_of, eager_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
@@ -189,7 +189,7 @@ class Handle(AbstractContextManager["Handle"]):
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs = _inputs(call)
         bank = self._source() if self._pass.bank is None else self._pass.bank
-        self._caches.enter(call.get("past_key_values"), self._token(bank))
+        self._caches.enter(cache_of(call), self._token(bank))
         if self._rows is not None:
             bank = bank.rows(self._row_index(len(inputs)))
         self._current.bank = bank

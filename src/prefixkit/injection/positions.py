@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from prefixkit.compat import cache_of
 from prefixkit.errors import InjectionError
 
 
@@ -61,7 +62,7 @@ def check_context(positions: Int[Tensor, "n t"], context_tokens: int | None, mos
 
 def past_tokens(call: dict[str, Any]) -> int:
     """Return how many tokens the cache of a call already holds."""
-    cache = call.get("past_key_values")
+    cache = cache_of(call)
     return 0 if cache is None else int(cache.get_seq_length())
 
 
