@@ -1,5 +1,6 @@
 """Everything that depends on a version of transformers stands here, and nowhere else."""
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -79,3 +80,9 @@ def cache_of(call: Mapping[str, Any]) -> Any:
     """
     cache = call.get("cache")
     return call.get("past_key_values") if cache is None else cache
+
+
+def cache_argument(stack: nn.Module, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument that hands a decoder stack's forward its cache, under the name it has there."""
+    names = inspect.signature(stack.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}

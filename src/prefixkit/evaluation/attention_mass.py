@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from prefixkit.compat import cache_argument
 from prefixkit.config import Placement
 from prefixkit.data import Collator, Example
 from prefixkit.errors import EvaluationError
@@ -185,8 +186,8 @@ def _read(
         cache = anatomy.stack(
             input_ids=ids[:, start:stop].to(device),
             attention_mask=mask[:, :stop].to(device),
-            past_key_values=cache,
             use_cache=width > chunk_tokens,
+            **cache_argument(anatomy.stack, cache),
         ).past_key_values
 
 
