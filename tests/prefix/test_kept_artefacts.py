@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fixtures.make_artefacts import PREFIXES, TEXT
+from prefixkit.config import validate_recipe
 from prefixkit.injection import attach
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.prefix import Prefix
@@ -36,3 +37,17 @@ def test_an_artefact_of_schema_1_gives_the_logits_it_gave(name, model):
 @pytest.mark.parametrize("name", PREFIXES)
 def test_the_fingerprint_of_the_base_is_still_the_one_in_the_card(name, model):
     assert fingerprint(model) == Prefix.load(ARTEFACTS / name).card.base.fingerprint
+
+
+def test_the_recipe_in_a_card_of_schema_1_still_means_what_it_says():
+    """A bare artefact is used by the recipe in its card: every setting must still be known."""
+    card = Prefix.load(ARTEFACTS / "trained").card
+    written = card.training.recipe
+    read = validate_recipe(written).model_dump(mode="json")
+    assert len(written["train"]) > 15
+    for section, settings in written.items():
+        if isinstance(settings, dict):
+            assert {key: read[section][key] for key in settings} == settings, section
+        else:
+            assert read[section] == settings
+    assert (card.training.steps, card.training.versions["transformers"]) == (250, "5.23.0")
