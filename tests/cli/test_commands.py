@@ -15,17 +15,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run prefixkit in an empty folder."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prefixkit", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
-
-    return run
-
-
-@pytest.fixture
 def recipe(tmp_path: Path, tiny_llama_dir: Path) -> Path:
     """A recipe that trains in a second."""
     words = "the film was wonderful great dull i loved it and story".split()

@@ -22,17 +22,6 @@ IDS = torch.tensor([[1, 9, 30, 4, 50]])
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run prefixkit in an empty folder."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prefixkit", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
-
-    return run
-
-
-@pytest.fixture
 def artefact(tmp_path: Path, tiny_llama_dir: Path) -> Path:
     """A prefix that somebody made by hand: it knows its base model and no recipe."""
     model = load_base_model(str(tiny_llama_dir), dtype="float32").model

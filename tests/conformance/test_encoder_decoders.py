@@ -245,3 +245,13 @@ def test_an_encoders_output_goes_with_the_prefix_it_was_computed_under(cell, mod
         model(encoder_outputs=kept, decoder_input_ids=target)
     with attach(model, decoder_only):  # nothing of it is in the encoder
         model(encoder_outputs=plain, decoder_input_ids=target)
+
+
+def test_an_encoders_output_of_other_rows_is_refused(model, make_prefix):
+    rows = [random_prefix(make_prefix, model, [Placement.DECODER_SELF]), None]
+    outputs = model.get_encoder()(**source_of(model, 4))
+    with (
+        attach(model, rows),
+        pytest.raises(InjectionError, match="prefixes for 2 rows are attached, the batch has 4"),
+    ):
+        model.generate(encoder_outputs=outputs, max_new_tokens=2)

@@ -1,0 +1,175 @@
+"""A model's forward passes while something is attached: which row reads which prefix, and from which position on.
+
+`attach` puts the methods of `Passes` where the model calls them: around each stack, around the module that runs both
+stacks of an encoder-decoder, and in front of `generate`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixkit.compat import cache_of
+from prefixkit.config import Placement
+from prefixkit.errors import InjectionError
+from prefixkit.injection import encoded
+from prefixkit.injection.attention import NAMES
+from prefixkit.injection.caches import Caches
+from prefixkit.injection.positions import check_context, moved_positions, past_tokens
+from prefixkit.injection.slots import BANK, Current, Users
+from prefixkit.injection.sources import Source
+from prefixkit.models.inspect import Anatomy
+from prefixkit.prefix import Bank
+
+
+class Passes:
+    """The hooks of one handle.
+
+    Args:
+        model: the model.
+        anatomy: its sites.
+        source: gives the bank of a forward pass.
+        rows: number of rows the bank describes, or None for one prefix shared by all rows.
+
+    Attributes:
+        current: the bank of the forward pass under way, which the slots read.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, source: Source, rows: int | None) -> None:
+        self._model, self._anatomy, self._source, self._rows = model, anatomy, source, rows
+        self.current, self._caches = Current(), Caches()
+        self._users, self._generating = Users(), Users()
+        self._whole = Current()  # the bank of all stacks, while one module runs both
+
+    def close(self) -> None:
+        """Forget all forward passes; caches that were filled in them grow no longer."""
+        self._caches.close()
+        self.current.clear()
+
+    def are_elsewhere(self) -> bool:
+        """Whether another thread is in the model."""
+        return self._users.has_others()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # bookkeeping, no arithmetic worth a graph
+    def before_pass(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the prefix encoder once for both stacks."""
+        self._whole.bank = bank = self._source.read()
+        if not self._generating.has_me():  # it encodes by itself, and repeats rows for beams
+            self._check_encoded(kwargs.get("encoder_outputs"), bank)
+
+    def _check_encoded(self, outputs: Any, bank: Bank) -> None:
+        sites = zip(self._anatomy.geometry.sites, bank.sites, strict=True)
+        if outputs is not None and any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites):
+            encoded.check(outputs, self._source.token)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after_pass(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget what was for both stacks; called after a failed pass too."""
+        self._whole.bank = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Choose each row's prefix and move the text's positions, before the first layer runs."""
+        self._users.enter()
+        if self._model.config._attn_implementation not in NAMES.values():
+            raise InjectionError(
+                "the attention implementation was changed while a prefix was attached, so nothing would read it; "
+                "detach, change it, and attach again"
+            )
+        _check_checkpointing(stack)
+        call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
+        inputs = _inputs(call)
+        bank = self._source.read() if self._whole.bank is None else self._whole.bank
+        self._caches.enter(cache_of(call), self._source.token)
+        if self._rows is not None:
+            bank = bank.rows(self._row_index(len(inputs)))
+        self.current.bank = bank
+        if self._anatomy.geometry.moves_text:
+            call |= {"position_ids": self._positions(call, bank, inputs)}
+        return (), call | {BANK: bank}
+
+    def _positions(self, call: dict[str, Any], bank: Bank, inputs: Tensor) -> Tensor:
+        """Return the text's positions behind each row's prefix; refuse those the model was not made for."""
+        batch, tokens = inputs.shape[:2]
+        positions = moved_positions(
+            call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._anatomy.counts_by_mask
+        )
+        if call.get("position_ids") is None:
+            most = past_tokens(call) + tokens + int(bank.offsets.max())
+            check_context(positions, self._anatomy.context_tokens, most)
+        elif self._anatomy.context_tokens is not None:
+            check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
+        return positions
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Mark the cache that a forward pass returns; called after a failed one too."""
+        self._users.leave()
+        if output is None:
+            return
+        token = self._source.token
+        self._caches.leave(output, token)
+        if stack is not self._anatomy.stack:
+            encoded.mark(output, token)
+
+    def _row_index(self, batch: int) -> Tensor:
+        """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
+        assert self._rows is not None
+        repeats, rest = divmod(batch, self._rows)
+        if rest or repeats == 0 or (repeats > 1 and not self._generating.has_me()):
+            raise _wrong_rows(self._rows, batch)
+        return torch.arange(self._rows).repeat_interleave(repeats)
+
+    def generate(self, own: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the model's `generate`, inside which rows may be repeated for beams.
+
+        Args:
+            own: what a caller had put in front of the method.
+            args: of `generate`.
+            kwargs: of `generate`.
+
+        Raises:
+            InjectionError: the batch has other rows than the prefixes, or an encoder's output is not of this prefix.
+        """
+        names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
+        outputs = kwargs.get("encoder_outputs")
+        for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):
+            if self._rows is not None and isinstance(inputs, Tensor) and len(inputs) != self._rows:
+                raise _wrong_rows(self._rows, len(inputs))
+        if outputs is not None:
+            self._check_encoded(outputs, self._source.read())
+        with self._users, self._generating:
+            if own is not None:
+                return own(*args, **kwargs)
+            return getattr(type(self._model), "generate")(self._model, *args, **kwargs)  # noqa: B009 - a mixin may add it
+
+
+def _wrong_rows(rows: int | None, batch: int) -> InjectionError:
+    return InjectionError(
+        f"prefixes for {rows} rows are attached, the batch has {batch}; attach one prefix (or None) per row"
+    )
+
+
+def _check_checkpointing(stack: nn.Module) -> None:
+    """Refuse the reentrant kind: it loses the prefix's gradient, or sends it through the encoder twice."""
+    if not torch.is_grad_enabled():
+        return
+    for module in stack.modules():
+        if getattr(module, "gradient_checkpointing", False) and module.training:
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            if getattr(function, "keywords", {}).get("use_reentrant", True):
+                raise InjectionError(
+                    "gradient checkpointing with use_reentrant=True gives a prefix wrong gradients or none; "
+                    'enable it with {"use_reentrant": False}'
+                )
+            return
+
+
+def _inputs(call: dict[str, Any]) -> Tensor:
+    """Return what a stack reads: token ids, embeddings, or the features of a recording."""
+    names = ("input_ids", "inputs_embeds", "input_features")
+    inputs: Tensor = next(call[name] for name in names if call.get(name) is not None)
+    return inputs

@@ -1,0 +1,96 @@
+"""What is attached to a model: saved prefixes, or one in training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from prefixkit.errors import InjectionError
+from prefixkit.models.fingerprint import check_base
+from prefixkit.models.inspect import Anatomy
+from prefixkit.models.quantised import check_differentiable
+from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Prefixes that no longer change."""
+
+    bank: Bank
+
+    def read(self) -> Bank:
+        """Return the bank of a forward pass."""
+        return self.bank
+
+    @property
+    def token(self) -> object:
+        """What tells these prefixes from others."""
+        return self.bank
+
+
+@dataclass(frozen=True)
+class InTraining:
+    """A prefix encoder, and the position of the first text token behind its prefix."""
+
+    encoder: PrefixEncoder
+    position: int
+
+    def read(self) -> Bank:
+        """Run the encoder; return the bank of a forward pass."""
+        return stack([self.encoder()], [self.position])
+
+    @property
+    def token(self) -> object:
+        """What tells this prefix, as it is now, from others and from itself after another step."""
+        return self.encoder, tuple(parameter._version for parameter in self.encoder.parameters())
+
+
+Source = Saved | InTraining
+
+
+def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> InTraining:
+    """Return a prefix encoder as a source.
+
+    Args:
+        model: the base model.
+        anatomy: its sites.
+        encoder: made for the same geometry.
+        offset: the position asked for; None for `Geometry.text_position`.
+
+    Raises:
+        UnsupportedModelError: the model passes it no gradient.
+        InjectionError: it has another geometry.
+        ConfigError: a position for a model whose text keeps its positions.
+    """
+    check_differentiable(model)
+    if encoder.geometry != anatomy.geometry:
+        raise InjectionError("the encoder was made for a model of another geometry")
+    position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
+    return InTraining(encoder, position)
+
+
+def from_prefixes(
+    model: PreTrainedModel, anatomy: Anatomy, prefix: Prefix | Sequence[Prefix | None] | None
+) -> Saved | None:
+    """Return saved prefixes, one for all rows or one per row, as a source; None if there is nothing to attach.
+
+    Raises:
+        BaseMismatchError: a prefix was trained on another base model.
+        InjectionError: a prefix has another geometry, an entry is no prefix, or there is none.
+    """
+    rows = [prefix] if isinstance(prefix, Prefix) or prefix is None else list(prefix)
+    if not rows:
+        raise InjectionError("no rows: give one prefix (or None) per row of the batch")
+    for each in rows:
+        if not isinstance(each, Prefix | None):
+            raise InjectionError(f"expected a Prefix or None per row, got {type(each).__name__}")
+        if each is not None:
+            if each.states.geometry != anatomy.geometry:
+                raise InjectionError(
+                    f"the prefix of {each.card.base.id} has another geometry than this model; load its base model"
+                )
+            check_base(model, each.card.base)
+    if all(each is None for each in rows):
+        return None
+    states = [None if each is None else each.states for each in rows]
+    return Saved(stack(states, [0 if each is None else each.position_offset for each in rows]))
