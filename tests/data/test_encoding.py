@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerFast
 
-from prefixkit.data.encoding import Piece, encode_pieces, opening_ids
+from prefixkit.data.encoding import Piece, encode_pieces
 
 
 def pieces(*texts: str) -> list[Piece]:
@@ -40,13 +40,6 @@ def test_no_space_is_invented_in_the_middle(metaspace_tokenizer: PreTrainedToken
     alone = metaspace_tokenizer("film", add_special_tokens=False)["input_ids"]
     assert metaspace_tokenizer.convert_ids_to_tokens(alone)[0].startswith("▁")
     assert not metaspace_tokenizer.convert_ids_to_tokens(parts[1])[0].startswith("▁")
-
-
-def test_opening_is_what_the_tokenizer_puts_before_a_text(
-    bytes_tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    assert opening_ids(bytes_tokenizer) == ()
-    assert opening_ids(bos_tokenizer) == (bos_tokenizer.bos_token_id,)
 
 
 def test_no_rows_give_no_ids(bytes_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -8,18 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from tokenizers import processors
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from prefixkit.config import Format, Recipe, load_recipe, validate_recipe
 from prefixkit.data import Collator, build_examples
 from prefixkit.data.rows import Row
 from prefixkit.errors import DataError, ModelError
 from prefixkit.evaluation import heldout_loss
+from prefixkit.evaluation.fluency import fluency_losses
+from prefixkit.evaluation.systems import System, SystemName
 from prefixkit.files import read_json
-from prefixkit.generation import generate_texts
+from prefixkit.generation import encode_prompts, generate_texts
 from prefixkit.injection import attach
 from prefixkit.lab.run import load_run_base, train_run
 from prefixkit.models import Base, load_base_model
+from prefixkit.models.specials import opening_ids
 from prefixkit.prefix import Prefix
 
 NAMES = ["film", "story", "plot", "cast", "music", "score", "actor", "scene"]
@@ -41,12 +51,20 @@ def build_bart(vocabulary: int) -> BartForConditionalGeneration:
     )  # fmt: skip
 
 
-@pytest.fixture(params=[build_t5, build_bart])
-def model_dir(request: pytest.FixtureRequest, tmp_path: Path, tiny_tokenizer: Any) -> Path:
+#: What each tokenizer puts around a text: T5's an end, BART's a beginning and an end.
+AROUND = {build_t5: "$A <eos>", build_bart: "<bos> $A <eos>"}
+
+
+@pytest.fixture(params=AROUND)
+def model_dir(request: pytest.FixtureRequest, tmp_path: Path, tiny_llama_dir: Path) -> Path:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=AROUND[request.param], special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        request.param(len(tiny_tokenizer)).save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
+        request.param(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -127,13 +145,15 @@ def test_examples_give_each_stack_its_own_text_and_lose_nothing(base: Base, reci
     tokenizer, start = base.tokenizer, base.start_token_id
     pairs = rows(("the film", "great fun"), ("a", "it was really great"))
     built = build_examples(pairs, recipe.data, tokenizer, start=start).examples
-    ids = tokenizer(["great fun", "it was really great"], add_special_tokens=False)["input_ids"]
+    ids = tokenizer(["great fun", "it was really great"])["input_ids"]
+    assert [row[-1] for row in ids] == [tokenizer.eos_token_id] * 2
     assert [example.input_ids for example in built] == [(start, *row) for row in ids]
     assert [example.labels for example in built] == [(-100, *row) for row in ids]
     batch = Collator(tokenizer.pad_token_id)(built)
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 2)
-    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
-    assert batch["decoder_input_ids"].shape == batch["labels"].shape == (2, 5)
+    read = [len(tokenizer(text)["input_ids"]) for text in ("the film", "a")]
+    assert batch["attention_mask"].sum(dim=1).tolist() == read
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, max(read))
+    assert batch["decoder_input_ids"].shape == batch["labels"].shape == (2, 1 + len(ids[1]))
 
 
 def test_the_held_out_loss_is_the_models_own(base: Base, recipe: Recipe, tmp_path: Path) -> None:
@@ -159,12 +179,56 @@ def test_texts_do_not_depend_on_who_else_is_in_the_batch(base: Base, recipe: Rec
 
 
 def test_long_texts_are_cut_keeping_what_ends_a_source(base: Base, recipe: Recipe) -> None:
-    config = recipe.data.model_copy(update={"max_tokens": 3})
-    built = build_examples(rows(("a b c the film", "it was really great")), config, base.tokenizer, start=0)
-    assert (built.truncated, len(built.examples[0].source_ids or ()), len(built.examples[0].input_ids)) == (1, 3, 3)
+    config = recipe.data.model_copy(update={"max_tokens": 4})
+    long = rows(("a film and the story of it", "it was really great and fun"))
+    built = build_examples(long, config, base.tokenizer, start=0)
+    (example,) = built.examples
+    assert (built.truncated, len(example.source_ids or ()), len(example.input_ids)) == (1, 4, 4)
+    assert (example.source_ids or ())[-1] == base.tokenizer.eos_token_id
+    assert example.input_ids[-1] != base.tokenizer.eos_token_id
     strict = config.model_copy(update={"truncate": False})
-    with pytest.raises(DataError, match=r"row 0: one of its texts has more tokens, more than data.max_tokens \(3\)"):
-        build_examples(rows(("a b c the film", "it was really great")), strict, base.tokenizer, start=0)
+    with pytest.raises(DataError, match=r"row 0: one of its texts has more tokens, more than data.max_tokens \(4\)"):
+        build_examples(long, strict, base.tokenizer, start=0)
+
+
+def test_an_instruction_stands_before_what_training_would_read(base: Base, recipe: Recipe) -> None:
+    config = recipe.data.model_copy(update={"max_tokens": 5})
+    examples = build_examples(rows(("a film and the story of it", "great")), config, base.tokenizer, start=0).examples
+    system = System(SystemName.INSTRUCTION, instruction="write it")
+    lead = tuple(base.tokenizer("write it\n", add_special_tokens=False)["input_ids"])
+    (plain,), (led,) = examples, system.examples(base, examples)
+    opening = opening_ids(base.tokenizer)
+    assert led.source_ids == opening + lead + plain.source_ids[len(opening) :]
+    assert (led.input_ids, led.labels) == (plain.input_ids, plain.labels)
+    assert system.source_tokens(base, 5) == 5 + len(lead)
+    asked = encode_prompts(base, system.prompts([plain.prompt]), source_tokens=system.source_tokens(base, 5))
+    assert [tuple(ids) for ids in asked] == [led.source_ids]
+
+
+def test_a_row_longer_than_the_context_is_cut_not_refused(recipe: Recipe, model_dir: Path, tmp_path: Path) -> None:
+    path = Path(recipe.data.source)
+    long = {"input": "film story " * 90, "target": "the film was long"}
+    path.write_text(path.read_text(encoding="utf-8") + "\n" + json.dumps(long), encoding="utf-8")
+    values = recipe.model_dump(mode="json")
+    values["data"]["max_tokens"], values["train"]["steps"], values["evaluation"]["heldout_rows"] = 8, 2, 99
+    scores = read_json(train_run(validate_recipe(values), tmp_path / "run", report=quiet).folder / "scores.json")
+    assert {"instruction.heldout_nll", "instruction.fluency_ppl"} <= set(scores)
+
+
+def test_fluency_is_scored_behind_what_the_decoder_writes_before_every_text(base: Base) -> None:
+    """BART writes BOS first; scored without it, a text it is certain of would look wildly unlikely."""
+    prompts, texts = ["the film", "a story : plot"], ["great fun", "it was really great"]
+    found = fluency_losses(base, prompts, texts)
+    for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        written = base.tokenizer(text)["input_ids"]
+        words = len(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+        decoder = torch.tensor([[base.start_token_id, *written[:-1]]])
+        source = torch.tensor([base.tokenizer(prompt)["input_ids"]])
+        with torch.no_grad():
+            logits = base.model(input_ids=source, decoder_input_ids=decoder).logits[0]
+        each = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(written[:-1]), reduction="none")
+        assert found.nats[place] == pytest.approx(float(each[-words:].sum()), abs=1e-9)
+        assert found.tokens[place] == words
 
 
 def test_conversations_are_refused(base: Base, recipe: Recipe) -> None:
@@ -178,3 +242,17 @@ def test_a_model_that_names_no_start_is_refused(base: Base) -> None:
     base.model.generation_config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="names no decoder_start_token_id; set it in its config.json"):
         assert base.start_token_id
+
+
+def test_each_stack_has_the_context_to_itself(base: Base, recipe: Recipe) -> None:
+    if base.context_tokens is None:  # T5 knows distances only
+        return
+    settings = recipe.generation.model_copy(update={"max_new_tokens": 60})
+    assert len(generate_texts(base, ["film " * 50], settings, seed=0)) == 1
+    with pytest.raises(
+        DataError, match="prompt 102 or 60 new tokens exceed the model's context of 64; shorten the prompt"
+    ):
+        generate_texts(base, ["film " * 100], settings, seed=0)
+    more = settings.model_copy(update={"max_new_tokens": 64})
+    with pytest.raises(DataError, match="prompt 3 or 64 new tokens exceed the model's context of 64"):
+        generate_texts(base, ["film"], more, seed=0)

@@ -7,9 +7,10 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.data.encoding import Ids, Piece
+from prefixkit.data.encoding import Piece
 from prefixkit.data.rows import ASSISTANT, Message, Row
 from prefixkit.errors import DataError
+from prefixkit.models.specials import Ids
 
 _MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

@@ -11,7 +11,7 @@ from itertools import accumulate, chain
 
 from transformers import PreTrainedTokenizerBase
 
-Ids = tuple[int, ...]
+from prefixkit.models.specials import Ids
 
 _ANCHOR = "\n"
 """What a piece is tokenised behind, so that a tokenizer does not take it for the beginning of a text."""
@@ -23,14 +23,6 @@ class Piece:
 
     text: str
     is_learned: bool
-
-
-def opening_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """Return the special tokens, such as BOS, that the tokenizer puts before every text; often none."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    starts = [i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain]
-    return tuple(whole[: starts[0]]) if starts else ()
 
 
 def encode_pieces(rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase) -> list[list[Ids]]:

@@ -19,10 +19,11 @@ from prefixkit.data.chat import (
     encode_marked,
     template_marks_turns,
 )
-from prefixkit.data.encoding import Ids, Piece, encode_pieces, opening_ids
+from prefixkit.data.encoding import Piece, encode_pieces
 from prefixkit.data.pairs import encode_pairs
 from prefixkit.data.rows import ASSISTANT, Message, Row
 from prefixkit.errors import DataError
+from prefixkit.models.specials import Ids, opening_ids
 
 NO_LOSS = -100
 """Label of a position without loss."""

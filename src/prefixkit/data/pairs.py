@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.data.encoding import Ids, opening_ids
+from prefixkit.models.specials import Ids, source_ids, target_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +40,13 @@ def encode_pairs(
         tokenizer: the base model's; targets are tokenised as its `text_target`.
         start: the token the decoder starts from.
         max_tokens: most tokens of either text.
+
+    Raises:
+        DataError: a source is empty, and the tokenizer puts nothing around it.
     """
-    if not sources:
-        return []
-    read = source_ids(sources, tokenizer)
-    written: list[list[int]] = tokenizer(text_target=list(targets), verbose=False)["input_ids"]
-    closing = closing_ids(tokenizer)
+    whole, kept = source_ids(sources, tokenizer), source_ids(sources, tokenizer, max_tokens=max_tokens)
+    written = [(start, *ids) for ids in target_ids(targets, tokenizer)]
     return [
-        Pair(
-            _cut(source, max_tokens, closing),
-            (start, *target)[:max_tokens],
-            is_cut=len(source) > max_tokens or 1 + len(target) > max_tokens,
-        )
-        for source, target in zip(read, written, strict=True)
+        Pair(source, target[:max_tokens], is_cut=len(before) > max_tokens or len(target) > max_tokens)
+        for before, source, target in zip(whole, kept, written, strict=True)
     ]
-
-
-def source_ids(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
-    """Return what an encoder reads of each text."""
-    return [tuple(ids) for ids in tokenizer(list(sources), verbose=False)["input_ids"]]
-
-
-def closing_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """Return the special tokens, such as EOS, that the tokenizer puts behind every text; often one."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    return tuple(whole[len(opening_ids(tokenizer)) + len(plain) :])
-
-
-def _cut(ids: Ids, max_tokens: int, closing: Ids) -> Ids:
-    if len(ids) <= max_tokens:
-        return ids
-    return ids[: max_tokens - len(closing)] + closing

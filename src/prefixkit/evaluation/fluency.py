@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from prefixkit.data import NO_LOSS, Example
-from prefixkit.data.encoding import Piece, encode_pieces, opening_ids
-from prefixkit.data.pairs import source_ids
+from prefixkit.data.encoding import Piece, encode_pieces
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.loss import TokenLosses, heldout_loss
 from prefixkit.models import Base
+from prefixkit.models.specials import opening_ids, source_ids, target_words
 
 
 def fluency_losses(
@@ -15,6 +15,7 @@ def fluency_losses(
     prompts: Sequence[str],
     texts: Sequence[str],
     *,
+    source_tokens: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TokenLosses:
     """Measure generated texts under the base model without prefix, given their prompts.
@@ -26,6 +27,7 @@ def fluency_losses(
         base: the frozen model, with nothing attached.
         prompts: what each text continues, without any instruction the system was given; not scored.
         texts: the continuations, scored.
+        source_tokens: for an encoder-decoder, most tokens of a prompt that its encoder reads.
         on_progress: called with the texts done and the texts in all.
 
     Raises:
@@ -33,7 +35,10 @@ def fluency_losses(
     """
     if not any(texts):
         raise EvaluationError(f"all {len(texts)} generated texts are empty; there is nothing to score")
-    examples = _continuations(base, prompts, texts) if base.start_token_id is None else _answers(base, prompts, texts)
+    if base.start_token_id is None:
+        examples = _continuations(base, prompts, texts)
+    else:
+        examples = _answers(base, prompts, texts, source_tokens)
     # An empty text after an empty prompt without BOS has no token at all, and costs nothing.
     filled = [place for place, example in enumerate(examples) if example.input_ids]
     losses = heldout_loss(base, [examples[place] for place in filled], on_progress=on_progress)
@@ -56,14 +61,15 @@ def _continuations(base: Base, prompts: Sequence[str], texts: Sequence[str]) -> 
     return examples
 
 
-def _answers(base: Base, prompts: Sequence[str], texts: Sequence[str]) -> list[Example]:
-    """What an encoder-decoder is scored on: the text alone, as it does not continue its prompt; without end of text."""
-    start, tokenizer = base.start_token_id, base.tokenizer
-    assert start is not None
-    written = tokenizer(text_target=list(texts), add_special_tokens=False)["input_ids"]
+def _answers(base: Base, prompts: Sequence[str], texts: Sequence[str], source_tokens: int | None) -> list[Example]:
+    """What an encoder-decoder is scored on: the text behind what it writes before every text; without end of text."""
+    assert base.start_token_id is not None
+    opening, written = target_words(texts, base.tokenizer)
+    before = (base.start_token_id, *opening)
+    read = source_ids(prompts, base.tokenizer, max_tokens=source_tokens)
     return [
-        Example(prompt, text, (start, *ids), (NO_LOSS, *ids), read)
-        for prompt, text, ids, read in zip(prompts, texts, written, source_ids(prompts, tokenizer), strict=True)
+        Example(prompt, text, before + ids, (NO_LOSS,) * len(before) + ids, source)
+        for prompt, text, ids, source in zip(prompts, texts, written, read, strict=True)
     ]
 
 

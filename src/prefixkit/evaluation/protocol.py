@@ -98,7 +98,11 @@ def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_toke
     for system in systems_to_compare(None, recipe.evaluation.instruction):
         read = prefix_tokens if system.name is SystemName.BASE else 0  # the base model stands for the prefix here
         check_examples(base, system.examples(base, wanted), prefix_tokens=read)
-        prompts = encode_prompts(base, system.prompts(dict.fromkeys(_prompts(wanted, recipe))))
+        prompts = encode_prompts(
+            base,
+            system.prompts(dict.fromkeys(_prompts(wanted, recipe))),
+            source_tokens=system.source_tokens(base, recipe.data.max_tokens),
+        )
         if prompts:
             check_length(base, prompts, max_new_tokens=recipe.generation.max_new_tokens, prefix_tokens=read)
 

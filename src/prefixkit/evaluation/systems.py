@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from prefixkit.data import NO_LOSS, Example
-from prefixkit.data.encoding import opening_ids
-from prefixkit.data.pairs import source_ids
 from prefixkit.models import Base
+from prefixkit.models.specials import Ids, opening_ids
 from prefixkit.prefix import Prefix
 
 _SEPARATOR = "\n"
@@ -64,14 +63,15 @@ class System:
         The instruction's tokens go behind the tokenizer's opening (BOS), without loss; every other token
         stays as it is. An encoder reads the instruction before its text.
         """
-        if not self._lead:
-            return list(examples)
-        if base.start_token_id is not None:
-            sources = source_ids(self.prompts(example.prompt for example in examples), base.tokenizer)
-            return [replace(example, source_ids=ids) for example, ids in zip(examples, sources, strict=True)]
-        opening = opening_ids(base.tokenizer)
-        lead = tuple(base.tokenizer(self._lead, add_special_tokens=False)["input_ids"])
-        return [_with_lead(example, opening, lead) for example in examples]
+        opening, lead = opening_ids(base.tokenizer), self._lead_ids(base)
+        return [_with_lead(example, opening, lead) for example in examples] if lead else list(examples)
+
+    def source_tokens(self, base: Base, max_tokens: int) -> int:
+        """Return how many tokens an encoder reads of a prompt: as many as in training, behind the instruction."""
+        return max_tokens + len(self._lead_ids(base))
+
+    def _lead_ids(self, base: Base) -> Ids:
+        return tuple(base.tokenizer(self._lead, add_special_tokens=False)["input_ids"]) if self._lead else ()
 
     @property
     def _lead(self) -> str:
@@ -87,11 +87,12 @@ def systems_to_compare(prefix: Prefix | None, instruction: str | None) -> list[S
     return systems
 
 
-def _with_lead(example: Example, opening: tuple[int, ...], lead: tuple[int, ...]) -> Example:
-    cut = len(opening) if example.input_ids[: len(opening)] == opening else 0
-    return Example(
-        example.prompt,
-        example.text,
-        example.input_ids[:cut] + lead + example.input_ids[cut:],
-        example.labels[:cut] + (NO_LOSS,) * len(lead) + example.labels[cut:],
-    )
+def _with_lead(example: Example, opening: Ids, lead: Ids) -> Example:
+    """Put the instruction behind the opening of the text that is read: an encoder's, or the one that is continued."""
+    read = example.input_ids if example.source_ids is None else example.source_ids
+    cut = len(opening) if read[: len(opening)] == opening else 0
+    longer = read[:cut] + lead + read[cut:]
+    if example.source_ids is not None:
+        return replace(example, source_ids=longer)
+    labels = example.labels[:cut] + (NO_LOSS,) * len(lead) + example.labels[cut:]
+    return replace(example, input_ids=longer, labels=labels)

@@ -56,6 +56,7 @@ class Writing:
             self.recipe.generation,
             seed=derive(self.recipe.evaluation.seed, "evaluation.samples"),
             prefix=system.prefix,
+            source_tokens=system.source_tokens(self.base, self.recipe.data.max_tokens),
             on_progress=progress.stage(f"{system.name}: writing", len(self.prompts)),
         )
         verdicts, probabilities = self._judge(texts)
@@ -95,7 +96,8 @@ class Writing:
     ) -> Scores:
         scores = self.measures.texts(texts) | self.measures.copying(copies)
         if any(texts):
-            losses = fluency_losses(self.base, prompts, texts, on_progress=told)
+            read = self.recipe.data.max_tokens
+            losses = fluency_losses(self.base, prompts, texts, source_tokens=read, on_progress=told)
             scores |= self.measures.fluency(losses)
         else:
             log.warning("%s: every text it wrote is empty; fluency is left out", name)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prefixkit.errors import DataError, ModelError
 from prefixkit.models import Base
+from prefixkit.models.specials import source_ids
 from prefixkit.models.weights import input_device
 from prefixkit.texts import is_unicode
 
@@ -24,25 +25,30 @@ class Batch:
     is_text: Bool[Tensor, "b s"]
 
 
-def encode_prompts(base: Base, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(base: Base, prompts: Sequence[str], *, source_tokens: int | None = None) -> list[list[int]]:
     """Return each prompt's token ids, with the special tokens the tokenizer puts before a text.
 
     An empty prompt is the BOS token alone. What a tokenizer puts behind a text (EOS) is left out: the text
     is to go on. An encoder reads its text with all of them.
 
+    Args:
+        base: the base model.
+        prompts: what is to be continued, or read by an encoder.
+        source_tokens: most tokens an encoder reads of a prompt; a longer one is cut, as in training.
+
     Raises:
         DataError: a prompt is empty and the tokenizer has no BOS token, or it is no text that can be encoded.
     """
-    tokenizer = base.tokenizer
-    encoded = []
     for prompt in prompts:
         if not is_unicode(prompt):
             raise DataError("the prompt holds half a character (a lone surrogate); give it as UTF-8")
+    if base.start_token_id is not None:
+        return [list(ids) for ids in source_ids(prompts, base.tokenizer, max_tokens=source_tokens)]
+    tokenizer = base.tokenizer
+    encoded = []
+    for prompt in prompts:
         # verbose=False: lengths are checked below, with the prefix and the new tokens counted in.
         whole: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
-        if base.start_token_id is not None:
-            encoded.append(whole)
-            continue
         plain: list[int] = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         ids = _opening(whole, plain) + plain
         if not plain and tokenizer.bos_token_id not in ids:
@@ -62,19 +68,20 @@ def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: in
         DataError: they do; the message gives the numbers.
     """
     limit = base.context_tokens
-    longest = max(map(len, prompts))
-    if base.start_token_id is not None and limit is not None and max(longest, 1 + max_new_tokens) > limit:
-        raise DataError(
-            f"prompt {longest} or {max_new_tokens} new tokens exceed the model's context of {limit} for either; "
-            "shorten the prompt or lower generation.max_new_tokens"
-        )
-    if base.start_token_id is not None:
+    if limit is None:
         return
-    if limit is not None and prefix_tokens + longest + max_new_tokens > limit:
+    longest = max(map(len, prompts))
+    if base.start_token_id is not None:  # each stack has positions of its own, and no prefix takes any
+        what, needed = f"prompt {longest} or {max_new_tokens} new tokens", max(longest, 1 + max_new_tokens)
+    else:
         before = f"prefix {prefix_tokens} + " if prefix_tokens else ""
+        what, needed = (
+            f"{before}prompt {longest} + {max_new_tokens} new tokens",
+            prefix_tokens + longest + max_new_tokens,
+        )
+    if needed > limit:
         raise DataError(
-            f"{before}prompt {longest} + {max_new_tokens} new tokens exceed the model's context of {limit}; "
-            "shorten the prompt or lower generation.max_new_tokens"
+            f"{what} exceed the model's context of {limit}; shorten the prompt or lower generation.max_new_tokens"
         )
 
 

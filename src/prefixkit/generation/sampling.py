@@ -33,6 +33,7 @@ def generate_texts(
     *,
     seed: int,
     prefix: Prefix | None = None,
+    source_tokens: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Continue every prompt once.
@@ -48,6 +49,7 @@ def generate_texts(
         settings: how to sample; texts are generated `batch_size` at a time, those of similar length together.
         seed: 0 is a seed like any other.
         prefix: the prefix every text is generated with.
+        source_tokens: for an encoder-decoder, most tokens of a prompt that its encoder reads; all if left out.
         on_progress: called with the texts done and the texts in all, after each batch.
 
     Returns:
@@ -60,7 +62,7 @@ def generate_texts(
     """
     if not prompts:
         return []
-    encoded = encode_prompts(base, prompts)
+    encoded = encode_prompts(base, prompts, source_tokens=source_tokens)
     check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix_tokens=_offset(prefix))
     order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]))
     texts = [""] * len(prompts)

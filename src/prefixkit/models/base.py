@@ -19,7 +19,7 @@ from prefixkit.logs import get_logger
 from prefixkit.models.hardware import choose_device, choose_dtype
 from prefixkit.models.inspect import context_tokens
 from prefixkit.models.licences import find_licence
-from prefixkit.models.locations import Location, locate
+from prefixkit.models.locations import Location, locate, pinned
 from prefixkit.models.packaged import PACKAGED_MODELS
 from prefixkit.models.quantised import check_dtype, keep_unpacked
 from prefixkit.models.quiet import quiet_transformers
@@ -95,22 +95,24 @@ def load_base_model(
     location = locate(source, revision)
     if source.kind is SourceKind.HUB:
         log.info("asking the model hub for %s", base)
-    model, tokenizer, loading = _load(source, location, chosen, attention, revision)
+    model, tokenizer, loading, commit = _load(source, location, chosen, attention, revision)
     require_complete(base, model, loading)
     check_dtype(base, model, chosen)
     is_pad_eos = _ensure_padding(base, tokenizer)
     _freeze(model, tokenizer)
-    found, licence = _provenance(source, model.config)
+    found, licence = _provenance(source, commit)
     return Base(base, model, tokenizer, chosen, licence, found, is_pad_eos)
 
 
 def _load(
     source: Source, location: Location, dtype: torch.dtype, attention: Attention, revision: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Call transformers, quietly; whatever it raises becomes one line."""
-    watching = source.kind is SourceKind.HUB and sys.stderr.isatty()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any], str | None]:
+    """Call transformers, quietly; whatever it raises becomes one line. Returns the commit too, of a hub model."""
+    watching, commit = source.kind is SourceKind.HUB and sys.stderr.isatty(), None
     try:
         with quiet_transformers(bars=watching):
+            if source.kind is SourceKind.HUB:
+                location, commit = pinned(location)
             config = AutoConfig.from_pretrained(location.where, **location.options)
             require_writer(source.name, config)
             automodel: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -129,7 +131,7 @@ def _load(
     except Exception as error:
         raise explain_failure(source, error, revision=revision) from None
     model, loading = loaded
-    return model.to(choose_device()), tokenizer, loading
+    return model.to(choose_device()), tokenizer, loading, commit
 
 
 def _require_attention(attention: Attention | str) -> Attention:
@@ -158,13 +160,12 @@ def _freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def _provenance(source: Source, config: Any) -> tuple[str | None, str]:
+def _provenance(source: Source, commit: str | None) -> tuple[str | None, str]:
     """Return the revision that was loaded, and its licence."""
     if source.kind is SourceKind.PACKAGED:
         file = PACKAGED_MODELS[source.name].file
         return file.version, file.licence
     if source.kind is SourceKind.HUB:
-        commit: str | None = getattr(config, "_commit_hash", None)
         return commit, find_licence(hub_id=source.name, revision=commit)
     folder = source.path if source.kind is SourceKind.FOLDER else Path(source.path or ".").parent
     return None, find_licence(folder=folder)

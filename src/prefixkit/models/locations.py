@@ -36,3 +36,16 @@ def locate(source: Source, revision: str | None) -> Location:
         path = source.path.resolve()
         return Location(str(path.parent), options | {"gguf_file": path.name})
     return Location(str(source.path), options)
+
+
+def pinned(location: Location) -> tuple[Location, str]:
+    """Return a hub model's location at one commit, and that commit: weights and tokenizer are then of the same one.
+
+    Raises:
+        HfHubHTTPError, RevisionResolutionError: the hub has no such model or revision, or cannot be reached and the
+            cache does not know the revision.
+    """
+    from huggingface_hub import HfApi
+
+    revision = HfApi().resolve_revision(location.where, revision=location.options["revision"])
+    return Location(location.where, location.options | {"revision": revision}), revision.resolved
