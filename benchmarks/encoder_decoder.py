@@ -28,6 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, get_scheduler
 
 from prefixkit.config import GenerationConfig, load_recipe
+from prefixkit.data import NO_LOSS
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_json
 from prefixkit.generation import generate_texts
@@ -102,7 +103,7 @@ def train_base(folder: Path, e2e: list[dict[str, Any]], webnlg: list[dict[str, A
         target = tokenizer(
             [pair[1] for pair in batch], return_tensors="pt", padding=True, truncation=True, max_length=96
         )
-        labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+        labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, NO_LOSS)
         loss = model(input_ids=source["input_ids"], attention_mask=source["attention_mask"], labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

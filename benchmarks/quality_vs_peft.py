@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from prefixkit.config import Recipe, load_recipe
-from prefixkit.data import Collator, Example, LengthGroupedSampler, PreparedData, prepare
+from prefixkit.data import NO_LOSS, Collator, Example, LengthGroupedSampler, PreparedData, prepare
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.models import Base, load_base_model
@@ -34,7 +34,7 @@ from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive
 from prefixkit.training import build_encoder
-from prefixkit.training.loss import IGNORED, has_plain_head, summed_loss
+from prefixkit.training.loss import has_plain_head, summed_loss
 from prefixkit.training.model import PrefixModel
 
 RECIPE = "positive-reviews"
@@ -61,7 +61,7 @@ def logits_loss(model: nn.Module) -> Loss:
 
     def loss(batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         expected = labels[:, 1:]  # [b, t - 1]
-        scored = expected != IGNORED
+        scored = expected != NO_LOSS
         logits = model(**batch).logits[:, :-1][scored].float()  # [k, v]
         return nn.functional.cross_entropy(logits, expected[scored], reduction="sum")
 
@@ -142,7 +142,7 @@ def score(model: nn.Module, loss: Loss, examples: Sequence[Example]) -> list[flo
 
 def scored_tokens(examples: Sequence[Example]) -> list[int]:
     """Return each example's number of scored tokens; the first token of a text is never predicted."""
-    return [sum(label != IGNORED for label in example.labels[1:]) for example in examples]
+    return [sum(label != NO_LOSS for label in example.labels[1:]) for example in examples]
 
 
 def mean_loss(sums: Sequence[float], examples: Sequence[Example]) -> float:
@@ -177,7 +177,7 @@ def train(contestant: Contestant, rate: float, recipe: Recipe, data: PreparedDat
         digest.update(batch["input_ids"].numpy().tobytes())
         started = time.perf_counter()
         labels = batch.pop("labels")
-        loss = contestant.loss(batch, labels) / (labels[:, 1:] != IGNORED).sum()
+        loss = contestant.loss(batch, labels) / (labels[:, 1:] != NO_LOSS).sum()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         if not torch.isfinite(loss + norm):

@@ -1,5 +1,6 @@
 """Encoder-decoders: prefixes in encoder self-, decoder self- and cross-attention equal the slow reference."""
 
+import inspect
 from functools import cache
 from itertools import combinations
 
@@ -243,8 +244,13 @@ def test_an_encoders_output_goes_with_the_prefix_it_was_computed_under(cell, mod
             model.generate(encoder_outputs=plain, max_new_tokens=4)
     with attach(model, other), pytest.raises(InjectionError, match=refused):
         model(encoder_outputs=kept, decoder_input_ids=target)
-    with attach(model, decoder_only):  # nothing of it is in the encoder
-        model(encoder_outputs=plain, decoder_input_ids=target)
+    with attach(model, decoder_only):
+        model(encoder_outputs=plain, decoder_input_ids=target)  # nothing of it is in the encoder
+        model(encoder_outputs=model.get_encoder()(**source), decoder_input_ids=target)
+        with pytest.raises(InjectionError, match=refused):
+            model(encoder_outputs=kept, decoder_input_ids=target)
+        with pytest.raises(InjectionError, match=refused):
+            model.generate(encoder_outputs=kept, max_new_tokens=4)
 
 
 def test_an_encoders_output_of_other_rows_is_refused(model, make_prefix):
@@ -255,3 +261,35 @@ def test_an_encoders_output_of_other_rows_is_refused(model, make_prefix):
         pytest.raises(InjectionError, match="prefixes for 2 rows are attached, the batch has 4"),
     ):
         model.generate(encoder_outputs=outputs, max_new_tokens=2)
+
+
+def test_an_encoders_output_given_by_position_is_looked_at_too(model, make_prefix, make_ids):
+    names = list(inspect.signature(model.forward).parameters)
+    given = {"encoder_outputs": model.get_encoder()(**source_of(model, 2)), "decoder_input_ids": make_ids(2, 4)}
+    positional = [given.get(name) for name in names[: 1 + max(map(names.index, given))]]
+    with (
+        attach(model, random_prefix(make_prefix, model)),
+        pytest.raises(InjectionError, match="encoder_outputs were computed without the prefix"),
+    ):
+        model(*positional)
+
+
+def test_a_pass_that_was_interrupted_leaves_nothing_behind(model, make_states):
+    """torch does not call hooks after a KeyboardInterrupt."""
+    states = make_states(model, 2)
+    encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
+    reproduce(encoder, states)
+    source = source_of(model, 2)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with attach(model, encoder):
+        hook = model.get_decoder().register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**source, decoder_input_ids=torch.tensor([[5, 6], [7, 8]]))
+        hook.remove()
+        reproduce(encoder, make_states(model, 2, seed=9))
+        found = model.get_encoder()(**source)[0]
+    with attach(model, encoder):
+        assert torch.equal(found, model.get_encoder()(**source)[0])

@@ -1,10 +1,13 @@
 """Attention mass: means over tokens, heads and texts equal those of one text at a time, added up in loops."""
 
+import copy
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, MistralConfig, T5Config, T5ForConditionalGeneration
 
 from prefixkit.data import Example
@@ -120,6 +123,26 @@ def test_the_model_is_left_as_it_was(base, prefix):
     measure_mass(base, prefix, texts(3), within=3)
     assert base.model.config._attn_implementation == "sdpa"
     assert torch.equal(base.model(input_ids=ids).logits, before)
+
+
+def test_an_offloaded_base_is_read_like_one_in_memory(base, prefix, tmp_path):
+    expected = measure_mass(base, prefix, texts(5, 3), within=4)
+    model = copy.deepcopy(base.model)
+    dispatch_model(
+        model,
+        {
+            "model.embed_tokens": "disk",
+            "model.layers": "disk",
+            "model.norm": "cpu",
+            "model.rotary_emb": "cpu",
+            "lm_head": "cpu",
+        },
+        offload_dir=str(tmp_path),
+        main_device="cpu",
+    )
+    found = measure_mass(replace(base, model=model), prefix, texts(5, 3), within=4)
+    for one, other in zip(expected.sites, found.sites, strict=True):
+        assert torch.equal(one.heads, other.heads)
 
 
 def test_progress_is_told(base, prefix):

@@ -174,12 +174,20 @@ def test_a_prefix_starts_from_a_text_read_by_an_offloaded_base(
         torch.testing.assert_close(found.key, expected.key, **EXACT)
 
 
-def test_weights_offloaded_to_memory_are_found_and_a_model_without_weights_is_not_one(make_model: Make) -> None:
+def test_weights_offloaded_to_memory_are_found_and_a_model_without_weights_is_not_one(
+    make_model: Make, make_prefix: Make, make_ids: Make
+) -> None:
     model = make_model("llama", fresh=True)
     expected = fingerprint(model)
     offloaded = cpu_offload(make_model("llama", fresh=True), torch.device("cpu"))
     assert weights.is_offloaded(offloaded)
+    assert weights.input_device(offloaded) == torch.device("cpu")  # the model's own hook names none
     assert fingerprint(offloaded) == expected
+    prefix, ids = make_prefix(model, 3), make_ids(2, 5)
+    with attach(model, prefix):
+        answer = model(input_ids=ids).logits
+    with attach(offloaded, prefix):
+        assert torch.equal(offloaded(input_ids=ids).logits, answer)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model.config)
     assert not weights.is_offloaded(empty)

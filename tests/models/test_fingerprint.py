@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from conformance.encoder_families import ENCODER_DECODERS, build
 from prefixkit.models.fingerprint import fingerprint
 
 
@@ -21,6 +22,24 @@ def test_it_does_not_depend_on_the_number_format(make_tiny_llama, dtype):
 def test_it_tells_settings_that_change_what_the_same_weights_compute(make_tiny_gpt2, key, value):
     model, other = make_tiny_gpt2(), make_tiny_gpt2()
     setattr(other.config, key, value)
+    assert fingerprint(model) != fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("bart", "scale_embedding", True),
+        ("bart", "decoder_attention_heads", 4),
+        ("t5", "feed_forward_proj", "gelu"),
+        ("t5", "relative_attention_max_distance", 8),
+    ],
+)
+def test_it_tells_settings_of_encoder_decoders_too(family, key, value):
+    model, other = build(ENCODER_DECODERS[family]), build(ENCODER_DECODERS[family], **{key: value})
+    other.load_state_dict(model.state_dict())
+    ids = torch.arange(3, 33)[None]
+    answers = [each(input_ids=ids, decoder_input_ids=ids).logits for each in (model, other)]
+    assert float((answers[0] - answers[1]).abs().max()) > 1e-6, "the setting must matter here"
     assert fingerprint(model) != fingerprint(other)
 
 

@@ -21,6 +21,7 @@ from prefixkit.injection import attach
 from prefixkit.injection.recording import Reading, recording
 from prefixkit.models import Base
 from prefixkit.models.inspect import Anatomy, inspect_model
+from prefixkit.models.weights import input_device
 from prefixkit.prefix import Geometry, Prefix, SiteStates
 
 
@@ -169,7 +170,8 @@ def measure_mass(
     with torch.no_grad(), attach(base.model, prefix), recording(anatomy.attention, meter.take):
         for start in range(0, len(order), batch_size):
             batch = collate(order[start : start + batch_size])
-            _read(anatomy, batch["input_ids"], batch["attention_mask"], meter, chunk_tokens)
+            ids, mask = (batch[name].to(input_device(base.model)) for name in ("input_ids", "attention_mask"))
+            _read(anatomy, ids, mask, meter, chunk_tokens)
             if on_progress is not None:
                 on_progress(min(start + batch_size, len(order)), len(order))
     return meter.result()
@@ -178,14 +180,13 @@ def measure_mass(
 def _read(
     anatomy: Anatomy, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"], meter: _Meter, chunk_tokens: int
 ) -> None:
-    device = next(anatomy.stack.parameters()).device
     width, cache = ids.shape[1], None
     for start in range(0, width, chunk_tokens):
         stop = min(start + chunk_tokens, width)
         meter.begin(mask[:, start:stop], start)
         cache = anatomy.stack(
-            input_ids=ids[:, start:stop].to(device),
-            attention_mask=mask[:, :stop].to(device),
+            input_ids=ids[:, start:stop],
+            attention_mask=mask[:, :stop],
             use_cache=width > chunk_tokens,
             **cache_argument(anatomy.stack, cache),
         ).past_key_values

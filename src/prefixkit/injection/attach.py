@@ -28,10 +28,10 @@ from transformers import PreTrainedModel
 from prefixkit.compat import eager_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
+from prefixkit.injection.attached import Attached, from_encoder, from_prefixes
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, has_slot, place
-from prefixkit.injection.sources import Source, from_encoder, from_prefixes
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.prefix import Prefix, PrefixEncoder
@@ -63,7 +63,7 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
     anatomy = inspect_model(base)
     if any(has_slot(module) for module in anatomy.attention):
         raise InjectionError("a prefix is attached to this model already; detach it first")
-    source: Source | None
+    source: Attached | None
     if isinstance(prefix, PrefixEncoder):
         source = from_encoder(base, anatomy, prefix, position_offset)
     elif position_offset is not None:

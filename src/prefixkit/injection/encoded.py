@@ -1,12 +1,11 @@
 """Which prefix an encoder's output was computed under, so that a decoder does not go on from it under another.
 
 An encoder's output can be kept and given to the model again (`encoder_outputs`). Computed without the prefix that is
-attached, it would leave the encoder's part of it out without a word.
+attached, it would leave the encoder's part of it out without a word. What is computed under a prefix that has virtual
+tokens in the encoder is marked. After `detach` nobody looks at marks: a bare model takes any output.
 """
 
 from typing import Any
-
-from torch import Tensor
 
 from prefixkit.errors import InjectionError
 from prefixkit.injection.caches import is_same
@@ -21,17 +20,26 @@ def mark(output: Any, token: object) -> None:
         output: what the encoder returned; its first entry is the last hidden state.
         token: tells prefixes apart, as for caches.
     """
-    setattr(output[0], _ATTRIBUTE, token)
+    for marked in (output, output[0]):  # either may be handed on without the other; `generate` puts repeated rows in it
+        if not isinstance(marked, tuple):
+            setattr(marked, _ATTRIBUTE, token)
 
 
-def check(outputs: Any, token: object) -> None:
-    """Refuse an encoder's output that was computed under another prefix, or under none.
+def check(outputs: Any, token: object, *, needs_mark: bool) -> None:
+    """Refuse an encoder's output that was computed under another prefix.
+
+    Args:
+        outputs: what the encoder returned.
+        token: of the prefix that is attached.
+        needs_mark: that prefix has virtual tokens in the encoder, so an output without a mark is another's too.
 
     Raises:
         InjectionError: it was.
     """
-    hidden: Tensor = outputs[0]
-    if not is_same(getattr(hidden, _ATTRIBUTE, None), token):
+    marked = getattr(outputs, _ATTRIBUTE, None) or getattr(outputs[0], _ATTRIBUTE, None)
+    if marked is None and not needs_mark:
+        return
+    if not is_same(marked, token):
         raise InjectionError(
             "encoder_outputs were computed without the prefix that is attached; compute them inside attach(), "
             "or give the model what its encoder is to read"

@@ -6,6 +6,7 @@ stacks of an encoder-decoder, and in front of `generate`.
 
 import inspect
 from collections.abc import Callable
+from threading import local
 from typing import Any
 
 import torch
@@ -16,13 +17,20 @@ from prefixkit.compat import cache_of
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
+from prefixkit.injection.attached import Attached
 from prefixkit.injection.attention import NAMES
-from prefixkit.injection.caches import Caches
+from prefixkit.injection.caches import Caches, is_same
 from prefixkit.injection.positions import check_context, moved_positions, past_tokens
 from prefixkit.injection.slots import BANK, Current, Users
-from prefixkit.injection.sources import Source
 from prefixkit.models.inspect import Anatomy
 from prefixkit.prefix import Bank
+
+
+class _Whole(local):
+    """The bank of all stacks while one module runs both, in the calling thread; and what it was read from."""
+
+    bank: Bank | None = None
+    token: object = None
 
 
 class Passes:
@@ -38,11 +46,11 @@ class Passes:
         current: the bank of the forward pass under way, which the slots read.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, source: Source, rows: int | None) -> None:
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, source: Attached, rows: int | None) -> None:
         self._model, self._anatomy, self._source, self._rows = model, anatomy, source, rows
         self.current, self._caches = Current(), Caches()
         self._users, self._generating = Users(), Users()
-        self._whole = Current()  # the bank of all stacks, while one module runs both
+        self._whole = _Whole()
 
     def close(self) -> None:
         """Forget all forward passes; caches that were filled in them grow no longer."""
@@ -56,14 +64,19 @@ class Passes:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # bookkeeping, no arithmetic worth a graph
     def before_pass(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the prefix encoder once for both stacks."""
-        self._whole.bank = bank = self._source.read()
+        bank = self._source.read()
+        self._whole.bank, self._whole.token = bank, self._source.token
         if not self._generating.has_me():  # it encodes by itself, and repeats rows for beams
-            self._check_encoded(kwargs.get("encoder_outputs"), bank)
+            call = inspect.signature(root.forward).bind_partial(*args).arguments | kwargs
+            self._check_encoded(call.get("encoder_outputs"), bank)
 
     def _check_encoded(self, outputs: Any, bank: Bank) -> None:
+        if outputs is not None:
+            encoded.check(outputs, self._source.token, needs_mark=self._is_in_encoder(bank))
+
+    def _is_in_encoder(self, bank: Bank) -> bool:
         sites = zip(self._anatomy.geometry.sites, bank.sites, strict=True)
-        if outputs is not None and any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites):
-            encoded.check(outputs, self._source.token)
+        return any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after_pass(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -82,7 +95,9 @@ class Passes:
         _check_checkpointing(stack)
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs = _inputs(call)
-        bank = self._source.read() if self._whole.bank is None else self._whole.bank
+        bank = self._whole.bank
+        if bank is None or not is_same(self._whole.token, self._source.token):  # or left by a pass that Ctrl-C ended
+            bank = self._source.read()
         self._caches.enter(cache_of(call), self._source.token)
         if self._rows is not None:
             bank = bank.rows(self._row_index(len(inputs)))
@@ -112,7 +127,8 @@ class Passes:
             return
         token = self._source.token
         self._caches.leave(output, token)
-        if stack is not self._anatomy.stack:
+        bank = self.current.bank
+        if stack is not self._anatomy.stack and bank is not None and self._is_in_encoder(bank):
             encoded.mark(output, token)
 
     def _row_index(self, batch: int) -> Tensor:

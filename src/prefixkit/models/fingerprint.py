@@ -26,6 +26,12 @@ _SETTINGS = (
     "use_parallel_residual", "do_layer_norm_before",
 )  # fmt: skip
 
+#: Those of encoder-decoders, beside the ones above; no other model's fingerprint depends on them.
+_MORE_SETTINGS = (
+    "scale_embedding", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance",
+    "encoder_attention_heads", "decoder_attention_heads", "num_heads",
+)  # fmt: skip
+
 #: Per model object: the state its weights were in, and the fingerprint at that time.
 _known: WeakKeyDictionary[PreTrainedModel, tuple[Hashable, str]] = WeakKeyDictionary()
 
@@ -45,6 +51,8 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest, config = hashlib.sha256(), model.config.get_text_config()
         for key in _SETTINGS:
             digest.update(f"{key}={getattr(config, key, None)!r};".encode())
+        for key in _MORE_SETTINGS if model.config.is_encoder_decoder else ():
+            digest.update(f"{key}={getattr(model.config, key, None)!r};".encode())
         for name, get in sorted(base_weights(model).items()):
             for part, weight in plain_parts(name, get()):
                 flat = weight.flatten()

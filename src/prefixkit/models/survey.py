@@ -210,7 +210,4 @@ def _distinct(values: Any) -> tuple[int, ...]:
 
 def _windows(config: PretrainedConfig, placement: Placement) -> list[int | None]:
     """Return each layer's window in a stack; cross-attention has none."""
-    own = getattr(config, "encoder", None)  # some encoder-decoders (T5Gemma) have a configuration per stack
-    if placement is Placement.ENCODER_SELF and isinstance(own, PretrainedConfig):
-        return layer_windows(own)
     return [] if placement is Placement.CROSS else layer_windows(config)

@@ -21,10 +21,11 @@ def input_device(model: nn.Module) -> torch.device:
     """Return the device a model's inputs go to; for a model offloaded from its first weight on, where it is run."""
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     if device == _META:
-        for hook in _hooks(model):
-            runs_on = getattr(hook, "execution_device", None)
-            if runs_on is not None and torch.device(runs_on) != _META:
-                return torch.device(runs_on)
+        for module in model.modules():  # the model's own hook first; where that names no device, a layer's
+            for hook in _hooks(module):
+                runs_on = getattr(hook, "execution_device", None)
+                if runs_on is not None and torch.device(runs_on) != _META:
+                    return torch.device(runs_on)
     return device
 
 

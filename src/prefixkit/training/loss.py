@@ -12,11 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.data import NO_LOSS
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.weights import input_device, is_plain
 
-#: Label of a position without loss, as everywhere in transformers.
-IGNORED = -100
 #: Positions whose logits exist at the same time.
 _CHUNK = 256
 
@@ -101,11 +100,11 @@ def summed_loss(
     Args:
         model: the base model, with a prefix attached.
         batch: the model's inputs, such as input_ids and attention_mask, and an encoder-decoder's decoder_input_ids.
-        labels: the tokens themselves, `IGNORED` where there is no loss; position t is predicted from t - 1.
+        labels: the tokens themselves, `NO_LOSS` where there is no loss; position t is predicted from t - 1.
         plain_head: `has_plain_head` of the model; if not, all logits are computed as the model does.
     """
     expected = labels[:, 1:]  # [b, t - 1]
-    scored = expected != IGNORED
+    scored = expected != NO_LOSS
     if plain_head:
         hidden = inspect_model(model).stack(**batch, use_cache=False)[0][:, :-1][scored]  # [k, e]
         head = model.get_output_embeddings()

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.data import NO_LOSS
 from prefixkit.injection import attach
 from prefixkit.models.weights import input_device, is_offloaded
 from prefixkit.prefix import PrefixEncoder
@@ -60,7 +61,7 @@ class PrefixModel(nn.Module):
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
         batch |= {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
         total = summed_loss(self.base, batch, labels, plain_head=self.plain_head)
-        count = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        count = (labels[:, 1:] != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
     def activation_checkpointing_enable(self, **options: Any) -> None:

@@ -45,7 +45,7 @@ class InTraining:
         return self.encoder, tuple(parameter._version for parameter in self.encoder.parameters())
 
 
-Source = Saved | InTraining
+Attached = Saved | InTraining
 
 
 def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> InTraining:
