@@ -109,3 +109,15 @@ def test_damage_is_named(tmp_path: Path, name: str, content: bytes, message: str
 def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
     assert failure(tmp_path / "no.csv") == f"{tmp_path / 'no.csv'}: no such file"
     assert failure(tmp_path) == f"{tmp_path}: is a folder; name a file in it"
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch):
+    path = tmp_path / "secret.txt"
+    path.write_text("a review", encoding="utf-8")
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match="secret.txt: no permission to read it"):
+        list(read_records(path))

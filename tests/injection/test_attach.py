@@ -1,11 +1,15 @@
 """Attaching changes nothing that detaching does not restore, and refuses what it cannot do exactly."""
 
+import inspect
+
 import pytest
 import torch
 
 from prefixkit.errors import BaseMismatchError, InjectionError
 from prefixkit.injection import attach
+from prefixkit.injection.attached import from_prefixes
 from prefixkit.models.fingerprint import fingerprint, weights_hash
+from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder
 
 
@@ -121,3 +125,11 @@ def test_changing_the_attention_implementation_under_a_prefix_is_refused(make_mo
         model.set_attn_implementation("eager")
         with pytest.raises(InjectionError, match="attention implementation was changed while a prefix was attached"):
             model(ids)
+
+
+@pytest.mark.parametrize("rows", [["positive", None], [3]])
+def test_rows_that_are_no_prefixes_are_refused(make_model, rows):
+    """Users have no type checker at run time, as the tests do."""
+    unchecked = inspect.unwrap(from_prefixes)
+    with pytest.raises(InjectionError, match=f"expected a Prefix or None per row, got {type(rows[0]).__name__}"):
+        unchecked(make_model("llama"), inspect_model(make_model("llama")), rows)

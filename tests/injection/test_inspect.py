@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
     BigBirdPegasusConfig,
     BigBirdPegasusForConditionalGeneration,
     BloomConfig,
@@ -50,6 +52,26 @@ def test_a_model_without_weights_can_be_asked(make_model, family):
         )
     assert {weight.device.type for weight in hollow.parameters()} == {"meta"}
     assert inspect_model(hollow).geometry == inspect_model(real).geometry
+
+
+def test_what_writes_without_being_causal_is_refused():
+    model = BertLMHeadModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                       intermediate_size=16))  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="BertLMHeadModel: writes text with layers that are not causal"):
+        inspect_model(model)
+
+
+def test_layers_of_both_kinds_are_refused(make_model):
+    model = make_model("llama", fresh=True)
+    model.model.layers[1].self_attn.is_causal = False
+    with pytest.raises(UnsupportedModelError, match="some of its layers are causal and some are not"):
+        inspect_model(model)
+
+
+def test_a_model_that_fails_on_a_few_tokens_is_refused_with_what_it_said(make_model):
+    model = make_model("llama", fresh=True, vocab_size=2, pad_token_id=None, bos_token_id=0, eos_token_id=1)
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: cannot run on token ids alone: index out of"):
+        inspect_model(model)
 
 
 def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
