@@ -1,6 +1,7 @@
 """A script written for PEFT's prefix tuning does on prefixkit what it did on PEFT."""
 
 import copy
+import gc
 import logging
 import warnings
 from dataclasses import replace
@@ -203,6 +204,57 @@ def test_gradient_checkpointing_changes_no_gradient(base: PreTrainedModel, batch
     answers = logits(model, batch)
     model.base_model.activation_checkpointing_disable()
     assert torch.equal(logits(model, batch), answers)
+
+
+def kl_to_the_base(model: PeftModel, base: PreTrainedModel, batch: Batch) -> Tensor:
+    ids = batch["input_ids"]
+    ours = model(input_ids=ids).logits.log_softmax(-1)
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits.log_softmax(-1)
+    return nn.functional.kl_div(ours, plain, log_target=True, reduction="sum")
+
+
+def test_under_gradient_checkpointing_the_base_model_stays_plain_too(base: PreTrainedModel, batch: Batch) -> None:
+    """A penalty for leaving the base model behind would otherwise compare the prefix with itself."""
+    ids = batch["input_ids"]
+    plain = base(input_ids=ids).logits
+    model = perturbed(base).train()
+    parameters = list(model.encoder.parameters())
+    expected = kl_to_the_base(model, base, batch)
+    gradients = torch.autograd.grad(expected, parameters)
+    model.gradient_checkpointing_enable()
+    found = kl_to_the_base(model, base, batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert found > 1e-3
+    for ours, theirs in zip(torch.autograd.grad(found, parameters), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(base(input_ids=ids).logits, plain, rtol=0, atol=1e-10)
+
+
+def test_what_comes_between_a_forward_and_its_backward_pass_does_no_harm(base: PreTrainedModel, batch: Batch) -> None:
+    model = perturbed(base).train()
+    parameters = list(model.encoder.parameters())
+    expected = torch.autograd.grad(model(**batch).loss, parameters)
+    model.gradient_checkpointing_enable()
+    loss = model(**batch).loss
+    written = model.eval().generate(batch["input_ids"], max_new_tokens=3, do_sample=False)
+    with model.train().disable_adapter():
+        model(**batch)
+    for ours, theirs in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    base.activation_checkpointing_disable()
+    assert torch.equal(model.eval().generate(batch["input_ids"], max_new_tokens=3, do_sample=False), written)
+
+
+def test_a_model_that_is_gone_leaves_the_base_model_free(base: PreTrainedModel, batch: Batch) -> None:
+    model = perturbed(base).train()
+    model.gradient_checkpointing_enable()
+    model(**batch).loss.backward()
+    del model
+    gc.collect()
+    base.activation_checkpointing_disable()
+    assert base.config._attn_implementation == "sdpa"
+    perturbed(base).train()(**batch).loss.backward()
 
 
 def test_it_starts_from_the_text_it_is_given(base: PreTrainedModel) -> None:

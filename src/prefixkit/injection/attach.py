@@ -6,6 +6,8 @@
         ...
     handle = attach(model, encoder)                 a prefix in training
     ...
+    handle.switch(positive)                         something else, or None, from now on
+    ...
     handle.detach()
 
 Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are changed
@@ -28,7 +30,7 @@ from transformers import PreTrainedModel
 from prefixkit.compat import eager_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
-from prefixkit.injection.attached import Attached, from_encoder, from_prefixes
+from prefixkit.injection.attached import Attached, Nothing, from_encoder, from_prefixes
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, has_slot, place
@@ -63,15 +65,20 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
     anatomy = inspect_model(base)
     if any(has_slot(module) for module in anatomy.attention):
         raise InjectionError("a prefix is attached to this model already; detach it first")
-    source: Attached | None
-    if isinstance(prefix, PrefixEncoder):
-        source = from_encoder(base, anatomy, prefix, position_offset)
-    elif position_offset is not None:
-        raise InjectionError("position_offset: a saved prefix brings its own; give it for an encoder only")
-    else:
-        source = from_prefixes(base, anatomy, prefix)
-    rows = len(prefix) if isinstance(prefix, Sequence) else None
+    source, rows = _to_attach(base, anatomy, prefix, position_offset)
     return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows))
+
+
+def _to_attach(
+    base: PreTrainedModel, anatomy: Anatomy, prefix: Attachable, position_offset: int | None
+) -> tuple[Attached | None, int | None]:
+    """Return what is to be read, None if that is nothing, and how many rows it is for, None if for any."""
+    rows = len(prefix) if isinstance(prefix, Sequence) else None
+    if isinstance(prefix, PrefixEncoder):
+        return from_encoder(base, anatomy, prefix, position_offset), rows
+    if position_offset is not None:
+        raise InjectionError("position_offset: a saved prefix brings its own; give it for an encoder only")
+    return from_prefixes(base, anatomy, prefix), rows
 
 
 class Handle(AbstractContextManager["Handle"]):
@@ -88,6 +95,25 @@ class Handle(AbstractContextManager["Handle"]):
         self._restore: list[Callable[[], object]] = []
         if passes is not None:
             self._install(passes)
+
+    def switch(self, prefix: Attachable, *, position_offset: int | None = None) -> None:
+        """Let the model read something else from now on, or nothing, its hooks staying in place.
+
+        Layers that gradient checkpointing runs again in a backward pass read what they read before. With nothing to
+        read the model answers as it does without a handle, up to rounding: its masks are made in another way.
+
+        Args:
+            prefix: as for `attach`.
+            position_offset: likewise.
+
+        Raises:
+            As `attach` does; what was attached then stays so. And InjectionError: the handle is detached, or was made
+            with nothing to attach.
+        """
+        if self._passes is None or not self._restore:
+            raise InjectionError("nothing is attached by this handle; call attach() again")
+        source, rows = _to_attach(self._model, self._anatomy, prefix, position_offset)
+        self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
 
     def detach(self) -> None:
         """Restore the model; calling it again does nothing.

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from prefixkit.errors import InjectionError
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy
 from prefixkit.models.quantised import check_differentiable
-from prefixkit.prefix import Bank, Prefix, PrefixEncoder, stack
+from prefixkit.prefix import Bank, Geometry, Prefix, PrefixEncoder, PrefixStates, SiteStates, stack
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,24 @@ class InTraining:
         return self.encoder, tuple(parameter._version for parameter in self.encoder.parameters())
 
 
-Attached = Saved | InTraining
+@dataclass(frozen=True)
+class Nothing:
+    """Nothing to read, in a model whose hooks stay in place: a bank without virtual tokens."""
+
+    geometry: Geometry
+
+    def read(self) -> Bank:
+        """Return the bank of a forward pass."""
+        sites = (torch.zeros(site.kv_heads, 0, site.head_dim) for site in self.geometry.sites)
+        return stack([PrefixStates(self.geometry, tuple(SiteStates(empty, empty) for empty in sites))], [0])
+
+    @property
+    def token(self) -> None:
+        """What is read under it belongs to no prefix."""
+        return None
+
+
+Attached = Saved | InTraining | Nothing
 
 
 def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> InTraining:

@@ -70,7 +70,7 @@ class Caches:
         self._known: WeakSet[Cache] = WeakSet()
 
     def enter(self, cache: object, token: object) -> None:
-        """Mark a cache that is about to be filled.
+        """Mark a cache that is about to be filled; with None for a token, that is without a prefix, leave it unmarked.
 
         Raises:
             InjectionError: it holds text read under another prefix, or under none.
@@ -80,7 +80,7 @@ class Caches:
             return
         filled: Filled | None = getattr(cache, _ATTRIBUTE, None)
         is_filled = int(cache.get_seq_length()) > 0
-        if is_filled:
+        if is_filled and not (filled is None and token is None):
             if filled is None:
                 raise InjectionError(
                     "past_key_values hold text that was read without this prefix; start with an empty cache"
@@ -89,12 +89,16 @@ class Caches:
                 raise InjectionError(
                     "past_key_values were filled under another prefix than the one attached; start with an empty cache"
                 )
-        if not is_filled or filled is None or filled.known is not self._known or "update" in vars(cache):
+        if token is None:
+            _unmark(cache)
+        elif not is_filled or filled is None or filled.known is not self._known or "update" in vars(cache):
             _unmark(cache)
             setattr(cache, _ATTRIBUTE, Filled(cache, token, self._known))
 
     def leave(self, output: Any, token: object) -> None:
-        """Mark the cache a forward pass made by itself, if it returns one."""
+        """Mark the cache a forward pass made by itself, if it returns one; not without a prefix (None for a token)."""
+        if token is None:
+            return
         parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else ()
         for part in parts:
             cache = _plain(part)

@@ -52,6 +52,10 @@ class Passes:
         self._users, self._generating = Users(), Users()
         self._whole = _Whole()
 
+    def switch(self, source: Attached, rows: int | None) -> None:
+        """Read something else from the next forward pass on."""
+        self._source, self._rows = source, rows
+
     def close(self) -> None:
         """Forget all forward passes; caches that were filled in them grow no longer."""
         self._caches.close()

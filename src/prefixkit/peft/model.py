@@ -1,8 +1,8 @@
 """PEFT's `get_peft_model` and `PeftModel` for prefix tuning: a base model with a prefix, as one module.
 
 The base model reads the prefix inside `forward` and `generate` only; called by itself it is the base model, as with
-PEFT. The one exception is gradient checkpointing, which PEFT refuses: there the prefix stays attached from a forward
-pass to the next call, because layers run again in the backward pass.
+PEFT. Under gradient checkpointing, which PEFT refuses, layers run again in the backward pass: the hooks then stay in
+place between calls, with nothing to read.
 """
 
 import inspect
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -207,7 +207,6 @@ class PeftModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Be the base model, without the prefix, for a while."""
-        self._detach()
         self._is_disabled = True
         try:
             yield
@@ -260,20 +259,25 @@ class PeftModel(nn.Module):
 
     @contextmanager
     def _reading(self, prefix: PrefixEncoder | Prefix | None) -> Iterator[None]:
-        """Let the base model read a prefix; afterwards it is plain again, unless a backward pass will recompute."""
-        self._detach()
-        if not self._is_disabled and prefix is not None:
-            offset = self._position_offset if isinstance(prefix, PrefixEncoder) else None
-            self._handle = attach(self.base_model, prefix, position_offset=offset)
+        """Let the base model read a prefix; afterwards it is plain again."""
+        self._switch(None if self._is_disabled else prefix)
         try:
             yield
-        except BaseException:
-            self._detach()
-            raise
-        if not (torch.is_grad_enabled() and self.training and self.base_model.is_activation_checkpointing):
-            self._detach()
+        finally:
+            self._switch(None)
+            if not self.base_model.is_activation_checkpointing:
+                self._detach()
+
+    def _switch(self, prefix: PrefixEncoder | Prefix | None) -> None:
+        offset = self._position_offset if isinstance(prefix, PrefixEncoder) else None
+        if self._handle is not None:
+            self._handle.switch(prefix, position_offset=offset)
+        elif prefix is not None:
+            self._handle = attach(self.base_model, prefix, position_offset=offset)
+            self._leave = finalize(self, self._handle.detach)  # the base model may outlive this one
 
     def _detach(self) -> None:
         if self._handle is not None:
             self._handle.detach()
+            self._leave.detach()
             self._handle = None
