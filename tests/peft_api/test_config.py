@@ -7,9 +7,11 @@ import peft
 import pytest
 from transformers import PreTrainedModel
 
-from prefixkit import PrefixTuningConfig, get_peft_model
+import prefixkit.peft
+from conformance.encoder_families import ENCODER_DECODERS, build
+from prefixkit import PeftModel, PrefixTuningConfig, get_peft_model
 from prefixkit.config import Activation, InitKind
-from prefixkit.errors import ConfigError
+from prefixkit.errors import ConfigError, UnsupportedModelError
 from prefixkit.peft import PeftConfig, TaskType
 
 
@@ -121,3 +123,26 @@ def test_a_configuration_can_be_read_in_a_log() -> None:
     assert repr(config) == (
         "PrefixTuningConfig(task_type=<TaskType.CAUSAL_LM: 'CAUSAL_LM'>, num_virtual_tokens=3, prefix_projection=False)"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "todo"),
+    [
+        ("PeftType", "there is prefix tuning alone"),
+        ("get_peft_config", r"call PrefixTuningConfig\(...\) with the same arguments"),
+        ("get_peft_model_state_dict", r"model.state_dict\(\) holds the prefix's parameters alone"),
+        ("set_peft_model_state_dict", "takes what model.state_dict"),
+        ("prepare_model_for_kbit_training", "needs no preparation; leave the call out"),
+    ],
+)
+def test_names_without_a_counterpart_say_what_to_do(name: str, todo: str) -> None:
+    with pytest.raises(ImportError, match=f"prefixkit.peft has no {name}: .*{todo}"):
+        getattr(prefixkit.peft, name)
+
+
+def test_encoder_decoders_are_refused_before_anything_is_trained() -> None:
+    model = build(ENCODER_DECODERS["t5"])
+    with pytest.raises(UnsupportedModelError, match="T5ForConditionalGeneration: PEFT's names are offered for decoder"):
+        get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(UnsupportedModelError, match="PEFT's names are offered for decoder-only models; use prefixkit"):
+        PeftModel.from_pretrained(model, "anywhere")

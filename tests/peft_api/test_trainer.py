@@ -12,8 +12,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from prefixkit import PeftModel, PrefixTuningConfig, get_peft_model
+from prefixkit import PeftModel, Prefix, PrefixStates, PrefixTuningConfig, get_peft_model
+from prefixkit.errors import ArtefactError
 from prefixkit.models.fingerprint import fingerprint
+from prefixkit.models.inspect import inspect_model
+from prefixkit.prefix import BaseCard, SiteStates
 
 SETTINGS: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
 
@@ -63,7 +66,8 @@ def test_a_projected_run_that_was_stopped_resumes_exactly(
     assert torch.equal(resumed.prefix.states.to_rows(), whole.prefix.states.to_rows())
     assert not torch.equal(begun.prefix.states.to_rows(), whole.prefix.states.to_rows())
     with safe_open(tmp_path / "cut" / "checkpoint-2" / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == {"table", "hidden.0.weight", "hidden.0.bias", "last.weight", "last.bias"}
+        parameters = {"table", "hidden.0.weight", "hidden.0.bias", "last.weight", "last.bias"}
+        assert set(file.keys()) == parameters | {"position_offset"}
 
 
 @pytest.mark.parametrize("projection", [False, True])
@@ -79,3 +83,62 @@ def test_what_the_trainer_saved_can_be_loaded(
         assert torch.equal(loaded.states.to_rows(), model.prefix.states.to_rows())
         assert loaded.card.base.fingerprint == fingerprint(base)
         assert loaded.position_offset == 5
+
+
+@pytest.mark.parametrize(("lengths", "gated", "offset"), [((4, 4), False, 0), ((0, 3), False, 7), ((2, 1), True, 0)])
+def test_what_only_prefixkit_can_say_survives_the_trainer(
+    lengths: tuple[int, int], gated: bool, offset: int, base: PreTrainedModel, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    geometry = inspect_model(base).geometry
+    dice = torch.Generator().manual_seed(3)
+    sites = tuple(
+        SiteStates(
+            torch.randn(site.kv_heads, p, site.head_dim, generator=dice),
+            torch.randn(site.kv_heads, p, site.head_dim, generator=dice),
+            torch.rand(site.query_heads, generator=dice) if gated and p else None,
+        )
+        for site, p in zip(geometry.sites, lengths, strict=True)
+    )
+    card = BaseCard(id="tiny", fingerprint=fingerprint(base))
+    Prefix.from_states(PrefixStates(geometry, sites), base=card, position_offset=offset).save(tmp_path / "made")
+    model = PeftModel.from_pretrained(base, tmp_path / "made", is_trainable=True)
+    fit(model, batch, tmp_path)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "checkpoint-4").prefix
+    assert (loaded.states.lengths, loaded.states.has_gate, loaded.position_offset) == (lengths, gated, offset)
+    assert loaded.states.equals(model.prefix.states)
+
+
+def test_a_folder_that_also_holds_other_weights_of_a_trainer_is_refused(
+    base: PreTrainedModel, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    def save(model: nn.Module) -> None:
+        Trainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True)).save_model(str(tmp_path / "out"))
+
+    model = get_peft_model(base, PrefixTuningConfig(**SETTINGS))
+    model.save_pretrained(tmp_path / "out")
+    save(model)
+    assert PeftModel.from_pretrained(base, tmp_path / "out").prefix.states.equals(model.prefix.states)
+    fit(model, batch, tmp_path / "run")
+    save(model)
+    with pytest.raises(ArtefactError, match="prefix.safetensors and model.safetensors differ; remove the files of"):
+        PeftModel.from_pretrained(base, tmp_path / "out")
+
+
+def test_a_quantised_base_trains(base: PreTrainedModel, batch: dict[str, Tensor], tmp_path: Path) -> None:
+    """transformers' Trainer refuses quantised models unless something else than their weights is trained."""
+
+    class Quantiser:
+        is_trainable, is_qat_trainable = True, False
+
+    config = PrefixTuningConfig(**SETTINGS, init_weights="zero")
+    expected = fit(get_peft_model(copy.deepcopy(base), config), batch, tmp_path / "plain")
+    base.is_quantized, base.hf_quantizer, base.quantization_method = True, Quantiser(), "none"
+    assert fit(get_peft_model(base, config), batch, tmp_path / "quantised") == expected
+
+
+def test_a_trainers_checkpoint_names_no_base_model(
+    base: PreTrainedModel, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    fit(get_peft_model(base, PrefixTuningConfig(**SETTINGS)), batch, tmp_path)
+    with pytest.raises(ArtefactError, match="a Trainer's checkpoint does not name its base model; load it with Peft"):
+        PrefixTuningConfig.from_pretrained(tmp_path / "checkpoint-4")

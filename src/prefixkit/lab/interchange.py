@@ -56,5 +56,5 @@ def import_peft(
     if base is None and revision is None:
         revision = hub_revision(name, config.revision)
     loaded = load_base_model(name, revision=revision)
-    given = {} if base is None else {"base_id": base, "revision": loaded.revision}
-    return from_peft(folder, loaded.model, **given).save(out)
+    found = loaded.revision if base is not None else loaded.revision or config.revision
+    return from_peft(folder, loaded.model, base_id=name, revision=found).save(out)

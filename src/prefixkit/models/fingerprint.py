@@ -93,11 +93,14 @@ def check_base(model: PreTrainedModel, base: BaseCard) -> None:
         BaseMismatchError: the fingerprints differ.
     """
     if base.fingerprint is not None and base.fingerprint != fingerprint(model):
-        todo = "load that base model"
+        at = f" at revision {base.revision}" if base.revision else ""
+        todo = f"load that base model{at}"
         if is_merged(model):
             todo = "take the adapters merged into it out again with unmerge_adapter()"
-        elif is_quantised(model) or base.id == model.config.name_or_path:
-            todo = "load that base model in the precision it was trained on: quantised the same way, or not at all"
+        elif is_quantised(model):
+            todo += " in the precision it was trained on: quantised the same way, or not at all"
+        elif base.id == model.config.name_or_path:
+            todo += " with the weights it had then, and quantised if they were"
         raise BaseMismatchError(
             f"this prefix was trained on {base.id} (fingerprint {base.fingerprint[:12]}), the model at hand is "
             f"{model.config.name_or_path or type(model).__name__} ({fingerprint(model)[:12]}); {todo}"

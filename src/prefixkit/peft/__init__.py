@@ -11,8 +11,18 @@ from prefixkit.peft.config import PrefixTuningConfig, TaskType
 from prefixkit.peft.model import PeftModel, get_peft_model
 
 PeftConfig = PrefixTuningConfig
+PeftModelForCausalLM = PeftModel
 
-__all__ = ["PeftConfig", "PeftModel", "PrefixTuningConfig", "TaskType", "get_peft_model"]
+__all__ = ["PeftConfig", "PeftModel", "PeftModelForCausalLM", "PrefixTuningConfig", "TaskType", "get_peft_model"]
+
+#: Names of PEFT's that have no counterpart here, and what to do instead.
+_INSTEAD = {
+    "PeftType": "there is prefix tuning alone",
+    "get_peft_config": "call PrefixTuningConfig(...) with the same arguments",
+    "get_peft_model_state_dict": "model.state_dict() holds the prefix's parameters alone",
+    "set_peft_model_state_dict": "model.load_state_dict(...) takes what model.state_dict() gave",
+    "prepare_model_for_kbit_training": "a quantised base model needs no preparation; leave the call out",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +30,8 @@ def __getattr__(name: str) -> Any:
         hint = "load the base model with transformers, then PeftModel.from_pretrained(base, folder)"
     elif name.endswith("Config"):
         hint = f"only prefix tuning is here; import {name} from peft, its adapters work beside an attached prefix"
+    elif name in _INSTEAD:
+        hint = _INSTEAD[name]
     else:
         raise AttributeError(f"module 'prefixkit.peft' has no attribute {name!r}")
     raise ImportError(f"prefixkit.peft has no {name}: {hint}")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from prefixkit.config import Activation, InitConfig, InitKind, PrefixConfig
-from prefixkit.errors import ConfigError, did_you_mean
+from prefixkit.errors import ArtefactError, ConfigError, did_you_mean
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
-from prefixkit.prefix import Prefix
+from prefixkit.prefix import PREFIX_FILES, Prefix
 
 
 class TaskType(StrEnum):
@@ -23,6 +23,8 @@ class TaskType(StrEnum):
 
 #: PEFT's projection as our reparameterisation: one hidden layer (tanh) and the last one.
 PROJECTION_DEPTH = 2
+#: What transformers' Trainer calls the parameters of a model it does not know.
+TRAINERS = "model.safetensors"
 #: PEFT's other arguments: the values that mean nothing, and what to do instead of the others.
 _MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "peft_type": ((None, "PREFIX_TUNING"), "only PREFIX_TUNING is here"),
@@ -99,12 +101,17 @@ class PrefixTuningConfig:
         """Return the configuration of a saved prefix, most of all its ``base_model_name_or_path``.
 
         Raises:
-            ArtefactError: the folder holds neither a PEFT checkpoint of a prefix nor an artefact.
+            ArtefactError: the folder holds neither a PEFT checkpoint of a prefix nor an artefact, or a Trainer's.
         """
         folder = Path(folder)
         if (folder / CONFIG_NAME).is_file():
             saved = read_adapter(folder)[0]
             tokens, base, revision = saved.num_virtual_tokens, saved.base_model, saved.revision
+        elif (folder / TRAINERS).is_file() and not any((folder / name).is_file() for name in PREFIX_FILES):
+            raise ArtefactError(
+                f"{folder}: a Trainer's checkpoint does not name its base model; load it with "
+                "PeftModel.from_pretrained(base, folder)"
+            )
         else:
             prefix = Prefix.load(folder)
             tokens, base, revision = prefix.states.num_virtual_tokens, prefix.card.base.id, prefix.card.base.revision

@@ -8,39 +8,59 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefixkit.errors import ArtefactError
+from prefixkit.errors import ArtefactError, ConfigError, UnsupportedModelError
 from prefixkit.export import from_peft
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
-from prefixkit.peft.config import PROJECTION_DEPTH
+from prefixkit.peft.config import PROJECTION_DEPTH, TRAINERS
 from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates
 
-#: What transformers' Trainer calls the parameters of a model it does not know.
-_TRAINERS = "model.safetensors"
+#: Among the parameters in a Trainer's checkpoint, the position of the first text token.
+POSITION = "position_offset"
 
 
 def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
     """Read a prefix from an artefact, a PEFT checkpoint, or what `Trainer.save_model` left.
 
-    Of a folder that is an artefact and a PEFT checkpoint, as `save_pretrained` writes it, both must agree.
+    Of a folder that is more than one of them, as `save_pretrained` writes it, all must agree.
 
     Raises:
+        UnsupportedModelError: the model is no decoder-only one.
         ArtefactError: the folder holds no prefix, a damaged one, or two that differ.
         BaseMismatchError: the prefix belongs to another base model.
     """
-    is_checkpoint = (folder / CONFIG_NAME).is_file()
+    require_decoder(model)
+    is_checkpoint, is_trainers = (folder / CONFIG_NAME).is_file(), (folder / TRAINERS).is_file()
     if any((folder / name).is_file() for name in PREFIX_FILES):
         prefix = Prefix.load(folder)
         check_base(model, prefix.card.base)
         if is_checkpoint and not _is_same(prefix.states, read_adapter(folder)[1]):
-            raise ArtefactError(
-                f"{folder}: prefix.safetensors and adapter_model.safetensors differ; remove the files of the older one"
-            )
+            raise _differ(folder, "adapter_model.safetensors")
+        if is_trainers:
+            other = _from_trainer(folder / TRAINERS, model)
+            if not prefix.states.equals(other.states) or prefix.position_offset != other.position_offset:
+                raise _differ(folder, TRAINERS)
         return prefix
-    if not is_checkpoint and (folder / _TRAINERS).is_file():
-        return _from_trainer(folder / _TRAINERS, model)
+    if not is_checkpoint and is_trainers:
+        return _from_trainer(folder / TRAINERS, model)
     return from_peft(folder, model)
+
+
+def require_decoder(model: PreTrainedModel) -> None:
+    """Refuse models that PEFT's names are not offered for.
+
+    Raises:
+        UnsupportedModelError: the model is an encoder-decoder or an encoder.
+    """
+    if not inspect_model(model).geometry.moves_text:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: PEFT's names are offered for decoder-only models; use prefixkit.attach"
+        )
+
+
+def _differ(folder: Path, other: str) -> ArtefactError:
+    return ArtefactError(f"{folder}: prefix.safetensors and {other} differ; remove the files of the older one")
 
 
 def _from_trainer(path: Path, model: PreTrainedModel) -> Prefix:
@@ -48,20 +68,25 @@ def _from_trainer(path: Path, model: PreTrainedModel) -> Prefix:
     geometry = inspect_model(model).geometry
     try:
         state = load(path.read_bytes())
-        table = state.get("table")
-        tokens, width = (state["states.0"].shape[2], 1) if table is None else table.shape
-        encoder = PrefixEncoder(
-            geometry, geometry.lengths(tokens), depth=0 if table is None else PROJECTION_DEPTH, width=width
-        )
+        offset = int(state.pop(POSITION)) if POSITION in state else None
+        table, gated = state.get("table"), any(name.startswith("gates.") for name in state)
+        if table is None:
+            lengths = tuple(state[f"states.{index}"].shape[2] for index in range(len(geometry.sites)))
+            encoder = PrefixEncoder(geometry, lengths, gated=gated)
+        else:
+            tokens, width = table.shape
+            lengths = geometry.lengths(tokens)
+            encoder = PrefixEncoder(geometry, lengths, depth=PROJECTION_DEPTH, width=width, gated=gated)
         encoder.load_state_dict(state)
         if not all(parameter.isfinite().all() for parameter in encoder.parameters()):
             raise ValueError
-    except (SafetensorError, KeyError, RuntimeError, IndexError, ValueError):
+    except (SafetensorError, ConfigError, KeyError, RuntimeError, IndexError, ValueError):
         raise ArtefactError(
             f"{path}: holds no prefix for this model; expected what Trainer.save_model or a checkpoint left of one"
         ) from None
     name = model.config.name_or_path or type(model).__name__
-    return Prefix.from_states(encoder.materialise(), base=BaseCard(id=name, fingerprint=fingerprint(model)))
+    base = BaseCard(id=name, fingerprint=fingerprint(model))
+    return Prefix.from_states(encoder.materialise(), base=base, position_offset=offset)
 
 
 def _is_same(states: PrefixStates, rows: Tensor) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,7 +24,7 @@ from prefixkit.models.adapters import has_adapters
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.weights import input_device
 from prefixkit.peft.config import PrefixTuningConfig, TaskType
-from prefixkit.peft.loading import load_prefix
+from prefixkit.peft.loading import POSITION, load_prefix
 from prefixkit.peft.start import new_encoder
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
 
@@ -93,6 +94,9 @@ class PeftModel(nn.Module):
         config: what the prefix is, in PEFT's words.
         position_offset: for an encoder, the position of the first text token; its length if left out.
     """
+
+    #: Tells transformers' Trainer that something else than the weights of a quantised base model is trained.
+    _hf_peft_config_loaded = True
 
     def __init__(
         self,
@@ -238,14 +242,24 @@ class PeftModel(nn.Module):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """Return the encoder's parameters alone, so that a Trainer's checkpoints hold no base model."""
-        return {} if self.encoder is None else self.encoder.state_dict(*args, **options)
+        """Return the encoder's parameters and position alone: a Trainer's checkpoints hold no base model."""
+        if self.encoder is None:
+            return {}
+        state = self.encoder.state_dict(*args, **options)
+        position = self.encoder.geometry.text_position(
+            self.encoder.lengths, is_gated=self.encoder.gates is not None, asked=self._position_offset
+        )
+        state[options.get("prefix", "") + POSITION] = torch.tensor(position)
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave; with an MLP, too, a Trainer resumes exactly."""
         if self.encoder is None:
             raise ConfigError("this prefix is not in training; load it with from_pretrained(..., is_trainable=True)")
-        return self.encoder.load_state_dict(state_dict, strict=strict, assign=assign)
+        own = {name: value for name, value in state_dict.items() if name != POSITION}
+        if POSITION in state_dict:
+            self._position_offset = int(state_dict[POSITION])
+        return self.encoder.load_state_dict(own, strict=strict, assign=assign)
 
     def __getattr__(self, name: str) -> Any:
         if name in _ELSEWHERE:

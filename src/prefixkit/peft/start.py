@@ -12,6 +12,7 @@ from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
 from prefixkit.models.weights import input_device
 from prefixkit.peft.config import PrefixTuningConfig
+from prefixkit.peft.loading import require_decoder
 from prefixkit.prefix import PrefixEncoder, init_mlp, init_zero, reproduce
 
 
@@ -26,9 +27,10 @@ def new_encoder(
         init_token_ids: tokens to start from, cut or repeated to the prefix's length; random words if None.
 
     Raises:
-        UnsupportedModelError: the model cannot take a prefix.
+        UnsupportedModelError: the model cannot take a prefix, or is no decoder-only one.
         ConfigError: the configuration names sizes the model does not have, or contradicts `init_token_ids`.
     """
+    require_decoder(model)
     geometry = inspect_model(model).geometry
     site = geometry.sites[0]
     for key, expected in (

@@ -91,6 +91,14 @@ class PrefixStates:
         ]  # [p, 2gd]
         return torch.cat(parts, dim=1)
 
+    def equals(self, other: "PrefixStates") -> bool:
+        """Whether both hold the same numbers at the same sites."""
+        if self.geometry != other.geometry or self.lengths != other.lengths:
+            return False
+        pairs = [(getattr(a, part), getattr(b, part)) for a, b in zip(self.sites, other.sites, strict=True)
+                 for part in ("key", "value", "gate")]  # fmt: skip
+        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "PrefixStates":
         """Return states with `change` applied to every tensor."""
         return PrefixStates(
