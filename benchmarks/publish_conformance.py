@@ -60,6 +60,8 @@ T5's several entries are the geometries of its releases.
 
 ## Refusals
 
+Where a message is not prefixkit's, transformers itself refuses or fails, without a prefix too.
+
 {notes}
 
 ## How each path is judged

@@ -223,3 +223,10 @@ def test_a_written_diagnosis_can_be_read_again(base, tmp_path):
     for damaged in (path, tmp_path / "none.json"):
         with pytest.raises(EvaluationError, match=f"{damaged}: no diagnosis of this version; run `prefixkit diagnose`"):
             read_diagnosis(damaged)
+
+
+def test_a_file_where_a_folder_is_to_go_is_refused_before_anything_slow(run, tmp_path, monkeypatch):
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr("prefixkit.lab.diagnosis.load_run_base", lambda *_: pytest.fail("loaded the base model"))
+    with pytest.raises(EvaluationError, match="--out: .*taken is a file; give a folder"):
+        diagnose_run(run.folder, out=tmp_path / "taken", report=quiet)

@@ -14,7 +14,10 @@ def diagnose(
     ],
     rows: Annotated[int, typer.Option(min=1, help="Most held-out texts to read.")] = 16,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Length of text to look at; 512 if left out, as far as texts reach.")
+        int | None,
+        typer.Option(
+            min=2, help="Length of text to look at; left out, 512 or the length trained on, as far as texts reach."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into; the run's own if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole diagnosis as JSON.")] = False,

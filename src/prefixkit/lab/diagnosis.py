@@ -123,14 +123,14 @@ def diagnose_run(
     Args:
         folder: a run folder, or an artefact a run left.
         rows: most texts to read.
-        tokens: length of text to look at; left out, 512 where texts and context allow.
+        tokens: length of text to look at; left out, 512 or the length trained on, where texts and context allow.
         out: folder to write into; the run's own if left out.
         report: told about progress.
 
     Raises:
         ArtefactError: the folder is no artefact that knows its recipe, or belongs to another base model.
         EvaluationError: no text is as long as `tokens`, or the context is too short for it; or the base model is no
-            decoder-only one.
+            decoder-only one; or `out` is a file.
         DataError: the recipe's data cannot be read.
     """
     from prefixkit.lab.diagnosis_page import render_diagnosis
@@ -139,6 +139,8 @@ def diagnose_run(
         raise ArtefactError(
             f"{folder}: holds no recipe, so there are no held-out texts to read; diagnose a run or what it left"
         )
+    if out is not None and out.exists() and not out.is_dir():
+        raise EvaluationError(f"--out: {out} is a file; give a folder")
     base, prefix, recipe = load_run_base(folder)
     require_decoder(base)
     examples = choose_texts(base, prefix, recipe.data, rows=rows, tokens=tokens)
