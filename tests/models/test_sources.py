@@ -36,7 +36,10 @@ def test_gguf_file_is_recognised_in_any_case(tmp_path):
 def test_path_that_does_not_exist_is_not_taken_to_the_hub(name):
     with pytest.raises(ModelError) as caught:
         resolve_source(name)
-    assert str(caught.value) == f"{name}: no such folder; give a folder, a .gguf file, a hub id, or smollm2-135m"
+    assert str(caught.value) == (
+        f"{name}: no such folder; give a folder, a .gguf file, a hub id,"
+        " or a packaged model (smollm2-135m, all-minilm-l6-v2)"
+    )
 
 
 def test_messages_for_files(tmp_path):

@@ -8,7 +8,11 @@ import typer
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A packaged model (smollm2-135m), a folder, a .gguf file, or a hub id such as gpt2.")
+        str,
+        typer.Argument(
+            help="A packaged model (smollm2-135m; all-minilm-l6-v2 to classify), a folder, a .gguf file, "
+            "or a hub id such as gpt2."
+        ),
     ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Virtual tokens to reckon with.")] = 20,

@@ -28,7 +28,7 @@ class ModelConfig(Section):
     """Which base model to freeze, and how to load it."""
 
     base: str = Field("smollm2-135m", min_length=1)
-    """A packaged model (smollm2-135m), a folder, a .gguf file, or a hub id such as gpt2."""
+    """A packaged model (smollm2-135m; all-minilm-l6-v2 to classify), a folder, a .gguf file, or a hub id like gpt2."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; the default branch if left out."""
     dtype: Dtype = Field(Dtype.AUTO, strict=False)

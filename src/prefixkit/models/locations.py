@@ -20,7 +20,7 @@ class Location:
 
 
 def locate(source: Source, revision: str | None) -> Location:
-    """Turn a source into arguments for `from_pretrained`, building the packaged model where needed.
+    """Turn a source into arguments for `from_pretrained`, making the packaged model's folder where needed.
 
     Raises:
         ModelError: a revision is given for what is no hub model, or the packaged model cannot be fetched or stored.

@@ -55,7 +55,8 @@ def resolve_source(name: str) -> Source:
     if path.is_file():
         raise ModelError(f"{name}: a file, but not a .gguf file; give a model's folder, or a .gguf file")
     if _is_path(name) or not _HUB_ID.match(name):
-        raise ModelError(f"{name}: no such folder; give a folder, a .gguf file, a hub id, or {packaged_names()}")
+        packaged = f"a packaged model ({packaged_names()})"
+        raise ModelError(f"{name}: no such folder; give a folder, a .gguf file, a hub id, or {packaged}")
     return Source(name, SourceKind.HUB)
 
 
