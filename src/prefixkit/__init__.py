@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefixkit.classification import classify as classify
+    from prefixkit.classification import tag as tag
     from prefixkit.config import Recipe as Recipe
     from prefixkit.config import load_recipe as load_recipe
     from prefixkit.errors import PrefixkitError as PrefixkitError
@@ -39,9 +41,11 @@ _HOMES = {
     "PrefixkitError": "errors",
     "Recipe": "config",
     "attach": "injection",
+    "classify": "classification",
     "get_peft_model": "peft",
     "load_base_model": "models",
     "load_recipe": "config",
+    "tag": "classification",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -32,7 +32,15 @@ REFUSALS = {
     "data: {max_words: 3, min_words: 5}": "data: max_words (3) is below min_words (5)",
     "data: {split: {train: 0.5}}": "data.split: shares must sum to 1, got 1.05",
     "data: {split: {test: 0}}": "data.split.test: expected more than 0 and less than 1, got 0",
-    "data: {format: poem}": "data.format: expected 'text', 'input_target' or 'messages', got 'poem'",
+    "data: {format: poem}": "data.format: expected 'text', 'input_target', 'messages', 'classes' or 'tags', got 'poem'",
+    "data: {format: classes}": "data: format classes needs label_column, the column of what is learned",
+    "data: {format: tags, prompt: a}": "data: format tags needs label_column, the column of what is learned",
+    "data: {format: classes, label_column: y, keep_label: a}":
+        "data: format classes learns to tell all labels apart; leave keep_label out",
+    "data: {format: tags, label_column: y, prompt: 'Review:'}":
+        "data: format tags reads the text as it is; leave prompt out",
+    "head: {learning_rate: 0}": "head.learning_rate: expected more than 0, got 0",
+    "head: {dropout: 1}": "head.dropout: expected at least 0 and less than 1, got 1",
     "model: {attention: flash}": "model.attention: expected 'sdpa' or 'eager', got 'flash'",
     "train: {learning_rate: fast}": "train.learning_rate: expected a valid number, got 'fast'",
     "train: {warmup: 1}": "train.warmup: expected at least 0 and less than 1, got 1",

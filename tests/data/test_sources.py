@@ -30,6 +30,17 @@ def test_each_format_fills_its_own_fields(write_jsonl: Callable[..., str]) -> No
     assert load_rows(DataConfig(source=path, format=Format.MESSAGES)) == [Row(1, messages=talk)]
 
 
+def test_labels_to_learn_stand_beside_a_text_or_beside_its_words(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl([{"text": "a b", "words": ["a", "b"], "label": 1.0, "tags": ["O", 2.0]}])
+    classes = DataConfig(source=path, format=Format.CLASSES, label_column="label")
+    assert load_rows(classes) == [Row(1, text="a b", label="1")]
+    tags = DataConfig(source=path, format=Format.TAGS, text_column="words", label_column="tags")
+    assert load_rows(tags) == [Row(1, words=("a", "b"), tags=("O", "2"))]
+    assert failure(source=path, format=Format.TAGS, label_column="tag") == (
+        f'data.label_column: {path} has no column "tag"; did you mean "tags"? columns: text, words, label, tags'
+    )
+
+
 def test_max_rows_are_spread_over_the_source(write_jsonl: Callable[..., str]) -> None:
     """A file sorted by label keeps all its labels."""
     path = write_jsonl([{"text": letter} for letter in "abcdefg"])
@@ -119,6 +130,40 @@ def test_bad_conversation_is_named(write_jsonl: Callable[..., str], value: Any, 
     assert message in said
 
 
+@pytest.mark.parametrize(
+    ("words", "tags", "message"),
+    [
+        ("a b", ["O", "O"], 'column "text" holds a value of type str, expected a list of words'),
+        ([], [], 'column "text" holds an empty list, expected a list of words'),
+        (None, ["O"], 'column "text" holds nothing, expected a list of words'),
+        (["a"], "O", 'column "label" holds a value of type str, expected a list of tags'),
+        (["a"], [], 'column "label" holds an empty list, expected a list of tags'),
+        (["a", "b"], ["O"], "2 words and 1 tags; every word needs one tag"),
+        (["a", "New York"], ["O", "O"], "word 2 is 'New York', expected text without white space"),
+        (["a\u00a0"], ["O"], "word 1 is 'a\\xa0', expected text without white space"),
+        ([""], ["O"], "word 1 is '', expected text without white space"),
+        (["a", 5], ["O", "O"], "word 2 is 5, expected text without white space"),
+        (["\ud83d"], ["O"], "word 1 is '\\ud83d', expected text without white space"),
+        (["a", "b"], ["O", None], "the tag of word 2 is nothing, expected a label"),
+        (["a"], [" "], "the tag of word 1 is a value of type str, expected a label"),
+        (["a"], [["O"]], "the tag of word 1 is a value of type list, expected a label"),
+    ],
+)
+def test_words_and_tags_that_do_not_match_are_named(
+    write_jsonl: Callable[..., str], words: Any, tags: Any, message: str
+) -> None:
+    path = write_jsonl([{"text": ["a"], "label": ["O"]}, {"text": words, "label": tags}])
+    assert failure(source=path, format=Format.TAGS, label_column="label") == f"{path}, row 2: {message}"
+
+
+def test_a_table_of_text_has_no_words_to_tag(tmp_path: Path) -> None:
+    path = tmp_path / "tags.csv"
+    path.write_text("text,label\n\"['a', 'b']\",\"['O', 'O']\"\n", encoding="utf-8")
+    assert failure(source=str(path), format=Format.TAGS, label_column="label") == (
+        f'{path}, row 1: column "text" holds a value of type str, expected a list of words'
+    )
+
+
 def test_label_that_never_occurs_lists_those_that_do(write_jsonl: Callable[..., str]) -> None:
     path = write_jsonl([{"text": "a", "label": f"l{i:02}"} for i in range(12)])
     said = failure(source=path, label_column="label", keep_label="positive")
@@ -194,6 +239,21 @@ def test_hub_class_labels_go_by_name_or_number(
     assert asked == [(("stanfordnlp/imdb", None), {"split": "test"})]
 
 
+def test_hub_class_labels_inside_lists_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B-PER"]))
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": tags})
+    rows = datasets.Dataset.from_dict({"tokens": [["Ada", "ran"], ["so"]], "ner_tags": [[1, 0], [0]]}, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
+    config = DataConfig(source="some/ner", format=Format.TAGS, text_column="tokens", label_column="ner_tags")
+    assert load_rows(config) == [
+        Row(1, words=("Ada", "ran"), tags=("B-PER", "O")),
+        Row(2, words=("so",), tags=("O",)),
+    ]
+    plain = rows.cast(datasets.Features(features | {"ner_tags": datasets.Sequence(datasets.Value("int64"))}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: plain)
+    assert [row.tags for row in load_rows(config)] == [("1", "0"), ("0",)]
+
+
 def test_packaged_reviews_are_the_imdb_rows_with_labels_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,3 +265,12 @@ def test_packaged_reviews_are_the_imdb_rows_with_labels_in_words(
     assert failure(text_column="source").endswith("columns: text, label")
     path.write_text("text,label,source\ngood,5,imdb\n", encoding="utf-8")
     assert "unknown label '5' in the packaged file, expected one of 0, 1" in failure(label_column="label")
+
+
+def test_a_hub_row_that_is_not_labelled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test splits without answers hold -1."""
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
+    with pytest.raises(DataError, match=r'row 2: column "label" holds nothing, expected a label$'):
+        load_rows(DataConfig(source="nyu-mll/glue", subset="sst2", label_column="label"))

@@ -79,6 +79,7 @@ def data(base: Base, write_review: Callable[..., str]) -> PreparedData:
         judge_rows=labelled(40),
         judge_test_rows=labelled(20),
         kept_label="positive",
+        classes=(),
         hash="",
         counts=counts,
     )

@@ -20,7 +20,7 @@ from prefixkit.evaluation import (
     heldout_loss,
     writing,
 )
-from prefixkit.evaluation.protocol import pick
+from prefixkit.evaluation.picking import pick
 from prefixkit.generation import generate_texts
 from prefixkit.seeding import derive
 

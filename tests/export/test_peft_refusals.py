@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from prefixkit.config import Placement
 from prefixkit.errors import ArtefactError, BaseMismatchError, ExportError
 from prefixkit.export import adapter, check_target, from_peft, to_peft
-from prefixkit.prefix import Geometry, Prefix, PrefixStates, Site, SiteStates
+from prefixkit.prefix import Geometry, Head, HeadKind, Prefix, PrefixStates, Site, SiteStates
 
 MakeModel = Callable[..., PreTrainedModel]
 MakePrefix = Callable[..., Prefix]
@@ -44,6 +44,9 @@ def cut(lengths: tuple[int, ...]) -> Callable[[int, SiteStates], SiteStates]:
     return lambda layer, site: SiteStates(site.key[:, : lengths[layer]], site.value[:, : lengths[layer]])
 
 
+HEAD = Head(HeadKind.SEQUENCE, ("a", "b"), torch.zeros(2, 32), torch.zeros(2))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -66,6 +69,10 @@ def cut(lengths: tuple[int, ...]) -> Callable[[int, SiteStates], SiteStates]:
         (
             lambda p: with_states(p, lambda _, s: SiteStates(s.key.double() / 3, s.value.double())),
             "its float64 numbers are rounded to float32 when PEFT loads them",
+        ),
+        (
+            lambda p: with_states(p, lambda _, s: s, head=HEAD),
+            "PEFT's format cannot say a classification head beside a prefix; the artefact holds both",
         ),
     ],
 )

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModel
 
-from conformance.encoder_families import ENCODER_DECODERS, build
+from conformance.encoder_families import ENCODER_DECODERS, ENCODERS, build
 from prefixkit.models.fingerprint import fingerprint
 
 
@@ -50,3 +51,11 @@ def test_it_follows_weights_that_change_in_place(make_tiny_llama):
     with torch.no_grad():
         model.model.norm.weight.add_(1)
     assert fingerprint(model) != before
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_saved_copy_has_the_same_one(tmp_path, name):
+    """Files keep a setting's keys in another order than a configuration just made (ModernBERT's rotary settings)."""
+    model = build(ENCODERS[name], AutoModel)
+    model.save_pretrained(tmp_path)
+    assert fingerprint(AutoModel.from_pretrained(tmp_path)) == fingerprint(model)

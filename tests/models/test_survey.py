@@ -153,7 +153,7 @@ def test_a_model_that_looks_at_numbers_is_loaded(tiny_llama_dir, monkeypatch):
     [
         (BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2),
          "BloomForCausalLM: its attention does not go through transformers' attention interface"),
-        (ViTConfig(), "vit is no causal language model"),
+        (ViTConfig(), "vit is no language model; give one that writes text left to right, or an encoder such as bert$"),
         (DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, n_routed_experts=4, num_experts_per_tok=2,
                           n_group=1, topk_group=1, moe_intermediate_size=8),
          "keys and values of different shape are not supported"),

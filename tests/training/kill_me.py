@@ -17,7 +17,7 @@ from prefixkit.config import load_recipe  # noqa: E402
 from prefixkit.data import prepare  # noqa: E402
 from prefixkit.files import sha256_file  # noqa: E402
 from prefixkit.models import load_base_model  # noqa: E402
-from prefixkit.prefix import BaseCard, Prefix, PrefixStates  # noqa: E402
+from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates  # noqa: E402
 from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix  # noqa: E402
 from prefixkit.training.monitor import Monitor  # noqa: E402
 
@@ -50,13 +50,13 @@ def main() -> None:
     texts = [example.text for example in data.train[:64]]
     start = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts).materialise()
 
-    def measure(states: PrefixStates) -> float:
+    def measure(states: PrefixStates, head: Head | None) -> float:
         """Stand in for a held-out loss: the further from the start the better, so that the last step is the best."""
         pairs = zip(states.sites, start.sites, strict=True)
         return -float(sum((site.key - first.key).norm() for site, first in pairs))
 
-    outcome = train_prefix(base, data.train, recipe, folder, measure=measure, report=report)
-    prefix = Prefix.from_states(outcome.states, base=BaseCard(id="tiny")).save(folder)
+    outcome = train_prefix(base, data.train, recipe, folder, classes=data.classes, measure=measure, report=report)
+    prefix = Prefix.from_states(outcome.states, base=BaseCard(id="tiny"), head=outcome.head).save(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     encoder = checkpoints(checkpoint_folder(folder))[-1] / "encoder.safetensors"
     print(

@@ -27,7 +27,9 @@ def test_training_equals_training_in_memory(
     found = []
     for name, model in {"memory": base.model, "disk": spread.eval().requires_grad_(False)}.items():
         here = dataclasses.replace(base, model=model)
-        outcome = train_prefix(here, data.train, recipe, tmp_path / name, measure=lambda _: 0.0, report=lambda *_: None)
+        outcome = train_prefix(
+            here, data.train, recipe, tmp_path / name, measure=lambda *_: 0.0, report=lambda *_: None
+        )
         found.append(outcome.states)
     for one, other in zip(found[0].sites, found[1].sites, strict=True):
         torch.testing.assert_close(one.key, other.key, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ import torch
 from prefixkit.config import Recipe, dump_recipe
 from prefixkit.errors import DivergedError, TrainingError
 from prefixkit.models.fingerprint import weights_hash
-from prefixkit.prefix import PrefixStates
+from prefixkit.prefix import Head, PrefixStates
 from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix, trainer
 from prefixkit.training.checkpoint import read_own
 from prefixkit.training.monitor import Monitor
@@ -23,7 +23,7 @@ Load = Callable[[Recipe], Any]
 Make = Callable[..., Recipe]
 
 
-def measure(states: PrefixStates) -> float:
+def measure(states: PrefixStates, head: Head | None) -> float:
     return float(sum(site.key.square().mean() for site in states.sites))
 
 
@@ -103,6 +103,7 @@ def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> subproces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+LABELS = {"batch_size": 5}
 EPOCHS = {"batch_size": 8, "accumulation": 3, "schedule": "cosine", "warmup": 0.3}
 
 
@@ -114,13 +115,15 @@ EPOCHS = {"batch_size": 8, "accumulation": 3, "schedule": "cosine", "warmup": 0.
         (6, EPOCHS, ()),  # in a later epoch, in the middle of accumulating
         (6, {}, (3,)),  # after a rollback, at half the rate
         (8, {}, ()),  # after the last step, before anything else was saved
+        (6, LABELS, (3,)),  # where labels are learned: the head goes back and goes on too
     ],
 )
 def test_a_run_killed_at_any_step_ends_in_the_same_prefix(
     make_recipe: Make, tmp_path: Path, killed_at: int, train: dict[str, Any], fail_at: tuple[int, ...]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    sections = make_recipe(prefix={"reparam_depth": 2, "reparam_width": 8}, train=train)
+    data = {"format": "classes", "keep_label": None, "prompt": ""} if train is LABELS else {}
+    sections = make_recipe(prefix={"reparam_depth": 2, "reparam_width": 8}, train=train, data=data)
     recipe.write_text(dump_recipe(sections), encoding="utf-8")
     whole = run_apart(recipe, tmp_path / "whole", -1, *fail_at)
     assert whole.returncode == 0, whole.stderr
@@ -143,8 +146,8 @@ def test_a_run_that_is_over_is_not_trained_further(
     base, data = load(recipe)
     losses = iter([5.0, 4.0, 3.0, 3.1, 3.2, 3.3])
 
-    def scripted(states: PrefixStates) -> float:
-        return next(losses) if train else measure(states)
+    def scripted(states: PrefixStates, head: Head | None) -> float:
+        return next(losses) if train else measure(states, head)
 
     first = train_prefix(base, data.train, recipe, tmp_path, measure=scripted, report=quiet)
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -192,7 +195,7 @@ def test_a_heldout_loss_that_is_no_number_is_a_divergence(make_recipe: Make, loa
     recipe = make_recipe(train={"divergence": {"action": "stop"}})
     base, data = load(recipe)
     with pytest.raises(DivergedError, match="step 0: held-out loss is nan; lower train.learning_rate"):
-        train_prefix(base, data.train, recipe, tmp_path, measure=lambda states: math.nan, report=quiet)
+        train_prefix(base, data.train, recipe, tmp_path, measure=lambda *_: math.nan, report=quiet)
 
 
 def test_a_diverging_run_rolls_back_with_half_the_rate_and_ends(
@@ -253,7 +256,7 @@ def test_early_stopping_keeps_the_best_prefix(make_recipe: Make, load: Load, tmp
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 0.0])
     seen = []
 
-    def scripted(states: PrefixStates) -> float:
+    def scripted(states: PrefixStates, head: Head | None) -> float:
         seen.append(states)
         return next(losses)
 

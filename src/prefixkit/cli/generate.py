@@ -30,9 +30,13 @@ def generate(
     """Continue a prompt with a trained prefix; a single text streams."""
     from prefixkit.config import dump_recipe, parse_recipe
     from prefixkit.data import ask
+    from prefixkit.errors import ArtefactError
     from prefixkit.generation import generate_texts, stream_text
     from prefixkit.lab.run import load_run_base
+    from prefixkit.prefix import Prefix
 
+    if Prefix.load(folder).head is not None:
+        raise ArtefactError(f"{folder}: this prefix learned labels, and writes no text; see `prefixkit classify`")
     loaded, prefix, recipe = load_run_base(folder)
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
              "repetition_penalty": repetition_penalty}  # fmt: skip

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from prefixkit import __version__
-from prefixkit.cli import diagnose, doctor, evaluate, export, generate, importing, inspect, recipes, show, train
+from prefixkit.cli import (
+    classify,
+    diagnose,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    importing,
+    inspect,
+    recipes,
+    show,
+    train,
+)
 from prefixkit.cli.failing import run_app
 
 app = typer.Typer(
@@ -18,6 +30,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("diagnose")(diagnose.diagnose)
 app.command("show")(show.show)

@@ -12,7 +12,10 @@ from prefixkit.logs import talk
 
 #: Measure, what it says, digits.
 _ROWS = (
-    ("heldout_nll", "held-out loss, nats per token", 3),
+    ("accuracy", "accuracy", 3),
+    ("macro_f1", "macro F1", 3),
+    ("entity_f1", "entity F1", 3),
+    ("heldout_nll", "held-out loss, nats", 3),
     ("heldout_nll_negative", "... on the contrast texts", 3),
     ("steering", "steering, nats per token", 3),
     ("sentiment_accuracy", "generations judged right", 3),
@@ -22,6 +25,11 @@ _ROWS = (
     ("self_bleu", "self-BLEU", 1),
     ("novelty", "novel n-grams", 3),
 )
+#: What stands before a system's keys, and its name.
+_SYSTEMS = {
+    "majority.": "commonest label", "words.": "bag of words", "head.": "head alone",
+    "base.": "base model", "instruction.": "instruction", "": "prefix", "real.": "people",
+}  # fmt: skip
 
 
 @contextmanager
@@ -43,12 +51,13 @@ def progress() -> Iterator[Report]:
 
 
 def print_scores(run: Run) -> None:
-    """Print the comparison of base model, instruction, prefix and people's texts, and where the report is."""
+    """Print the comparison of the prefix with everything it was measured beside, and where the report is."""
     table = Table(title=str(run.folder), title_justify="left")
-    for heading in ("measure", "base model", "instruction", "prefix", "people"):
+    systems = {key: name for key, name in _SYSTEMS.items() if not key or any(s.startswith(key) for s in run.scores)}
+    for heading in ("measure", *systems.values()):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     for key, meaning, digits in _ROWS:
-        cells = [run.scores.get(f"{system}{key}") for system in ("base.", "instruction.", "", "real.")]
+        cells = [run.scores.get(f"{system}{key}") for system in systems]
         if any(cell is not None for cell in cells):
             table.add_row(meaning, *("" if cell is None else f"{cell:.{digits}f}" for cell in cells))
     console = Console(highlight=False)

@@ -17,7 +17,7 @@ def show(
     prefix = Prefix.load(folder)
     card = prefix.card
     if as_json:
-        typer.echo(json.dumps(card.model_dump(mode="json")))
+        typer.echo(json.dumps(card.to_json()))
         return
     lengths = sorted(set(prefix.states.lengths))
     site = card.sites[0]
@@ -28,6 +28,9 @@ def show(
         "geometry": f"{len(card.sites)} layers, {site.query_heads} query heads, "
         f"{site.kv_heads} KV heads of {site.head_dim}",
         "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
+        "head": "none"
+        if card.head is None
+        else f"{card.head.kind}, {len(card.head.labels)} labels: " + ", ".join(card.head.labels),
         "text starts at": f"position {card.position_offset}",
         "content hash": card.content_hash[:12],
         "licence": card.licence or "not stated",

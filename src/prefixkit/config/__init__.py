@@ -3,6 +3,7 @@
 from prefixkit.config.data import DataConfig, Format, SplitConfig
 from prefixkit.config.evaluation import EvaluationConfig
 from prefixkit.config.generation import GenerationConfig
+from prefixkit.config.head import HeadConfig, Pooling
 from prefixkit.config.loading import (
     dump_recipe,
     load_recipe,
@@ -25,11 +26,13 @@ __all__ = [
     "EvaluationConfig",
     "Format",
     "GenerationConfig",
+    "HeadConfig",
     "InitConfig",
     "InitKind",
     "ModelConfig",
     "OnDivergence",
     "Placement",
+    "Pooling",
     "PrefixConfig",
     "Recipe",
     "Schedule",

@@ -13,6 +13,13 @@ class Format(StrEnum):
     TEXT = "text"
     INPUT_TARGET = "input_target"
     MESSAGES = "messages"
+    CLASSES = "classes"
+    TAGS = "tags"
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether labels are learned, by a classification head, instead of text."""
+        return self in (Format.CLASSES, Format.TAGS)
 
 
 class SplitConfig(Section):
@@ -46,9 +53,10 @@ class DataConfig(Section):
     """Split of a hub dataset to read; prefixkit makes its own train, validation and test from it."""
     format: Format = Field(Format.TEXT, strict=False)
     """text: a column of texts; input_target: loss on the target only; messages: a chat through the model's own
-    template, loss on the assistant's turns only."""
+    template, loss on the assistant's turns only; classes: texts and a label for each; tags: lists of words and a label
+    for each word."""
     text_column: str = "text"
-    """For format text."""
+    """For formats text and classes, and for tags, where it holds lists of words."""
     input_column: str = "input"
     """For format input_target."""
     target_column: str = "target"
@@ -56,7 +64,8 @@ class DataConfig(Section):
     messages_column: str = "messages"
     """For format messages: lists of {role, content}."""
     label_column: str | None = None
-    """Column to select rows by; with it, rows of other labels serve as the contrast in evaluation."""
+    """Column to select rows by; with it, rows of other labels serve as the contrast in evaluation. For formats classes
+    and tags, what is learned: a label, or a list with a label per word."""
     keep_label: str | int | bool | None = None
     """Label of the rows to learn from."""
     prompt: str = ""
@@ -90,4 +99,16 @@ class DataConfig(Section):
             raise ValueError("clearest needs keep_label, the label that is to be clear")
         if self.max_words is not None and self.max_words < self.min_words:
             raise ValueError(f"max_words ({self.max_words}) is below min_words ({self.min_words})")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_learned(self) -> "DataConfig":
+        if not self.format.is_classified:
+            return self
+        if self.label_column is None:
+            raise ValueError(f"format {self.format} needs label_column, the column of what is learned")
+        if self.keep_label is not None:
+            raise ValueError(f"format {self.format} learns to tell all labels apart; leave keep_label out")
+        if self.prompt:
+            raise ValueError(f"format {self.format} reads the text as it is; leave prompt out")
         return self

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import StringConstraints, model_validator
 
-from prefixkit.config.data import DataConfig
+from prefixkit.config.data import DataConfig, Format
 from prefixkit.config.evaluation import EvaluationConfig
 from prefixkit.config.generation import GenerationConfig
+from prefixkit.config.head import HeadConfig, Pooling
 from prefixkit.config.model import ModelConfig
 from prefixkit.config.prefix import PrefixConfig
 from prefixkit.config.section import Section
@@ -28,6 +29,8 @@ class Recipe(Section):
     """The frozen base model."""
     prefix: PrefixConfig = PrefixConfig()
     """What is trained."""
+    head: HeadConfig = HeadConfig()
+    """What is trained beside it, for data formats classes and tags."""
     data: DataConfig = DataConfig()
     """What it is trained on."""
     train: TrainConfig = TrainConfig()
@@ -36,3 +39,9 @@ class Recipe(Section):
     """How it is measured."""
     generation: GenerationConfig = GenerationConfig()
     """How text is sampled, in evaluation and by `prefixkit generate`."""
+
+    @model_validator(mode="after")
+    def _words_are_not_pooled(self) -> "Recipe":
+        if self.data.format is Format.TAGS and self.head.pooling is Pooling.MEAN:
+            raise ValueError("head.pooling: mean is for whole texts (data.format classes); words have their own token")
+        return self

@@ -20,7 +20,7 @@ def clean_text(text: str) -> str:
 
 
 def clean_row(row: Row) -> Row:
-    """Clean every text of a row; its number and label stay."""
+    """Clean every text of a row; its number and label stay, and so do words that have a tag each."""
     return replace(
         row,
         text=None if row.text is None else clean_text(row.text),

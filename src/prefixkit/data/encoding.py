@@ -11,7 +11,7 @@ from itertools import accumulate, chain
 
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.models.specials import Ids
+from prefixkit.models.specials import Ids, token_ids
 
 _ANCHOR = "\n"
 """What a piece is tokenised behind, so that a tokenizer does not take it for the beginning of a text."""
@@ -47,13 +47,9 @@ def encode_pieces(rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenize
 
 
 def _encode_distinct(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Ids]:
-    """Tokenise every text once, in one batch."""
+    """Tokenise every text once."""
     distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return {}
-    # verbose=False: a text longer than the model's context is cut by us, so the tokenizer need not warn.
-    ids = tokenizer(distinct, add_special_tokens=False, verbose=False)["input_ids"]
-    return {text: tuple(row) for text, row in zip(distinct, ids, strict=True)}
+    return dict(zip(distinct, token_ids(distinct, tokenizer, special_tokens=False), strict=True))
 
 
 def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:

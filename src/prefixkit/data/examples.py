@@ -169,7 +169,8 @@ def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, ha
     An encoder reads it as it is.
 
     Raises:
-        DataError: the data are conversations, and the tokenizer has no chat template or one that refuses this.
+        DataError: the data are conversations, and the tokenizer has no chat template or one that refuses this; or
+            labels were learned.
     """
     if has_encoder:
         return text
@@ -182,6 +183,8 @@ def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, ha
             check_template(tokenizer)
             turns = (Message("user", text), Message(ASSISTANT, ""))
             return chat_prompt(Row(0, messages=turns), tokenizer, opening_ids(tokenizer))
+        case Format.CLASSES | Format.TAGS:
+            raise DataError("this prefix learned labels, and writes no text; see `prefixkit classify`")
 
 
 def _encode_texts(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Encoded]:

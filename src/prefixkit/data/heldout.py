@@ -24,8 +24,10 @@ def heldout_texts(
         count: most rows to take.
 
     Raises:
-        DataError: the source is not usable (see `load_rows`), or it has no such row.
+        DataError: the source is not usable (see `load_rows`), it has no such row, or the recipe learns labels.
     """
+    if config.format.is_classified:
+        raise DataError(f"data.format: a run of format {config.format} learns labels, and has no texts to predict")
     rows = load_rows(config)
     label = kept_label(config)
     test = [

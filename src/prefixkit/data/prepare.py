@@ -11,6 +11,7 @@ from prefixkit.config import DataConfig
 from prefixkit.data.clean import clean_row
 from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
+from prefixkit.data.labelled import build_labelled, class_names
 from prefixkit.data.rows import LabelledText, Row
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import Split, content_hash, distinct_rows, split_rows
@@ -80,6 +81,7 @@ class PreparedData:
         judge_test_rows: rows of the test split, every label, through the length filters, to measure the judge
             on texts like those it will judge.
         kept_label: name of the label learned, as the judge's rows spell it; None where all rows are.
+        classes: names of the labels to tell apart, in the order of their numbers; empty where text is learned.
         hash: SHA-256 of what training sees, in its order, and of the settings that shaped it.
         counts: what became of the rows.
     """
@@ -91,6 +93,7 @@ class PreparedData:
     judge_rows: tuple[LabelledText, ...]
     judge_test_rows: tuple[LabelledText, ...]
     kept_label: str | None
+    classes: tuple[str, ...]
     hash: str
     counts: DataCounts
 
@@ -112,6 +115,7 @@ def prepare(
     prefix_tokens: int,
     context_tokens: int | None,
     start: int | None = None,
+    reads_both_ways: bool = False,
 ) -> PreparedData:
     """Read the rows a recipe names and make everything of them that a run reads.
 
@@ -121,11 +125,12 @@ def prepare(
         prefix_tokens: positions the prefix takes, in virtual tokens.
         context_tokens: positions the base model has; None where it has no limit.
         start: for an encoder-decoder, the token its decoder starts from.
+        reads_both_ways: whether the base model is an encoder.
 
     Raises:
         DataError: the source is not usable (see `load_rows`), nothing is left after the filters or in a
-            split, a row cannot be encoded (see `build_examples`), or prefix and text together exceed the
-            context.
+            split, a row cannot be encoded (see `build_examples` and `build_labelled`), or prefix and text
+            together exceed the context.
     """
     rows = load_rows(config)
     distinct = distinct_rows(map(clean_row, rows) if config.clean_html else rows)
@@ -144,14 +149,18 @@ def prepare(
         words=round(config.max_tokens * WORDS_PER_TOKEN),
     )
 
-    built = {
-        split: build_examples(of_split[split], config, tokenizer, start=start)
-        for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)
-    }
+    classes = class_names(filtered.rows) if config.format.is_classified else ()
+
+    def build(rows: Sequence[Row]) -> BuiltExamples:
+        if classes:
+            return build_labelled(rows, config, tokenizer, classes, reads_both_ways=reads_both_ways)
+        return build_examples(rows, config, tokenizer, start=start)
+
+    built = {split: build(of_split[split]) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)}
     _check_loss(built, config)
     same_length = _filter(splits[Split.TEST], config, None).rows
     others = [row for row in same_length if label is not None and row.label != label]
-    contrast = build_examples(others, config, tokenizer, start=start).examples
+    contrast = build(others).examples
     learned = [example for result in built.values() for example in result.examples]
     check_context([*learned, *contrast], prefix_tokens=prefix_tokens, context_tokens=context_tokens)
 
@@ -178,7 +187,16 @@ def prepare(
     )
     _log(counts, config, len(of_split[Split.JUDGE]))
     return PreparedData(
-        train, validation, test, contrast, judge, judge_test, label, _hash(config, train, validation), counts
+        train,
+        validation,
+        test,
+        contrast,
+        judge,
+        judge_test,
+        label,
+        classes,
+        _hash(config, train, validation, classes),
+        counts,
     )
 
 
@@ -235,6 +253,11 @@ def _check_splits(splits: dict[Split, tuple[Row, ...]], total: int) -> None:
 
 def _check_loss(built: dict[Split, BuiltExamples], config: DataConfig) -> None:
     for split, result in built.items():
+        if not result.examples and config.format.is_classified:
+            raise DataError(
+                f"data.text_column: the tokenizer of this base model reads no word of the {split} split; "
+                "choose another base model"
+            )
         if not result.examples:
             raise DataError(
                 f"data.max_tokens: what stands before the learned text fills all {config.max_tokens} tokens "
@@ -247,8 +270,10 @@ def _labelled(rows: Iterable[Row]) -> tuple[LabelledText, ...]:
     return tuple(LabelledText(row.learned, row.label) for row in rows if row.label is not None and row.learned.strip())
 
 
-def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example]) -> str:
+def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example], classes: Sequence[str]) -> str:
     digest = hashlib.sha256(config.model_dump_json(exclude=_NOT_HASHED).encode())
+    if classes:
+        digest.update(json.dumps(classes).encode())
     for name, examples in (("train", train), ("validation", validation)):
         digest.update(f"\n{name} {len(examples)}\n".encode())
         for example in examples:
@@ -290,9 +315,10 @@ def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
             counts.without_loss,
             config.max_tokens,
         )
-    if config.label_column is None and unjudged:
+    if unjudged and (config.label_column is None or config.format.is_classified):
         log.info(
-            "%d rows of the judge split stay unused, as there are no labels; set data.split.judge to 0 "
+            "%d rows of the judge split stay unused, as %s; set data.split.judge to 0 "
             "and raise data.split.train to learn from them",
             unjudged,
+            "labels are learned" if config.format.is_classified else "there are no labels",
         )

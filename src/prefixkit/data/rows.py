@@ -31,10 +31,10 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: exactly one of `text`, the pair `input` and `target`, or `messages` is filled.
+    """One row: exactly one of `text`, the pair `input` and `target`, `messages`, or `words` is filled.
 
     `number` counts the rows of the source from 1, for messages to people. `label` is the label's name (see
-    `label_name`), None without a label column.
+    `label_name`), None without a label column; `tags` are those of the words.
     """
 
     number: int
@@ -43,12 +43,24 @@ class Row:
     target: str | None = None
     messages: tuple[Message, ...] = ()
     label: str | None = None
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Everything it is labelled with: its own label, and those of its words."""
+        return self.tags if self.label is None else (self.label, *self.tags)
 
     @property
     def learned(self) -> str:
-        """What the loss is on: the text, the target, or the assistant's turns. Word counts count this."""
+        """What the loss is on: the text, the target, or the assistant's turns; where labels are learned, what is read.
+
+        Word counts count this.
+        """
         if self.text is not None:
             return self.text
+        if self.words:
+            return " ".join(self.words)
         if self.target is not None:
             return self.target
         return "\n".join(message.content for message in self.messages if message.role == ASSISTANT)

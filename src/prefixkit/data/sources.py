@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from prefixkit.config import DataConfig, Format
 from prefixkit.data.packaged import PACKAGED_DATASETS
@@ -77,9 +77,18 @@ def _hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
     names = _class_names(rows.features, config)
     for record in rows:
         label = record.get(config.label_column) if names else None
-        if isinstance(label, int) and 0 <= label < len(names):
-            record[config.label_column] = names[label]
+        if isinstance(label, list):
+            record[config.label_column] = [_named(each, names) for each in label]
+        elif label is not None:
+            record[config.label_column] = _named(label, names)
         yield record
+
+
+def _named(label: Any, names: list[str]) -> Any:
+    """Return the name of a label that is given by its number, None for -1 (not labelled); anything else as it is."""
+    if label == -1:
+        return None
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
 def _explain_hub(config: DataConfig, where: str, error: Exception) -> str:
@@ -101,14 +110,16 @@ def _explain_hub(config: DataConfig, where: str, error: Exception) -> str:
 
 def _class_names(features: Any, config: DataConfig) -> list[str]:
     """Names of a hub's class labels, where the recipe speaks of names; numbers stay numbers otherwise."""
-    names = getattr((features or {}).get(config.label_column), "names", None) or []
+    feature = (features or {}).get(config.label_column)
+    feature = getattr(feature, "feature", feature)  # of a list of labels, that of each
+    names = getattr(feature, "names", None) or []
     return list(names) if config.keep_label is None or kept_label(config) in names else []
 
 
 def _wanted_columns(config: DataConfig) -> dict[str, str]:
     """Setting name to column name."""
     match config.format:
-        case Format.TEXT:
+        case Format.TEXT | Format.CLASSES | Format.TAGS:
             columns = {"text_column": config.text_column}
         case Format.INPUT_TARGET:
             columns = {"input_column": config.input_column, "target_column": config.target_column}
@@ -129,14 +140,16 @@ def _check_columns(config: DataConfig, record: dict[str, Any]) -> None:
 
 def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
     where = f"{config.source}, row {number}"
+    if config.format is Format.TAGS:
+        return _tagged(config, record, number, where)
     label = None
     if config.label_column:
         value = record.get(config.label_column)
-        if not isinstance(value, str | int | float) or _is_nan(value) or not str(value).strip():
+        if not _is_label(value):
             raise DataError(f'{where}: column "{config.label_column}" holds {_kind(value)}, expected a label')
         label = label_name(value)
     match config.format:
-        case Format.TEXT:
+        case Format.TEXT | Format.CLASSES:
             return Row(number, text=_text(record, config.text_column, where), label=label)
         case Format.INPUT_TARGET:
             given, target = (_text(record, name, where) for name in (config.input_column, config.target_column))
@@ -144,6 +157,32 @@ def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
         case Format.MESSAGES:
             messages = _messages(record.get(config.messages_column), config.messages_column, where)
             return Row(number, messages=messages, label=label)
+
+
+def _tagged(config: DataConfig, record: dict[str, Any], number: int, where: str) -> Row:
+    """Return a row of words with a tag each."""
+    assert config.label_column is not None
+    words = _list(record, config.text_column, where, "words")
+    tags = _list(record, config.label_column, where, "tags")
+    if len(words) != len(tags):
+        raise DataError(f"{where}: {len(words)} words and {len(tags)} tags; every word needs one tag")
+    for place, (word, tag) in enumerate(zip(words, tags, strict=True), start=1):
+        if not isinstance(word, str) or not is_unicode(word) or not word or any(map(str.isspace, word)):
+            raise DataError(f"{where}: word {place} is {word!r}, expected text without white space")
+        if not _is_label(tag):
+            raise DataError(f"{where}: the tag of word {place} is {_kind(tag)}, expected a label")
+    return Row(number, words=tuple(words), tags=tuple(map(label_name, tags)))
+
+
+def _list(record: dict[str, Any], column: str, where: str, what: str) -> list[Any]:
+    values = record.get(column)
+    if not isinstance(values, list) or not values:
+        raise DataError(f'{where}: column "{column}" holds {_kind(values)}, expected a list of {what}')
+    return values
+
+
+def _is_label(value: Any) -> TypeGuard[str | int | float]:
+    return isinstance(value, str | int | float) and not _is_nan(value) and bool(str(value).strip())
 
 
 def _text(record: dict[str, Any], column: str, where: str) -> str:

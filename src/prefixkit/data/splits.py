@@ -48,7 +48,7 @@ def distinct_rows(rows: Iterable[Row]) -> DistinctRows:
     groups: dict[bytes, list[Row]] = {}
     for row in rows:
         groups.setdefault(content_hash(row.content), []).append(row)
-    agreed = [group for group in groups.values() if len({row.label for row in group}) == 1]
+    agreed = [group for group in groups.values() if len({row.labels for row in group}) == 1]
     total = sum(map(len, groups.values()))
     in_agreement = sum(map(len, agreed))
     return DistinctRows(

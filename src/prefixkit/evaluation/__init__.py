@@ -12,10 +12,12 @@ from prefixkit.evaluation.intervals import (
     share_interval,
 )
 from prefixkit.evaluation.judge import SentimentJudge
+from prefixkit.evaluation.labels import evaluate_labels, label_losses
 from prefixkit.evaluation.loss import TokenLosses, heldout_loss
+from prefixkit.evaluation.picking import validation_rows
 from prefixkit.evaluation.protocol import check_context, evaluate
 from prefixkit.evaluation.repetition import repetition_rates
-from prefixkit.evaluation.scores import Evaluation, Sample, Score
+from prefixkit.evaluation.scores import Evaluation, Prediction, Sample, Score
 from prefixkit.evaluation.systems import System, SystemName
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Distinct",
     "Evaluation",
     "Interval",
+    "Prediction",
     "Ratio",
     "Sample",
     "Score",
@@ -36,10 +39,13 @@ __all__ = [
     "check_context",
     "difference_interval",
     "evaluate",
+    "evaluate_labels",
     "fluency_losses",
     "heldout_loss",
     "jackknife_interval",
+    "label_losses",
     "ratio_interval",
     "repetition_rates",
     "share_interval",
+    "validation_rows",
 ]

@@ -15,6 +15,7 @@ set. They get a delete-a-group jackknife (Shao & Tu, 1995, §2.3), which only ev
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def difference_interval(first: Ratio, second: Ratio, *, resamples: int, seed: in
 
 
 def jackknife_interval(
-    texts: Sequence[str], statistic: Callable[[Sequence[int]], float], *, seed: int, low: float, high: float
+    texts: Sequence[Any], statistic: Callable[[Sequence[int]], float], *, seed: int, low: float, high: float
 ) -> Interval | None:
     """Return the delete-a-group jackknife interval of a measure of a set of texts.
 

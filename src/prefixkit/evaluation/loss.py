@@ -74,7 +74,9 @@ def heldout_loss(
     Raises:
         EvaluationError: there is nothing to score, an example does not fit the context, or a loss is not a
             finite number.
+        UnsupportedModelError: the model writes no text.
     """
+    base.require_writer()
     check_examples(base, examples, prefix_tokens=0 if prefix is None else prefix.position_offset)
     nats = [0.0] * len(examples)
     done = 0

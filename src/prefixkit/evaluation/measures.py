@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefixkit.config import EvaluationConfig
 from prefixkit.data import LabelledText
+from prefixkit.evaluation.answers import Answers
 from prefixkit.evaluation.copying import Copying
 from prefixkit.evaluation.diversity import Distinct, SelfBleu
 from prefixkit.evaluation.intervals import (
@@ -113,6 +115,19 @@ class Measures:
             scores["novelty"] = self._ratio("novelty", novelty)
         return scores
 
+    def labels(self, answers: Answers) -> Scores:
+        """Return the loss per label, accuracy, and F1 over classes, and over entities where tags mark some."""
+        rows, hits = range(len(answers.logs)), answers.hits
+        is_whole = set(hits.weights) == {1.0}
+        scores = {
+            "heldout_nll": self._ratio("heldout_nll", answers.losses),
+            "accuracy": self._share([hit == 1 for hit in hits.parts]) if is_whole else self._ratio("accuracy", hits),
+            "macro_f1": self._set("macro_f1", rows, answers.macro_f1, high=1.0),
+        }
+        if answers.has_entities:
+            scores["entity_f1"] = self._set("entity_f1", rows, answers.entity_f1, high=1.0)
+        return scores
+
     def _share(self, hits: Sequence[bool]) -> Score:
         return Score(sum(hits) / len(hits), share_interval(hits))
 
@@ -128,7 +143,7 @@ class Measures:
         return Score(first.value - second.value, interval)
 
     def _set(
-        self, key: str, texts: Sequence[str], statistic: Callable[[Sequence[int]], float], *, high: float
+        self, key: str, texts: Sequence[Any], statistic: Callable[[Sequence[int]], float], *, high: float
     ) -> Score:
         interval = jackknife_interval(texts, statistic, seed=self._seed(key), low=0.0, high=high)
         return Score(statistic(range(len(texts))), interval)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 
 from prefixkit.config import Recipe
-from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData, content_hash
+from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.loss import TokenLosses, check_examples, heldout_loss
 from prefixkit.evaluation.measures import HeldOutLosses, Measures
+from prefixkit.evaluation.picking import pick
 from prefixkit.evaluation.progress import OnProgress, Progress
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
 from prefixkit.evaluation.systems import System, SystemName, systems_to_compare
@@ -105,11 +106,6 @@ def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_toke
         )
         if prompts:
             check_length(base, prompts, max_new_tokens=recipe.generation.max_new_tokens, prefix_tokens=read)
-
-
-def pick(examples: Sequence[Example], rows: int) -> list[Example]:
-    """Return the first rows in the order of their content's hash."""
-    return sorted(examples, key=lambda example: content_hash(f"{example.prompt}\n{example.text}"))[:rows]
 
 
 def _heldout(

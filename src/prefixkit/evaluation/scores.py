@@ -42,14 +42,34 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the prefix and its head said of one held-out text.
+
+    Attributes:
+        index: its place.
+        text: what was read, whole; for tags, the words with a space between them.
+        labels: the true labels: one for a whole text, or one for each word that was read.
+        predicted: the likeliest labels.
+        probabilities: of those.
+    """
+
+    index: int
+    text: str
+    labels: tuple[str, ...]
+    predicted: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Scores by key, as scores.json has them, and the texts they were measured on.
+    """Scores by key, as scores.json has them, and what they were measured on: texts, or predicted labels.
 
     A measure that could not be made has no key; nothing stands in for it.
     """
 
     scores: Mapping[str, Score]
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
 
     def to_flat(self) -> dict[str, Any]:
         """Return the content of scores.json: a number per key, and `intervals` with [low, high] per key."""

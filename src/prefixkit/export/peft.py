@@ -98,6 +98,8 @@ def _is_rounded_by_peft(rows: Tensor) -> bool:
 def _require_sayable(prefix: Prefix) -> Site:
     """Refuse what the format has no words for; return the site all layers look like."""
     states = prefix.states
+    if prefix.head is not None:
+        raise ExportError("PEFT's format cannot say a classification head beside a prefix; the artefact holds both")
     sites, lengths = states.geometry.sites, states.lengths
     other = [placement for placement in states.geometry.placements if placement is not Placement.DECODER_SELF]
     if other:

@@ -38,7 +38,9 @@ def encode_prompts(base: Base, prompts: Sequence[str], *, source_tokens: int | N
 
     Raises:
         DataError: a prompt is empty and the tokenizer has no BOS token, or it is no text that can be encoded.
+        UnsupportedModelError: the model is an encoder.
     """
+    base.require_writer()
     for prompt in prompts:
         if not is_unicode(prompt):
             raise DataError("the prompt holds half a character (a lone surrogate); give it as UTF-8")

@@ -1,4 +1,4 @@
-"""The comparison of three systems: what each measure means, and what may be called better."""
+"""The comparison of systems: what each measure means, and what may be called better."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any, TypeGuard
 
-SYSTEMS = ("prefix", "instruction", "base")
-"""The prefix, the base model with a hand-written instruction, and the base model alone."""
+SYSTEMS = ("prefix", "instruction", "base", "head", "words", "majority")
+"""The prefix; where text is learned, the base model with a hand-written instruction and alone; where labels are, a head
+on the base model without a prefix, a bag of words, and the commonest label."""
 
 REAL = "real"
 """Texts people wrote, measured like generated ones: what the systems are read beside, and no system."""
@@ -42,8 +43,15 @@ class Measure:
 
 
 MEASURES = (
+    Measure("accuracy", "Accuracy", "Share of unseen texts, or words, that get their true label.",
+            Better.HIGHER, Unit.SHARE),
+    Measure("macro_f1", "Macro F1", "Harmonic mean of precision and recall, averaged over the labels: a rare label "
+            "counts as much as a common one.", Better.HIGHER, Unit.SHARE),
+    Measure("entity_f1", "Entity F1", "The same for whole entities, found from their first word to their last.",
+            Better.HIGHER, Unit.SHARE),
     Measure("heldout_nll", "Held-out loss", "How much unseen texts of the wanted kind surprise the model, "
-            "in nats per token.", Better.LOWER, Unit.NATS),
+            "in nats per token; where labels are learned, how much those do, in nats per label.",
+            Better.LOWER, Unit.NATS),
     Measure("heldout_ppl", "Held-out perplexity", "The same as a number of equally likely next tokens.",
             Better.LOWER, Unit.RATIO),
     Measure("heldout_nll_negative", "Loss on the contrast", "The same loss on texts of the other kind. "

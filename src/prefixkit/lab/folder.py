@@ -12,8 +12,9 @@ from prefixkit.prefix import PREFIX_FILES
 RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING = (
     "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html", "training",
 )  # fmt: skip
+PREDICTIONS = "predictions.jsonl"
 DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
-_OWN = {RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE, *PREFIX_FILES}
+_OWN = {RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE, *PREFIX_FILES}
 
 
 def check_run(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -107,7 +108,7 @@ def _is_own(path: Path) -> bool:
 def _check_same(old: Recipe, new: Recipe) -> None:
     """Only what comes after training may change between start and resume."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    for section in ("model", "prefix", "data", "train"):
+    for section in ("model", "prefix", "head", "data", "train"):
         for key, value in before[section].items():
             if after[section][key] != value:
                 raise ConfigError(

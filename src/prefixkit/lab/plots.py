@@ -54,7 +54,9 @@ Metrics = Sequence[Mapping[str, Any]]
 """Lines of metrics.jsonl, one mapping per step."""
 
 
-def loss_plot(metrics: Metrics, *, name: str, best_step: int | None = None, width: float = 9.6) -> str | None:
+def loss_plot(
+    metrics: Metrics, *, name: str, best_step: int | None = None, width: float = 9.6, unit: str = "nats per token"
+) -> str | None:
     """Draw the training loss, faint, and the held-out losses with the best one marked.
 
     Args:
@@ -62,6 +64,7 @@ def loss_plot(metrics: Metrics, *, name: str, best_step: int | None = None, widt
         name: put before every id in the SVG, so that several can share a page.
         best_step: the step whose prefix was kept; marked if it has a held-out loss.
         width: inches.
+        unit: what the losses are counted in.
 
     Returns:
         An ``<svg>`` element, or None without a loss to draw.
@@ -79,7 +82,7 @@ def loss_plot(metrics: Metrics, *, name: str, best_step: int | None = None, widt
         if best_step is not None and best_step in heldout[0]:
             _mark_best(axes, best_step, heldout[1][heldout[0].index(best_step)])
         _limit_loss(axes, trained[1], heldout[1])
-        axes.set(xlabel="step", ylabel="loss, nats per token")
+        axes.set(xlabel="step", ylabel=f"loss, {unit}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.legend(loc="upper right", ncols=2, borderaxespad=0)
         return to_svg(figure, name, "Loss against training steps")

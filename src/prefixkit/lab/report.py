@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from prefixkit.config import Format
 from prefixkit.errors import EvaluationError
 from prefixkit.files import write_text
 from prefixkit.lab.comparison import REAL, SYSTEMS, ComparisonRow, compare, is_number
@@ -23,9 +24,10 @@ from prefixkit.lab.facts import (
     named_facts,
     recipe_changes,
 )
-from prefixkit.lab.folder import METRICS, REPORT, RUN, SAMPLES, SCORES
+from prefixkit.lab.folder import METRICS, PREDICTIONS, REPORT, RUN, SAMPLES, SCORES
 from prefixkit.lab.pages import render_page
 from prefixkit.lab.plots import loss_plot, small_plot
+from prefixkit.lab.predictions import read_predictions
 
 SHOWN_SAMPLES = 12
 """Rows of samples the report shows: the first ones, so that nobody picked them."""
@@ -61,6 +63,7 @@ class RunFiles:
     metrics: Sequence[Json]
     scores: Json
     samples: Sequence[Json]
+    predictions: Sequence[Json] = ()
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,12 @@ def write_report(run_dir: Path) -> Path:
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Read the four files a report is made of.
+    """Read the files a report is made of.
 
     Raises:
         EvaluationError: none of them is there, or one is damaged.
     """
-    names = (RUN, METRICS, SCORES, SAMPLES)
+    names = (RUN, METRICS, SCORES, SAMPLES, PREDICTIONS)
     if not any((run_dir / name).is_file() for name in names):
         raise EvaluationError(f"{run_dir}: nothing to report; expected a run folder with {', '.join(names)}")
     run = _read_lines(run_dir / RUN, whole=True)
@@ -143,6 +146,7 @@ def read_run(run_dir: Path) -> RunFiles:
         metrics=[metrics[step] for step in sorted(metrics)],
         scores=scores[0] if scores else {},
         samples=_read_lines(run_dir / SAMPLES),
+        predictions=_read_lines(run_dir / PREDICTIONS),
     )
 
 
@@ -170,6 +174,7 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
         judge=_judge(files.scores),
         samples=samples[:SHOWN_SAMPLES],
         num_samples=len(samples),
+        predictions=read_predictions(files.predictions),
         changes=recipe_changes({**recipe, **measured_with}),
         training=named_facts(run, _TRAINING),
         data=flat_facts(run.get("data_counts") or {}),
@@ -184,16 +189,18 @@ def headlines(files: RunFiles) -> list[Headline]:
     """Return up to three big numbers, each with the values it is to be read against."""
     rows = {row.measure.key: row for row in compare(files.scores)}
     found = []
+    if (row := rows.get("accuracy")) and "prefix" in row.cells:
+        found.append(Headline("Accuracy", row.cells["prefix"].text, _others(row), "on texts nothing was trained on"))
     if (row := rows.get("heldout_nll")) and "prefix" in row.cells:
         found.append(
-            Headline("Held-out loss", row.cells["prefix"].text, _others(row), "nats per token; lower is better")
+            Headline("Held-out loss", row.cells["prefix"].text, _others(row), f"{_unit(files)}; lower is better")
         )
     elif is_number(files.run.get("best_heldout_loss")):
         start = [
             Fact("before", f"{m['heldout_loss']:.3f}") for m in files.metrics[:1] if is_number(m.get("heldout_loss"))
         ]
         best = f"{files.run['best_heldout_loss']:.3f}"
-        found.append(Headline("Validation loss", best, start, "nats per token; lower is better"))
+        found.append(Headline("Validation loss", best, start, f"{_unit(files)}; lower is better"))
     if (row := rows.get("sentiment_accuracy")) and "prefix" in row.cells:
         note = "of the generated texts, by a judge that saw none of the training rows"
         found.append(Headline("Judged as wanted", row.cells["prefix"].text, _others(row), note))
@@ -278,8 +285,8 @@ def _plots(files: RunFiles) -> Plots:
         small_plot(files.metrics, "learning_rate", "learning rate", name="rate"),
         small_plot(files.metrics, "grad_norm", "gradient norm", name="norm"),
     )
-    wide = loss_plot(files.metrics, name="loss", best_step=best)
-    narrow = loss_plot(files.metrics, name="loss-narrow", best_step=best, width=4.1)
+    wide = loss_plot(files.metrics, name="loss", best_step=best, unit=_unit(files))
+    narrow = loss_plot(files.metrics, name="loss-narrow", best_step=best, unit=_unit(files), width=4.1)
     # Markup: these SVGs are made here from numbers alone; nothing in them was typed by anyone.
     return Plots(
         Markup(wide) if wide else None,
@@ -294,7 +301,13 @@ def _has_system(files: RunFiles, system: str) -> bool:
 
 
 def _others(row: ComparisonRow) -> list[Fact]:
-    return [Fact(system, row.cells[system].text) for system in ("instruction", "base", REAL) if system in row.cells]
+    return [Fact(system, row.cells[system].text) for system in (*SYSTEMS[1:], REAL) if system in row.cells]
+
+
+def _unit(files: RunFiles) -> str:
+    """Return what a loss is counted in."""
+    kind = _section(files.run.get("recipe") or {}, "data").get("format", Format.TEXT)
+    return "nats per label" if Format(kind).is_classified else "nats per token"
 
 
 def _judge(scores: Json) -> Fact | None:

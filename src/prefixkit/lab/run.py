@@ -13,9 +13,27 @@ from safetensors.torch import save
 from prefixkit.config import Recipe, validate_recipe
 from prefixkit.data import PreparedData, prepare
 from prefixkit.errors import ArtefactError, TrainingError
-from prefixkit.evaluation import check_context, evaluate, heldout_loss
+from prefixkit.evaluation import (
+    check_context,
+    evaluate,
+    evaluate_labels,
+    heldout_loss,
+    label_losses,
+    validation_rows,
+)
 from prefixkit.files import atomic_path, write_json, write_text
-from prefixkit.lab.folder import RECIPE, RUN, SAMPLES, SCORES, TRAINING, check_run, open_run, read_recipe, read_record
+from prefixkit.lab.folder import (
+    PREDICTIONS,
+    RECIPE,
+    RUN,
+    SAMPLES,
+    SCORES,
+    TRAINING,
+    check_run,
+    open_run,
+    read_recipe,
+    read_record,
+)
 from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.models import Base, load_base_model
@@ -23,7 +41,7 @@ from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.sources import hub_revision
-from prefixkit.prefix import BaseCard, Prefix, PrefixStates, TrainingCard
+from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
 from prefixkit.training import Outcome, check_trackers, prefix_lengths, train_prefix
 
 log = get_logger(__name__)
@@ -94,7 +112,7 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
 
 
 def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
-    """Load what is needed to generate with a run, an artefact that a run left, or one that was imported.
+    """Load what is needed to use a run, an artefact that a run left, or one that was imported.
 
     Raises:
         ArtefactError: the folder is no artefact that knows its recipe, or the base model it names is another by now.
@@ -113,6 +131,7 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
         dtype=recipe.model.dtype,
         attention=recipe.model.attention,
     )
+    base.check_format(recipe.data.format)
     config = recipe.prefix
     geometry = inspect_model(base.model).geometry
     lengths = prefix_lengths(geometry, config)
@@ -123,8 +142,10 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
         prefix_tokens=positions,
         context_tokens=base.context_tokens,
         start=base.start_token_id,
+        reads_both_ways=base.reads_both_ways,
     )
-    check_context(base, data, recipe, prefix_tokens=positions)
+    if not data.classes:
+        check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
 
 
@@ -142,16 +163,18 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
     write_json(folder / RUN, {"name": recipe.name, "data_hash": data.hash, "base_weights_hash": {"before": before}})
     card = BaseCard(id=base.id, revision=base.revision, fingerprint=fingerprint(base.model))
 
-    def measure(states: PrefixStates) -> float:
-        rows = data.validation[: recipe.train.validation_rows]
-        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.position_offset)
-        return float(heldout_loss(base, rows, prefix=candidate).mean)
+    def measure(states: PrefixStates, head: Head | None) -> float:
+        rows = validation_rows(data, recipe)
+        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.position_offset, head=head)
+        losses = heldout_loss(base, rows, prefix=candidate) if head is None else label_losses(base, rows, candidate)
+        return float(losses.mean)
 
     outcome = train_prefix(
         base,
         data.train,
         recipe,
         folder,
+        classes=data.classes,
         measure=measure,
         report=lambda step, steps, words: report("training", step, steps, words),
     )
@@ -164,13 +187,15 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         seed=recipe.train.seed,
         steps=outcome.steps,
         data_hash=data.hash,
-        trained_parameters=outcome.encoder.num_parameters(),
+        trained_parameters=outcome.trained_parameters,
         base_weights_hash=before,
         versions=machine.versions,
     )
     licence = recipe.licence or base.licence
     offset = recipe.prefix.position_offset
-    prefix = Prefix.from_states(outcome.states, base=card, position_offset=offset, training=training, licence=licence)
+    prefix = Prefix.from_states(
+        outcome.states, base=card, position_offset=offset, head=outcome.head, training=training, licence=licence
+    )
     with atomic_path(folder / TRAINING / "encoder.safetensors") as path:
         path.write_bytes(save(outcome.encoder.state_dict()))
     prefix = prefix.save(folder)
@@ -211,7 +236,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "seconds": round(outcome.seconds, 3),
         "tokens_per_second": round(outcome.tokens / max(outcome.seconds, 1e-9), 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "trainable_parameters": outcome.encoder.num_parameters(),
+        "trainable_parameters": outcome.trained_parameters,
         "materialised_bytes": sum(4 * (s.key.numel() + s.value.numel()) for s in states.sites),
         "num_virtual_tokens": states.num_virtual_tokens,
         "data_hash": data.hash,
@@ -226,7 +251,8 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
 def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
     prefix = Prefix.load(folder)
     started = time.perf_counter()
-    evaluation = evaluate(
+    measure = evaluate_labels if data.classes else evaluate
+    evaluation = measure(
         base,
         prefix,
         data,
@@ -235,10 +261,8 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
     )
     flat = evaluation.to_flat()
     flat["measured_with"] = _measured_with(recipe)
-    write_text(
-        folder / SAMPLES,
-        "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in evaluation.samples),
-    )
+    name, lines = (PREDICTIONS, evaluation.predictions) if data.classes else (SAMPLES, evaluation.samples)
+    write_text(folder / name, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
     prefix.with_scores({key: value for key, value in flat.items() if isinstance(value, int | float)}).save(folder)
     record = read_record(folder / RUN)
     record["evaluation_seconds"] = round(time.perf_counter() - started, 3)

@@ -10,20 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from prefixkit.config import Attention, Dtype
-from prefixkit.errors import ConfigError, ModelError, PrefixkitError
+from prefixkit.config import Attention, Dtype, Format
+from prefixkit.errors import ConfigError, ModelError, PrefixkitError, UnsupportedModelError
 from prefixkit.logs import get_logger
 from prefixkit.models.hardware import choose_device, choose_dtype
 from prefixkit.models.inspect import context_tokens
+from prefixkit.models.kinds import is_encoder, require_language_model
 from prefixkit.models.licences import find_licence
 from prefixkit.models.locations import Location, locate, pinned
 from prefixkit.models.packaged import PACKAGED_MODELS
 from prefixkit.models.quantised import check_dtype, keep_unpacked
 from prefixkit.models.quiet import quiet_transformers
-from prefixkit.models.refusals import explain_failure, require_complete, require_writer
+from prefixkit.models.refusals import explain_failure, require_complete
 from prefixkit.models.sources import Source, SourceKind, resolve_source
 
 log = get_logger(__name__)
@@ -54,6 +63,37 @@ class Base:
         return context_tokens(self.model)
 
     @property
+    def reads_both_ways(self) -> bool:
+        """Whether the model is an encoder, such as BERT: it has hidden states, and writes no text."""
+        return is_encoder(self.model.config)
+
+    def require_writer(self) -> None:
+        """Raise if the model writes no text.
+
+        Raises:
+            UnsupportedModelError: it is an encoder.
+        """
+        if self.reads_both_ways:
+            raise UnsupportedModelError(
+                f"{self.id}: {self.model.config.model_type} reads both ways and writes no text; give a model that "
+                "writes, or have it learn labels (data.format classes or tags)"
+            )
+
+    def check_format(self, kind: Format) -> None:
+        """Raise if the model cannot learn from data of this format.
+
+        Raises:
+            UnsupportedModelError: it is an encoder and is to write, or has an encoder and a decoder and is to label.
+        """
+        if not kind.is_classified:
+            self.require_writer()
+        elif self.model.config.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{self.id}: data.format {kind} needs an encoder, such as bert-base-uncased, or a decoder-only model; "
+                f"{self.model.config.model_type} has both"
+            )
+
+    @property
     def start_token_id(self) -> int | None:
         """The token an encoder-decoder's decoder starts from; None for a decoder-only model, which continues its text.
 
@@ -76,7 +116,10 @@ def load_base_model(
     dtype: Dtype | str = Dtype.AUTO,
     attention: Attention | str = Attention.SDPA,
 ) -> Base:
-    """Load a frozen language model and its tokenizer: decoder-only, or an encoder-decoder that turns text into text.
+    """Load a frozen language model and its tokenizer.
+
+    It may be decoder-only, an encoder-decoder that turns text into text, or an encoder, of which only the layers are
+    loaded: whatever head or pooler its files hold, or lack, is left out.
 
     Args:
         base: a packaged model (``smollm2-135m``), a folder, a .gguf file, or a hub id, tried in this order.
@@ -86,7 +129,7 @@ def load_base_model(
 
     Raises:
         ModelError: the model cannot be found, read or verified; the message is one line and says what to do.
-        UnsupportedModelError: it writes no text, or is of an unknown architecture.
+        UnsupportedModelError: it reads no text, or is of an unknown architecture.
         ConfigError: dtype or attention is none of those prefixkit knows.
     """
     source = resolve_source(base)
@@ -114,10 +157,9 @@ def _load(
             if source.kind is SourceKind.HUB:
                 location, commit = pinned(location)
             config = AutoConfig.from_pretrained(location.where, **location.options)
-            require_writer(source.name, config)
-            automodel: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            require_language_model(source.name, config)
             # Weights of other shapes are let through here, for `require_complete` to name the first.
-            loaded: Any = automodel.from_pretrained(
+            loaded: Any = _automodel(config).from_pretrained(
                 location.where,
                 **location.options,
                 dtype=dtype,
@@ -131,7 +173,16 @@ def _load(
     except Exception as error:
         raise explain_failure(source, error, revision=revision) from None
     model, loading = loaded
+    if is_encoder(config) and hasattr(model, "pooler"):
+        model.pooler = None
     return model.to(choose_device()), tokenizer, loading, commit
+
+
+def _automodel(config: PretrainedConfig) -> Any:
+    """Return transformers' class for this kind of model."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    return AutoModel if is_encoder(config) else AutoModelForCausalLM
 
 
 def _require_attention(attention: Attention | str) -> Attention:
@@ -156,8 +207,9 @@ def _freeze(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     model.eval()
     keep_unpacked(model)
     model.requires_grad_(False)
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    settings = getattr(model, "generation_config", None)  # an encoder generates nothing
+    if settings is not None and settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
 
 
 def _provenance(source: Source, commit: str | None) -> tuple[str | None, str]:

@@ -1,15 +1,17 @@
 """Which model is this? A fingerprint for refusing the wrong base, and a hash for proving nothing changed."""
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
+from prefixkit.models.kinds import is_encoder
 from prefixkit.models.quantised import is_quantised
 from prefixkit.models.weights import plain_parts, stored_weights
 from prefixkit.prefix import BaseCard
@@ -39,7 +41,8 @@ _known: WeakKeyDictionary[PreTrainedModel, tuple[Hashable, str]] = WeakKeyDictio
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the identity of a model's configuration and weights; computed once, and again if weights change in place.
 
-    Adapters in the model (LoRA beside a prefix) do not count, unless they are merged into its weights.
+    Adapters in the model (LoRA beside a prefix) do not count, unless they are merged into its weights. Of an encoder
+    its layers and embeddings count: one prefix fits it with any head, or with none.
 
     Weights are sampled evenly and rounded to bfloat16, so a model has one fingerprint in float64, float32 and
     bfloat16 (float16 rounds differently, and differs), and a 70B model is fingerprinted in seconds. Fine-tuned copies
@@ -50,10 +53,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     if known is None or known[0] != state:
         digest, config = hashlib.sha256(), model.config.get_text_config()
         for key in _SETTINGS:
-            digest.update(f"{key}={getattr(config, key, None)!r};".encode())
+            digest.update(f"{key}={_sorted(getattr(config, key, None))!r};".encode())
         for key in _MORE_SETTINGS if model.config.is_encoder_decoder else ():
             digest.update(f"{key}={getattr(model.config, key, None)!r};".encode())
-        for name, get in sorted(base_weights(model).items()):
+        for name, get in sorted(_weights(model).items()):
             for part, weight in plain_parts(name, get()):
                 flat = weight.flatten()
                 step = max(1, flat.numel() // _SAMPLES)
@@ -62,6 +65,20 @@ def fingerprint(model: PreTrainedModel) -> str:
                 digest.update(sample.view(torch.uint8).numpy().tobytes())
         known = _known[model] = (state, digest.hexdigest())
     return known[1]
+
+
+def _sorted(setting: Any) -> Any:
+    """Return a setting with its keys in order: a file keeps them in another order than a configuration just made."""
+    return {key: _sorted(setting[key]) for key in sorted(setting)} if isinstance(setting, dict) else setting
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
+    weights = base_weights(model)
+    if not is_encoder(model.config):
+        return weights
+    stem = "" if model.base_model is model else f"{model.base_model_prefix}."
+    inner = {name.removeprefix(stem): get for name, get in weights.items() if name.startswith(stem)}
+    return {name: get for name, get in inner.items() if not name.startswith("pooler.")}
 
 
 def _state(model: PreTrainedModel) -> Hashable:

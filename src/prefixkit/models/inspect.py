@@ -89,8 +89,15 @@ def context_tokens(model: PreTrainedModel) -> int | None:
         limit = getattr(config, key, None)
         # T5 names the length it was trained on, but its relative positions set no limit.
         if isinstance(limit, int) and limit > 0 and not hasattr(config, "relative_attention_num_buckets"):
-            return limit
+            return limit - _unused_positions(model)
     return None
+
+
+def _unused_positions(model: PreTrainedModel) -> int:
+    """Return how many of its positions an encoder never uses: RoBERTa counts from the one behind padding's."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def text_inputs(model: PreTrainedModel, source: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -4,14 +4,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers import PreTrainedModel
 
 from prefixkit.errors import ModelError, UnsupportedModelError
+from prefixkit.models.kinds import is_encoder
 from prefixkit.models.sources import Source, SourceKind, packaged_hint, packaged_names
 
 #: Names of the exceptions that mean "no connection", in whichever HTTP library is underneath.
@@ -31,24 +27,6 @@ _QUANTISERS = ("torchao", "bitsandbytes")
 _DAMAGED = frozenset({"EOFError", "SafetensorError", "UnpicklingError"})
 
 
-def require_writer(base: str, config: PretrainedConfig) -> None:
-    """Refuse whatever does not read and write text, left to right.
-
-    Raises:
-        UnsupportedModelError: it reads in both directions, reads something else than text, or writes no text.
-    """
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-            raise UnsupportedModelError(f"{base}: {kind} does not turn text into text; give one that does, such as t5")
-        return
-    todo = "give a model that writes text left to right"
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedModelError(f"{base}: {kind} is no causal language model; {todo}")
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        raise UnsupportedModelError(f"{base}: {kind} is a masked language model, it reads both ways; {todo}")
-
-
 #: Buffers that older versions of transformers saved and that are computed today.
 _OLD_BUFFERS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq")
 
@@ -65,7 +43,7 @@ def require_complete(base: str, model: PreTrainedModel, loading: dict[str, Any])
         ModelError: a weight is missing, has the wrong shape, or no place in the model; the first is named.
     """
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    missing = sorted(set(loading["missing_keys"]) - tied)
+    missing = sorted(key for key in set(loading["missing_keys"]) - tied if not _is_head(model, key))
     if missing:
         raise ModelError(
             f"{base}: its files hold no weight {missing[0]} ({len(missing)} missing);"
@@ -78,13 +56,22 @@ def require_complete(base: str, model: PreTrainedModel, loading: dict[str, Any])
             f"{base}: weight {weight} has shape {list(found)}, but config.json asks for {list(expected)};"
             " get matching config.json and weights"
         )
-    unexpected = sorted(key for key in loading["unexpected_keys"] if not key.endswith(_OLD_BUFFERS))
+    extra = (key for key in loading["unexpected_keys"] if not key.endswith(_OLD_BUFFERS))
+    unexpected = sorted(key for key in extra if not _is_head(model, key))
     if unexpected:
         kind = model.config.model_type
         raise ModelError(
             f"{base}: its files hold a weight {unexpected[0]} that its architecture, {kind},"
             f" has no place for ({len(unexpected)} unused); get matching config.json and weights"
         )
+
+
+def _is_head(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight belongs to what stands on an encoder's layers: it differs from file to file, and is not read."""
+    if not is_encoder(model.config):
+        return False
+    first = key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+    return first == "pooler" or first not in dict(model.base_model.named_children())
 
 
 def explain_failure(source: Source, error: Exception, *, revision: str | None) -> ModelError:

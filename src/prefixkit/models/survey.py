@@ -18,19 +18,17 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from prefixkit.compat import eager_attention, layer_windows
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import PrefixkitError, UnsupportedModelError
 from prefixkit.models.base import load_base_model
 from prefixkit.models.inspect import Anatomy, Kind, inspect_model
+from prefixkit.models.kinds import is_encoder, require_language_model
 from prefixkit.models.locations import NO_FOREIGN_CODE, locate
 from prefixkit.models.quiet import quiet_transformers
-from prefixkit.models.refusals import explain_failure, require_writer
+from prefixkit.models.refusals import explain_failure
 from prefixkit.models.sources import Source, SourceKind, resolve_source
 
 
@@ -144,9 +142,9 @@ def _builder(source: Source, config: PretrainedConfig) -> Any:
     if config.is_encoder_decoder:
         writes = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
         return AutoModelForSeq2SeqLM if writes else AutoModelForSpeechSeq2Seq
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+    if is_encoder(config):
         return AutoModelForMaskedLM
-    require_writer(source.name, config)
+    require_language_model(source.name, config)
     return AutoModelForCausalLM
 
 

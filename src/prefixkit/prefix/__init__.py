@@ -5,9 +5,10 @@
 
 from prefixkit.prefix.artefact import PREFIX_FILES, Prefix
 from prefixkit.prefix.bank import Bank, SiteBank, stack
-from prefixkit.prefix.card import BaseCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.card import BaseCard, HeadCard, PrefixCard, SiteCard, TrainingCard
 from prefixkit.prefix.encoder import PrefixEncoder
 from prefixkit.prefix.geometry import Geometry, Site
+from prefixkit.prefix.head import ClassificationHead, Head, HeadKind
 from prefixkit.prefix.init import init_mlp, init_random, init_zero, reproduce
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
@@ -15,7 +16,11 @@ __all__ = [
     "PREFIX_FILES",
     "Bank",
     "BaseCard",
+    "ClassificationHead",
     "Geometry",
+    "Head",
+    "HeadCard",
+    "HeadKind",
     "Prefix",
     "PrefixCard",
     "PrefixEncoder",

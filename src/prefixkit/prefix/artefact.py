@@ -1,6 +1,7 @@
 """The artefact: a prefix as a folder of two files, loaded with checks and never with pickle.
 
     prefix.safetensors   <placement>.<layer>.key, .value   [g, p, d]     .gate   [h]
+                         head.weight                       [c, e]        head.bias   [c]   where labels were learned
     prefix.json          the card: geometry, base model, training, scores, SHA-256 of the file above
 
 A site of length 0 has no tensors. A folder named ``training/`` may stand beside them with what is needed to
@@ -10,7 +11,6 @@ train on; deleting it leaves a deployable prefix.
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from prefixkit.errors import ArtefactError
 from prefixkit.files import atomic_path, read_json, sha256_file, write_json
-from prefixkit.prefix.card import SCHEMA_VERSION, BaseCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.card import SCHEMA_VERSION, BaseCard, HeadCard, PrefixCard, SiteCard, TrainingCard
 from prefixkit.prefix.geometry import Site
+from prefixkit.prefix.head import Head
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
 TENSORS_NAME = "prefix.safetensors"
@@ -37,10 +38,12 @@ class Prefix:
     Attributes:
         states: keys and values per site.
         card: geometry, base model, position offset, training, scores.
+        head: the classification head that was trained with it; None for a prefix that steers text.
     """
 
     states: PrefixStates
     card: PrefixCard
+    head: Head | None = None
 
     @classmethod
     def from_states(
@@ -49,6 +52,7 @@ class Prefix:
         *,
         base: BaseCard,
         position_offset: int | None = None,
+        head: Head | None = None,
         training: TrainingCard | None = None,
         licence: str = "",
     ) -> "Prefix":
@@ -58,6 +62,7 @@ class Prefix:
             states: keys and values per site; copied, so later training steps do not change the prefix.
             base: the model they belong to.
             position_offset: position of the first text token; left out, `Geometry.text_position`.
+            head: the classification head trained with them, if one was.
             training: how they were trained, if they were.
             licence: terms of the base model and the data.
         """
@@ -76,10 +81,11 @@ class Prefix:
                 )
                 for site, length in zip(states.geometry.sites, states.lengths, strict=True)
             ),
+            head=None if head is None else HeadCard.of(head),
             training=training,
             licence=licence,
         )
-        return cls(states.detach(), card)
+        return cls(states.detach(), card, head)
 
     @property
     def position_offset(self) -> int:
@@ -100,12 +106,12 @@ class Prefix:
             ArtefactError: the folder cannot be written to; files already there are untouched.
         """
         folder = Path(folder)
-        tensors = _to_tensors(self.states)
+        tensors = _to_tensors(self.states) | _head_tensors(self.head)
         try:
             with atomic_path(folder / CARD_NAME) as card_path, atomic_path(folder / TENSORS_NAME) as path:
                 path.write_bytes(save(tensors))  # not save_file, whose full disk is no OSError
                 card = self.card.model_copy(update={"content_hash": sha256_file(path)})
-                write_json(card_path, card.model_dump(mode="json"))
+                write_json(card_path, card.to_json())
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{folder}: cannot save the prefix: {error}") from None
         return replace(self, card=card)
@@ -136,7 +142,8 @@ class Prefix:
             tensors = load(content)
         except SafetensorError as error:
             raise ArtefactError(f"{path}: not a readable safetensors file: {error}") from None
-        return cls(_from_tensors(tensors, card, path), card)
+        head = None if card.head is None else _take_head(tensors, card.head, path)
+        return cls(_from_tensors(tensors, card, path), card, head)
 
 
 def _to_tensors(states: PrefixStates) -> dict[str, Tensor]:
@@ -171,17 +178,32 @@ def _take_site(tensors: dict[str, Tensor], card: SiteCard, site: Site, path: Pat
     }
     if f"{site.name}.gate" in tensors:
         shapes["gate"] = (site.query_heads,)
-    parts: dict[str, Any] = {}
-    for part, shape in shapes.items():
-        tensor = tensors.pop(f"{site.name}.{part}", None)
-        if tensor is None:
-            raise ArtefactError(f"{path}: tensor {site.name}.{part} is missing")
-        if tuple(tensor.shape) != shape:
-            raise ArtefactError(f"{path}: {site.name}.{part}: expected shape {list(shape)}, got {list(tensor.shape)}")
-        if not torch.isfinite(tensor).all():
-            raise ArtefactError(f"{path}: {site.name}.{part} holds NaN or infinite numbers")
-        parts[part] = tensor
-    return SiteStates(**parts)
+    return SiteStates(**{part: _take(tensors, f"{site.name}.{part}", shape, path) for part, shape in shapes.items()})
+
+
+def _head_tensors(head: Head | None) -> dict[str, Tensor]:
+    if head is None:
+        return {}
+    parts = {"head.weight": head.weight, "head.bias": head.bias}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
+
+
+def _take_head(tensors: dict[str, Tensor], card: HeadCard, path: Path) -> Head:
+    classes = len(card.labels)
+    weight = _take(tensors, "head.weight", (classes, card.hidden_size), path)
+    return Head(card.kind, card.labels, weight, _take(tensors, "head.bias", (classes,), path), card.pooling)
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    """Take one tensor out of those read, checked."""
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise ArtefactError(f"{path}: tensor {name} is missing")
+    if tuple(tensor.shape) != shape:
+        raise ArtefactError(f"{path}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    if not torch.isfinite(tensor).all():
+        raise ArtefactError(f"{path}: {name} holds NaN or infinite numbers")
+    return tensor
 
 
 def _read_card(folder: Path) -> PrefixCard:

@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefixkit.config import Placement
+from prefixkit.config import Placement, Pooling
 from prefixkit.prefix.geometry import Geometry, Site
+from prefixkit.prefix.head import Head, HeadKind
 
 #: Raised by one when a reader of the old schema would misread the new one.
 SCHEMA_VERSION: Literal[1] = 1
@@ -41,6 +42,24 @@ class BaseCard(_Part):
     """Identity of configuration and weights, the same in float64, float32 and bfloat16; None accepts any model."""
 
 
+class HeadCard(_Part):
+    """The classification head that was trained with a prefix."""
+
+    kind: HeadKind
+    """What gets a label: a whole text, or each word."""
+    labels: tuple[str, ...] = Field(min_length=2)
+    """Name of each label, in the order of the logits."""
+    hidden_size: int = Field(ge=1)
+    """Width of the hidden states it reads."""
+    pooling: Pooling = Pooling.TOKEN
+    """The hidden state of a whole text: one token's, or the mean of all."""
+
+    @classmethod
+    def of(cls, head: Head) -> "HeadCard":
+        """Describe a head."""
+        return cls(kind=head.kind, labels=head.labels, hidden_size=head.weight.shape[1], pooling=head.pooling)
+
+
 class TrainingCard(_Part):
     """How a prefix was trained."""
 
@@ -69,6 +88,8 @@ class PrefixCard(_Part):
     """Position of the first text token."""
     sites: tuple[SiteCard, ...]
     """The geometry, with the length at each site."""
+    head: HeadCard | None = None
+    """None for a prefix that steers text."""
     training: TrainingCard | None = None
     """None for a prefix that was made, not trained (from a text, say)."""
     scores: dict[str, float] = {}
@@ -77,6 +98,10 @@ class PrefixCard(_Part):
     """Terms of the base model and the data."""
     content_hash: str = ""
     """SHA-256 of prefix.safetensors."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of prefix.json; an absent head is left out, as readers from before know no such key."""
+        return self.model_dump(mode="json", exclude={"head"} if self.head is None else None)
 
     def geometry(self) -> Geometry:
         """Return the geometry of the base model."""

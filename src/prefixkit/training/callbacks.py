@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prefixkit.errors import DivergedError
 from prefixkit.files import write_text
 from prefixkit.logs import get_logger
-from prefixkit.prefix import PrefixStates
+from prefixkit.prefix import Head, PrefixStates
 from prefixkit.training.checkpoint import Progress
 from prefixkit.training.model import PrefixModel
 
@@ -24,8 +24,8 @@ log = get_logger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
 
-#: Measures a held-out loss, in nats per token, of the base model with these states attached.
-Measure = Callable[[PrefixStates], float]
+#: Measures a held-out loss, in nats per token or label, of the base model with these states attached, and this head.
+Measure = Callable[[PrefixStates, Head | None], float]
 
 
 #: Told about progress: step, steps in all, a few words.
@@ -37,7 +37,7 @@ class HeldOut(TrainerCallback):
 
     Args:
         model: the model in training.
-        measure: gives the held-out loss of materialised states.
+        measure: gives the held-out loss of materialised states, and of the head.
         every: steps between measurements; the first is before step 1, the last after the last step.
         patience: measurements without a new best before stopping; None for never.
         progress: the run's memory, shared with the checkpoints.
@@ -68,13 +68,13 @@ class HeldOut(TrainerCallback):
                 control.should_training_stop = True
 
     def _look(self, step: int) -> None:
-        states = self._model.encoder.materialise()
-        self.latest = self._measure(states)
+        head = None if self._model.head is None else self._model.head.materialise()
+        self.latest = self._measure(self._model.encoder.materialise(), head)
         if not math.isfinite(self.latest):
             raise DivergedError(f"step {step}: held-out loss is {self.latest}; lower train.learning_rate")
         if self.progress.best_loss is None or self.latest < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_step, self.progress.waited = self.latest, step, 0
-            self.best = {name: t.detach().clone() for name, t in self._model.encoder.state_dict().items()}
+            self.best = {name: t.detach().clone() for name, t in self._model.trained_state().items()}
         else:
             self.progress.waited += 1
 

@@ -1,8 +1,8 @@
 """Checkpoints: written aside and renamed, so that a folder named checkpoint-N is always a whole one.
 
 checkpoint-N/
-    encoder.safetensors   the encoder's parameters
-    best.safetensors      the encoder at the best held-out loss so far
+    encoder.safetensors   the encoder's parameters, and the classification head's
+    best.safetensors      the same at the best held-out loss so far
     progress.json         best loss, patience, monitor, rollbacks
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' Trainer's own
 """
@@ -107,18 +107,18 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def write_own(folder: Path, encoder: dict[str, Tensor], best: dict[str, Tensor] | None, progress: Progress) -> None:
+def write_own(folder: Path, trained: dict[str, Tensor], best: dict[str, Tensor] | None, progress: Progress) -> None:
     """Write our part of a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     # write_bytes, not save_file: its full disk is no OSError
-    (folder / _ENCODER).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in encoder.items()}))
+    (folder / _ENCODER).write_bytes(save({name: tensor.detach().contiguous() for name, tensor in trained.items()}))
     if best is not None:
         (folder / _BEST).write_bytes(save(best))
     write_json(folder / "progress.json", asdict(progress))
 
 
 def read_own(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Progress]:
-    """Read our part of a checkpoint: encoder, best encoder, progress."""
+    """Read our part of a checkpoint: the trained parameters, the best so far, progress."""
     best = folder / _BEST
     return (
         load_file(folder / _ENCODER),

@@ -12,9 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.config import Pooling
 from prefixkit.data import NO_LOSS
 from prefixkit.models.inspect import inspect_model
+from prefixkit.models.reading import last_hidden_state, mean_state
 from prefixkit.models.weights import input_device, is_plain
+from prefixkit.prefix import ClassificationHead
 
 #: Positions whose logits exist at the same time.
 _CHUNK = 256
@@ -113,3 +116,22 @@ def summed_loss(
     logits = model(**batch, use_cache=False).logits[:, :-1][scored]  # [k, v]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return nn.functional.cross_entropy(logits, expected[scored], reduction="sum")
+
+
+def labelling_loss(
+    model: PreTrainedModel, head: ClassificationHead, batch: dict[str, Tensor], labels: Int[Tensor, "b t"]
+) -> Float[Tensor, ""]:
+    """Return the summed cross-entropy of one batch's labels, in nats.
+
+    Args:
+        model: the base model, with a prefix attached.
+        head: reads its last hidden states.
+        batch: the model's inputs: input_ids and attention_mask.
+        labels: the number of a class where there is one, `NO_LOSS` elsewhere.
+    """
+    hidden, scored = last_hidden_state(model, batch), labels != NO_LOSS
+    if head.pooling is Pooling.MEAN:  # one label per row
+        states = mean_state(hidden, batch["attention_mask"], head.weight.dtype)  # [b, e]
+    else:
+        states = hidden[scored]  # [k, e]
+    return nn.functional.cross_entropy(head(states), labels[scored], reduction="sum")

@@ -22,7 +22,7 @@ from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.models.weights import input_device
-from prefixkit.prefix import PrefixEncoder, PrefixStates
+from prefixkit.prefix import Head, PrefixEncoder, PrefixStates
 from prefixkit.seeding import derive
 from prefixkit.training.callbacks import (
     METRICS_NAME,
@@ -36,7 +36,7 @@ from prefixkit.training.callbacks import (
 from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints, newest_readable, read_own, step_of
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
-from prefixkit.training.start import build_encoder
+from prefixkit.training.start import build_encoder, build_head
 from prefixkit.training.trainer import PrefixTrainer
 
 log = get_logger(__name__)
@@ -49,9 +49,10 @@ class Outcome:
     Attributes:
         states: the materialised prefix at its best held-out loss.
         encoder: the encoder at the same step, to keep training from.
+        head: the classification head at the same step; None where text is learned.
         steps: optimiser steps taken.
         best_step: the step of the best held-out loss.
-        best_loss: that loss, nats per token.
+        best_loss: that loss, nats per token, or per label.
         tokens: text tokens read, padding not counted.
         seconds: time in the training loop, held-out losses included.
         rollbacks: times the learning rate was halved after divergence.
@@ -59,12 +60,19 @@ class Outcome:
 
     states: PrefixStates
     encoder: PrefixEncoder
+    head: Head | None
     steps: int
     best_step: int
     best_loss: float
     tokens: int
     seconds: float
     rollbacks: int
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that were trained, the head's included."""
+        head = 0 if self.head is None else self.head.weight.numel() + self.head.bias.numel()
+        return self.encoder.num_parameters() + head
 
 
 def train_prefix(
@@ -73,6 +81,7 @@ def train_prefix(
     recipe: Recipe,
     folder: Path,
     *,
+    classes: Sequence[str] = (),
     measure: Measure,
     report: ProgressBar,
 ) -> Outcome:
@@ -83,7 +92,8 @@ def train_prefix(
         examples: what to learn from.
         recipe: how.
         folder: the run folder; checkpoints go to ``training/checkpoints/``, metrics to ``metrics.jsonl``.
-        measure: held-out loss of a candidate prefix, for early stopping.
+        classes: names of the labels to tell apart, where labels are learned.
+        measure: held-out loss of a candidate prefix, and of its head, for early stopping.
         report: told about progress.
 
     Raises:
@@ -94,17 +104,18 @@ def train_prefix(
     texts = [example.text for example in examples[:64]]
     with _own_randomness():  # torch's layers draw their weights as they are made, before ours replace them
         encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    at_start = copy.deepcopy(encoder.state_dict())
-    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset)
+    head = build_head(base, recipe, classes) if classes else None
+    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
+    at_start = copy.deepcopy(model.trained_state())
     progress = Progress()
     try:
         with _own_randomness():
             while True:
                 try:
-                    return _run_once(model, base, examples, recipe.train, folder, measure, report, progress)
+                    return _run_once(model, base, examples, recipe, folder, measure, report, progress)
                 except DivergedError as error:
                     progress = _roll_back(error, progress, recipe.train, folder)
-                    encoder.load_state_dict(at_start)  # a checkpoint, if there is one, overwrites this
+                    model.load_trained_state(at_start)  # a checkpoint, if there is one, overwrites this
     finally:
         model.close()
 
@@ -113,17 +124,18 @@ def _run_once(
     model: PrefixModel,
     base: Base,
     examples: Sequence[Example],
-    config: TrainConfig,
+    recipe: Recipe,
     folder: Path,
     measure: Measure,
     report: ProgressBar,
     progress: Progress,
 ) -> Outcome:
     """Run the trainer to the end, to an interruption, or to a divergence."""
+    config = recipe.train
 
-    def measure_aside(states: PrefixStates) -> float:
+    def measure_aside(states: PrefixStates, head: Head | None) -> float:
         with model.set_aside():
-            return measure(states)
+            return measure(states, head)
 
     newest = newest_readable(checkpoint_folder(folder))
     if newest is not None:
@@ -131,7 +143,8 @@ def _run_once(
         progress.rollbacks = max(progress.rollbacks, saved.rollbacks)  # before the rate is chosen
         if best is not None and _is_over(step_of(newest), saved, config):
             return _outcome(model, best, saved, step_of(newest), folder)
-    rate = config.learning_rate * 0.5**progress.rollbacks
+    slower = 0.5**progress.rollbacks
+    rate = config.learning_rate * slower
     heldout = HeldOut(model, measure_aside, every=config.evaluate_every, patience=config.patience, progress=progress)
     metrics = Metrics(folder / METRICS_NAME, heldout, report)
     stop = StopAfterStep()
@@ -142,6 +155,7 @@ def _run_once(
         metrics=metrics,
         monitor=Monitor(config.divergence.loss_ratio, config.divergence.norm_ratio, config.max_grad_norm),
         learning_rate=rate,
+        head_rate=recipe.head.learning_rate * slower,
         args=_arguments(config, checkpoint_folder(folder), rate, base),
         train_dataset=list(examples),
         data_collator=Collator(base.tokenizer.pad_token_id),
@@ -163,11 +177,12 @@ def _is_over(step: int, progress: Progress, config: TrainConfig) -> bool:
 
 def _outcome(model: PrefixModel, best: dict[str, Tensor], progress: Progress, steps: int, folder: Path) -> Outcome:
     assert progress.best_loss is not None
-    model.encoder.load_state_dict(best)
+    model.load_trained_state(best)
     last = read_metrics(folder / METRICS_NAME)[-1]
     return Outcome(
         states=model.encoder.materialise(),
         encoder=model.encoder,
+        head=None if model.head is None else model.head.materialise(),
         steps=steps,
         best_step=progress.best_step,
         best_loss=progress.best_loss,

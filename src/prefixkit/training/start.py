@@ -1,4 +1,4 @@
-"""Building the prefix a recipe asks for, at the place it asks to start from."""
+"""Building the prefix a recipe asks for, at the place it asks to start from; and the head, where labels are learned."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,26 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.config import InitKind, PrefixConfig
+from prefixkit.config import Format, InitKind, PrefixConfig, Recipe
 from prefixkit.errors import ConfigError
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import inspect_model
+from prefixkit.models.reading import last_hidden_state
 from prefixkit.models.text_states import text_states
 from prefixkit.models.weights import input_device
-from prefixkit.prefix import Geometry, Prefix, PrefixEncoder, PrefixStates, init_mlp, init_random, init_zero, reproduce
+from prefixkit.prefix import (
+    ClassificationHead,
+    Geometry,
+    HeadKind,
+    Prefix,
+    PrefixEncoder,
+    PrefixStates,
+    init_mlp,
+    init_random,
+    init_zero,
+    reproduce,
+)
 from prefixkit.seeding import derive
 
 
@@ -54,6 +66,32 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
         case kind:
             reproduce(encoder, _target_states(base, config, kind, max(lengths), texts, generator))
     return encoder.to(input_device(base.model))
+
+
+@torch.no_grad()
+def build_head(base: Base, recipe: Recipe, classes: Sequence[str]) -> ClassificationHead:
+    """Return a classification head for a base model, its weights drawn at random.
+
+    Args:
+        base: the base model, with nothing attached.
+        recipe: what is learned, how, and the seed.
+        classes: names of the labels to tell apart.
+
+    Raises:
+        UnsupportedModelError: the model has no hidden state to read.
+    """
+    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(base.model))
+    hidden = last_hidden_state(base.model, {"input_ids": token, "attention_mask": torch.ones_like(token)})
+    head = ClassificationHead(
+        HeadKind.TOKEN if recipe.data.format is Format.TAGS else HeadKind.SEQUENCE,
+        tuple(classes),
+        hidden.shape[-1],
+        pooling=recipe.head.pooling,
+        dropout=recipe.head.dropout,
+        generator=torch.Generator().manual_seed(derive(recipe.train.seed, "head.init")),
+        dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
+    )
+    return head.to(input_device(base.model))
 
 
 def prefix_lengths(geometry: Geometry, config: PrefixConfig) -> tuple[int, ...]:
@@ -98,7 +136,7 @@ def _text_tokens(
         text = "\n".join(texts[:length])
         if not text:
             raise ConfigError("prefix.init.text: there are no training texts to start from; write a text")
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not tokens:
         raise ConfigError("prefix.init.text: has no tokens for this model; write at least one word")
     repeats = -(-length // len(tokens))

@@ -29,6 +29,7 @@ class PrefixTrainer(Trainer):
         metrics: counts tokens.
         monitor: looks at every step before it is taken.
         learning_rate: peak rate, rollbacks included.
+        head_rate: likewise, of the classification head's parameters; there may be none.
         options: what transformers' Trainer takes.
     """
 
@@ -41,11 +42,12 @@ class PrefixTrainer(Trainer):
         metrics: Metrics,
         monitor: Monitor,
         learning_rate: float,
+        head_rate: float,
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
         self._sampler, self._heldout, self._metrics, self._monitor = sampler, heldout, metrics, monitor
-        self._peak_rate = learning_rate
+        self._peak_rate, self._head_rate = learning_rate, head_rate
         self._step_loss = 0.0
 
     @property
@@ -55,6 +57,19 @@ class PrefixTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Give the classification head, where there is one, a rate of its own."""
+        is_new = self.optimizer is None
+        optimizer: Any = super().create_optimizer(model)
+        head = self._trained().head
+        own = set() if head is None or not is_new else set(head.parameters())
+        for group in list(optimizer.param_groups):
+            moved = [parameter for parameter in group["params"] if parameter in own]
+            if moved:
+                group["params"] = [parameter for parameter in group["params"] if parameter not in own]
+                optimizer.add_param_group(group | {"params": moved, "lr": self._head_rate})
+        return optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -97,12 +112,12 @@ class PrefixTrainer(Trainer):
         """Write the encoder, not the base model."""
         if self.args.should_save:
             self.progress.recent_losses, self.progress.recent_norms = self._monitor.state()
-            encoder = self._encoder().state_dict()
-            write_own(Path(str(output_dir or self.args.output_dir)), encoder, self._heldout.best, self.progress)
+            folder = Path(str(output_dir or self.args.output_dir))
+            write_own(folder, self._trained().trained_state(), self._heldout.best, self.progress)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        encoder, best, progress = read_own(Path(resume_from_checkpoint))
-        self._encoder().load_state_dict(encoder)
+        trained, best, progress = read_own(Path(resume_from_checkpoint))
+        self._trained().load_trained_state(trained)
         rollbacks = max(progress.rollbacks, self.progress.rollbacks)
         self.progress.__dict__.update(progress.__dict__ | {"rollbacks": rollbacks})
         self._heldout.best = best
@@ -120,9 +135,8 @@ class PrefixTrainer(Trainer):
             scheduler._last_lr = [rate * factor for rate in scheduler._last_lr]
             for group in self.optimizer.param_groups:
                 group["lr"] *= factor
-                group["initial_lr"] = self._peak_rate
+                group["initial_lr"] *= factor
 
-    def _encoder(self) -> nn.Module:
-        model = self.accelerator.unwrap_model(self.model)
-        encoder: nn.Module = model.encoder
-        return encoder
+    def _trained(self) -> PrefixModel:
+        model: PrefixModel = self.accelerator.unwrap_model(self.model)
+        return model

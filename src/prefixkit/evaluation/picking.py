@@ -1,0 +1,21 @@
+"""Which held-out rows are measured."""
+
+from collections.abc import Sequence
+
+from prefixkit.config import Recipe
+from prefixkit.data import Example, PreparedData, content_hash
+
+
+def pick(examples: Sequence[Example], rows: int) -> list[Example]:
+    """Return the first rows in the order of their content's hash."""
+    return sorted(examples, key=lambda example: content_hash(f"{example.prompt}\n{example.text}"))[:rows]
+
+
+def validation_rows(data: PreparedData, recipe: Recipe) -> list[Example]:
+    """Return the rows early stopping looks at.
+
+    They are the first ones; where labels are learned, the first in the order of their content's hash, for a file may be
+    sorted by label.
+    """
+    rows = recipe.train.validation_rows
+    return pick(data.validation, rows) if data.classes else list(data.validation[:rows])

@@ -1,0 +1,201 @@
+"""A run that learns labels, on an encoder and on a decoder-only model, through the same commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import processors
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from prefixkit.classification import classify
+from prefixkit.config import Recipe, load_recipe, validate_recipe
+from prefixkit.errors import ConfigError, DataError, UnsupportedModelError
+from prefixkit.files import read_json
+from prefixkit.lab.run import evaluate_run, load_run_base, train_run
+from prefixkit.prefix import HeadKind, Prefix
+
+GOOD, BAD = ["great", "wonderful", "excellent", "superb"], ["awful", "terrible", "boring", "dull"]
+PLAIN = "the film was a story with an actor and it is movie about people".split()
+
+
+def quiet(*_: Any) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def bert_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> Path:
+    """A tiny BERT with a masked language model's head, which nothing here reads."""
+    folder = tmp_path_factory.mktemp("base") / "tiny bert"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=32, max_position_embeddings=64, initializer_range=0.3)  # fmt: skip
+        BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, *, tags: bool) -> Path:
+    """Reviews whose label is the kind of one word in them; as tags, that word is marked."""
+    lines = []
+    for number in range(240):
+        good = number % 2 == 0
+        words = [PLAIN[(number * 7 + place * 3) % len(PLAIN)] for place in range(3 + number % 5)]
+        at = number % (len(words) + 1)
+        words.insert(at, (GOOD if good else BAD)[number % 4])
+        words += [f"x{number}"]
+        marks = ["O"] * len(words)
+        marks[at] = "B-GOOD" if good else "B-BAD"
+        row = {"text": words, "label": marks} if tags else {"text": " ".join(words), "label": "ab"[good]}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def make_recipe(base: Path, source: Path, form: str, **sections: dict[str, Any]) -> Recipe:
+    values: dict[str, Any] = {
+        "name": "labels",
+        "model": {"base": str(base), "dtype": "float32"},
+        "prefix": {"num_virtual_tokens": 4},
+        "data": {"source": str(source), "format": form, "label_column": "label",
+                 "split": {"train": 0.6, "validation": 0.2, "test": 0.2, "judge": 0}},
+        "train": {"steps": 60, "batch_size": 16, "evaluate_every": 20, "checkpoint_every": 20, "threads": 1,
+                  "learning_rate": 0.05},
+        "head": {"learning_rate": 0.02, "dropout": 0.0},
+        "evaluation": {"heldout_rows": 100, "bootstrap": 100},
+    }  # fmt: skip
+    for name, changes in sections.items():
+        values[name] = values.get(name, {}) | changes
+    return validate_recipe(values)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_run_learns_to_tell_texts_apart(kind: str, bert_dir: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    base_dir = bert_dir if kind == "bert" else tiny_llama_dir
+    recipe = make_recipe(base_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes")
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    scores = read_json(run.folder / "scores.json")
+    assert scores["accuracy"] > 0.85 > scores["majority.accuracy"]
+    assert scores["heldout_nll"] < 0.5 < scores["majority.heldout_nll"]
+    assert set(scores["intervals"]) >= {"accuracy", "head.accuracy", "words.accuracy", "macro_f1"}
+    record = read_json(run.folder / "run.json")
+    assert record["base_weights_hash"]["before"] == record["base_weights_hash"]["after"]
+    lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    share = sum(line["labels"] == line["predicted"] for line in lines) / len(lines)
+    assert share == pytest.approx(scores["accuracy"])
+    assert not (run.folder / "samples.jsonl").exists()
+    base, prefix, _ = load_run_base(run.folder)
+    assert prefix.head is not None
+    assert prefix.card.training is not None
+    held = sum(4 * 2 * site.kv_heads * site.head_dim for site in prefix.states.geometry.sites)
+    assert prefix.card.training.trained_parameters == held + 2 * 32 + 2
+    found = classify(base, [line["text"] for line in lines], prefix)
+    assert [each.label for each in found] == [line["predicted"][0] for line in lines]
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    for words in ("Accuracy", "What it takes for what", "head alone", "bag of words", "commonest label",
+                  "nats per label"):  # fmt: skip
+        assert words in page
+    assert "nats per token; lower" not in page
+
+
+def test_a_run_learns_to_tag_words(bert_dir: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", tags=True)
+    recipe = make_recipe(bert_dir, source, "tags", train={"steps": 200, "patience": None}, head={"learning_rate": 0.05})
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    scores = read_json(run.folder / "scores.json")
+    assert scores["entity_f1"] > scores["majority.entity_f1"] + 0.4
+    assert scores["accuracy"] > scores["majority.accuracy"]
+    assert run.prefix.head is not None
+    assert run.prefix.head.kind is HeadKind.TOKEN
+    assert run.prefix.head.labels == ("B-BAD", "B-GOOD", "O")
+    line = json.loads((run.folder / "predictions.jsonl").read_text().splitlines()[0])
+    pairs = zip(line["text"].split(), line["predicted"], strict=True)
+    assert call("classify", str(run.folder), line["text"]).stdout.split() == [
+        f"{word}/{label}" for word, label in pairs
+    ]
+
+
+def test_a_finished_run_is_measured_again_and_resumed(bert_dir: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(bert_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes", train={"steps": 4})
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    before = (run.folder / "scores.json").read_text()
+    changed = make_recipe(bert_dir, tmp_path / "rows.jsonl", "classes", train={"steps": 4},
+                          evaluation={"heldout_rows": 7})  # fmt: skip
+    evaluate_run(run.folder, changed, report=quiet)
+    assert len((run.folder / "predictions.jsonl").read_text().splitlines()) == 7
+    evaluate_run(run.folder, recipe, report=quiet)
+    assert (run.folder / "scores.json").read_text() == before
+    assert train_run(recipe, run.folder, resume=True, report=quiet).prefix.card.content_hash == (
+        run.prefix.card.content_hash
+    )
+    other = make_recipe(bert_dir, tmp_path / "rows.jsonl", "classes", train={"steps": 4}, head={"dropout": 0.5})
+    with pytest.raises(ConfigError, match=r"^head.dropout: the run was started with 0.0, not 0.5; "):
+        train_run(other, run.folder, resume=True, report=quiet)
+
+
+def call(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "prefixkit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, input=text, timeout=120)
+
+
+def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(bert_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes", train={"steps": 40})
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    folder = str(run.folder)
+    lines = [json.loads(line) for line in call("classify", folder, "--json", text="great film\n\nawful film\n")
+             .stdout.splitlines()]  # fmt: skip
+    assert [line["text"] for line in lines] == ["great film", "awful film"]
+    assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in lines)
+    assert "head                   sequence, 2 labels: a, b" in call("show", folder).stdout
+    again = call("train", str(run.folder / "recipe.yaml"), "--resume", "--out", folder)
+    assert f"{run.scores['accuracy']:.3f}" in again.stdout
+    refused = {
+        ("generate", folder): "this prefix learned labels, and writes no text; see `prefixkit classify`",
+        ("diagnose", folder): "attention mass is measured in decoder-only models",
+        ("export", "peft", folder, str(tmp_path / "out")): "PEFT's format cannot say a classification head",
+    }
+    for arguments, message in refused.items():
+        done = call(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prefix_that_learned_text_is_not_asked_for_labels(recipe: Recipe, tmp_path: Path) -> None:
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    done = call("classify", str(run.folder), "the film")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("this prefix learned text, and has no head; see `prefixkit generate`")
+
+
+def test_an_encoder_is_not_asked_to_write(bert_dir: Path, recipe: Recipe, tmp_path: Path) -> None:
+    writing = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(bert_dir)})})
+    with pytest.raises(UnsupportedModelError, match="bert reads both ways and writes no text; give a model that"):
+        train_run(writing, tmp_path / "run", report=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_label_cannot_be_told_apart(bert_dir: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"the film {n}", "label": "a"}) for n in range(50)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"^data.label_column: every row says 'a'; there must be two labels to tell"):
+        train_run(make_recipe(bert_dir, tmp_path / "rows.jsonl", "classes"), tmp_path / "run", report=quiet)
+
+
+def test_the_shipped_recipe_trains_on_any_encoder(bert_dir: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("review-sentiment", [
+        f"model.base={bert_dir}", f"data.source={write_rows(tmp_path / 'rows.jsonl', tags=False)}", "train.steps=3",
+        "data.max_tokens=20", "data.split.train=0.7", "data.split.validation=0.1", "data.split.test=0.2",
+    ])  # fmt: skip
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    assert Prefix.load(run.folder).head is not None
+    assert "accuracy" in run.scores
