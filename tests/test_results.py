@@ -48,3 +48,13 @@ def test_the_page_on_diagnosing_says_what_the_published_diagnosis_says():
         picture = (folder / name).read_text(encoding="utf-8")
         assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
         assert "var(" not in picture
+
+
+def test_the_page_on_classification_says_what_the_published_run_says():
+    from prefixkit.config import load_recipe, validate_recipe
+
+    publish = load_publish("publish_labels")
+    run, scores, predictions = publish.read_published("review-sentiment")
+    assert publish.results_block(run, scores, predictions) in publish.PAGE.read_text(encoding="utf-8")
+    assert validate_recipe(run["recipe"]) == load_recipe("review-sentiment")
+    assert all(not line["text"] for line in predictions)
