@@ -1,4 +1,9 @@
-"""Text as such."""
+"""Text as such: whether it can be encoded, and web mark-up out of it."""
+
+import html
+import re
+
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 def is_unicode(text: str) -> bool:
@@ -8,3 +13,13 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def fold_whitespace(text: str) -> str:
+    """Turn every run of white space into one space, none at the ends."""
+    return " ".join(text.split())
+
+
+def clean_text(text: str) -> str:
+    """Unescape HTML entities, turn ``<br />`` into a space, and fold white space."""
+    return fold_whitespace(_LINE_BREAK.sub(" ", html.unescape(text)))

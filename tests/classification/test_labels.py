@@ -1,17 +1,20 @@
 """Labels of many texts equal those of each text alone, whatever stands beside it in the batch."""
 
+import dataclasses
+import inspect
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from prefixkit.classification import classify, hidden_at, tag
-from prefixkit.config import Pooling
+from prefixkit.config import Pooling, validate_recipe
 from prefixkit.errors import ArtefactError, DataError
 from prefixkit.injection import attach
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
-from prefixkit.prefix import BaseCard, Head, HeadKind, Prefix, PrefixStates, SiteStates
+from prefixkit.prefix import BaseCard, Head, HeadKind, Prefix, PrefixStates, SiteStates, TrainingCard
 
 TEXTS = ["the film was great", "dull", "i loved it and the story was good and fun", "the plot was awful"]
 
@@ -162,3 +165,29 @@ def test_half_a_character_is_refused(base):
 def test_a_length_of_nothing_is_refused(base):
     with pytest.raises(DataError, match=r"^data.max_tokens: 0 leaves no room for text"):
         classify(base, ["film"], make_prefix(base, 1), max_tokens=0)
+
+
+def test_a_single_text_is_not_taken_for_a_list_of_letters(base):
+    inner = inspect.unwrap(classify), inspect.unwrap(tag)
+    with pytest.raises(DataError, match=r"^texts: expected a list of texts, got one text; write \[text\]$"):
+        inner[0](base, "great film", make_prefix(base, 1))
+    with pytest.raises(DataError, match=r"^rows: expected a list of words for each text, got a text; split it"):
+        inner[1](base, ["great film"], make_prefix(base, 1, ("O", "B-X"), HeadKind.TOKEN))
+
+
+def trained_on(prefix, clean_html):
+    recipe = validate_recipe({"data": {"clean_html": clean_html}}).model_dump(mode="json")
+    training = TrainingCard(recipe=recipe, seed=0, steps=1, data_hash="", trained_parameters=1, base_weights_hash="",
+                            versions={})  # fmt: skip
+    return dataclasses.replace(prefix, card=prefix.card.model_copy(update={"training": training}))
+
+
+def test_texts_are_cleaned_as_those_the_prefix_learned_from(base):
+    raw, clean = "the film<br /><br />was   great", "the film was great"
+    prefix = make_prefix(base, 1)
+    cleaning, plain = trained_on(prefix, True), trained_on(prefix, False)
+    texts = [raw, clean, raw, clean]
+    found = [own.probabilities["good"] for own in classify(base, texts, [cleaning, cleaning, plain, plain])]
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+    assert found[3] == pytest.approx(found[1], abs=1e-12)
+    assert abs(found[2] - found[3]) > 1e-4

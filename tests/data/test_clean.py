@@ -2,8 +2,9 @@
 
 import pytest
 
-from prefixkit.data import Message, Row, clean_text
+from prefixkit.data import Message, Row
 from prefixkit.data.clean import clean_row
+from prefixkit.texts import clean_text
 
 
 @pytest.mark.parametrize(

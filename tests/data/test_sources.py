@@ -144,9 +144,9 @@ def test_bad_conversation_is_named(write_jsonl: Callable[..., str], value: Any, 
         ([""], ["O"], "word 1 is '', expected text without white space"),
         (["a", 5], ["O", "O"], "word 2 is 5, expected text without white space"),
         (["\ud83d"], ["O"], "word 1 is '\\ud83d', expected text without white space"),
-        (["a", "b"], ["O", None], "the tag of word 2 is nothing, expected a label"),
-        (["a"], [" "], "the tag of word 1 is a value of type str, expected a label"),
-        (["a"], [["O"]], "the tag of word 1 is a value of type list, expected a label"),
+        (["a", "b"], ["O", None], "the tag of word 2 is nothing, expected a label such as O"),
+        (["a"], [" "], "the tag of word 1 is a value of type str, expected a label such as O"),
+        (["a"], [["O"]], "the tag of word 1 is a value of type list, expected a label such as O"),
     ],
 )
 def test_words_and_tags_that_do_not_match_are_named(
@@ -274,3 +274,22 @@ def test_a_hub_row_that_is_not_labelled_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
     with pytest.raises(DataError, match=r'row 2: column "label" holds nothing, expected a label$'):
         load_rows(DataConfig(source="nyu-mll/glue", subset="sst2", label_column="label"))
+
+
+def test_a_tag_that_says_there_is_none_is_no_label(write_jsonl: Callable[..., str]) -> None:
+    source = write_jsonl([{"text": ["a", "b"], "label": [1, -100]}])
+    with pytest.raises(DataError) as caught:
+        load_rows(DataConfig(source=source, format="tags", label_column="label"))
+    assert str(caught.value).endswith(
+        "row 1: the tag of word 2 is -100, which says that there is none, expected a label such as O"
+    )
+
+
+def test_a_data_set_with_a_script_of_its_own_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found conll2003.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert failure(source="eriktks/conll2003") == (
+        "eriktks/conll2003: needs a loading script of its own, which is not run; take a copy of it in parquet or jsonl"
+    )

@@ -9,7 +9,7 @@ import torch
 from prefixkit.config import validate_recipe
 from prefixkit.data import Example
 from prefixkit.errors import EvaluationError
-from prefixkit.evaluation import evaluate_labels, label_losses, validation_rows
+from prefixkit.evaluation import evaluate_labels, label_losses, labels, validation_rows
 from prefixkit.injection import attach
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import Head, HeadKind, Prefix
@@ -117,3 +117,20 @@ def test_early_stopping_looks_at_rows_of_every_label_even_if_the_file_is_sorted(
     assert len({example.labels[-1] for example in validation_rows(ordered, recipe)}) == 2
     text = dataclasses.replace(ordered, classes=())
     assert validation_rows(text, recipe) == list(ordered.validation[:30])
+
+
+def test_a_head_for_other_labels_or_none_is_refused(base, labelled, own, prefix):
+    other = dataclasses.replace(labelled, classes=("a", "b", "c"))
+    with pytest.raises(EvaluationError, match=r"^the head knows the labels bad, good, never, the data have a, b, c; "):
+        evaluate_labels(base, own, other, RECIPE)
+    with pytest.raises(EvaluationError, match=r"^this prefix learned text and has no head"):
+        label_losses(base, labelled.test, prefix)
+
+
+def test_baselines_learn_from_no_more_labels_than_they_may(base, labelled, own, monkeypatch):
+    """Rows of many words would otherwise give one baseline more than the other."""
+    seen = []
+    monkeypatch.setattr(labels, "_MOST_LABELS", 7)
+    monkeypatch.setattr(labels, "_words_alone", lambda rows, *_: seen.append(len(rows)))
+    evaluate_labels(base, own, labelled, RECIPE)
+    assert seen == [7]

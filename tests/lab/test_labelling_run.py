@@ -170,6 +170,29 @@ def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(b"\xff\xfe film", "stdin: not UTF-8 text; convert it first"),
+     (b"\n  \n", "no texts: give them as arguments, or one per line on stdin")],
+)  # fmt: skip
+def test_what_cannot_be_read_from_stdin_is_said_in_one_line(
+    bert_dir: Path, tmp_path: Path, given: bytes, message: str
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", tags=False)
+    run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
+    command = [sys.executable, "-m", "prefixkit", "classify", str(run.folder)]
+    done = subprocess.run(command, capture_output=True, check=False, input=given, timeout=120)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().strip() == f"error: {message}"
+
+
+def test_lines_end_where_people_end_them(bert_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", tags=False)
+    run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
+    out = call("classify", str(run.folder), "--json", text="great\u2028film\r\nawful\x0cfilm\n").stdout
+    assert [json.loads(line)["text"] for line in out.split("\n") if line] == ["great\u2028film", "awful\x0cfilm"]
+
+
 def test_a_prefix_that_learned_text_is_not_asked_for_labels(recipe: Recipe, tmp_path: Path) -> None:
     run = train_run(recipe, tmp_path / "run", report=quiet)
     done = call("classify", str(run.folder), "the film")

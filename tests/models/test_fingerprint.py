@@ -7,7 +7,10 @@ import torch
 from transformers import AutoModel
 
 from conformance.encoder_families import ENCODER_DECODERS, ENCODERS, build
-from prefixkit.models.fingerprint import fingerprint
+from prefixkit.errors import BaseMismatchError
+from prefixkit.models import fingerprint as fingerprints
+from prefixkit.models.fingerprint import check_base, fingerprint
+from prefixkit.prefix import BaseCard
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -59,3 +62,15 @@ def test_a_saved_copy_has_the_same_one(tmp_path, name):
     model = build(ENCODERS[name], AutoModel)
     model.save_pretrained(tmp_path)
     assert fingerprint(AutoModel.from_pretrained(tmp_path)) == fingerprint(model)
+
+
+def test_prefixes_from_when_the_order_of_a_settings_keys_counted_are_still_accepted(make_tiny_llama):
+    model = make_tiny_llama()
+    model.config.rope_parameters = dict(sorted(model.config.rope_parameters.items(), reverse=True))
+    plain = "".join(f"{key}={getattr(model.config, key, None)!r};" for key in fingerprints._SETTINGS)
+    old = fingerprints._digest(model, lambda setting: setting)
+    assert old != fingerprint(model)  # else this would show nothing
+    assert repr(model.config.rope_parameters) in plain
+    check_base(model, BaseCard(id="tiny", fingerprint=old))
+    with pytest.raises(BaseMismatchError):
+        check_base(make_tiny_llama(seed=1), BaseCard(id="tiny", fingerprint=old))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefixkit.config import Placement
+from prefixkit.config import Placement, Pooling
 from prefixkit.errors import ArtefactError
 from prefixkit.files import sha256_file
 from prefixkit.prefix import (
@@ -220,3 +220,18 @@ def test_labels_must_be_two_or_more_and_different_and_one_per_logit(labels: tupl
     assert str(caught.value) == (
         f"head.labels: expected {expected} different labels, two or more, got {', '.join(labels)}"
     )
+
+
+def test_a_head_for_words_has_no_mean() -> None:
+    with pytest.raises(
+        ArtefactError, match=r"^head.pooling: a head for words reads each word's own token, not the mean"
+    ):
+        Head(HeadKind.TOKEN, ("a", "b"), torch.zeros(2, 4), torch.zeros(2), Pooling.MEAN)
+
+
+def test_autocast_does_not_round_the_heads_own_arithmetic() -> None:
+    head, hidden = make_head(), torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    head = head.float()
+    expected = head(hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head(hidden), expected)

@@ -15,11 +15,21 @@ from prefixkit.injection import attach
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.inspect import inspect_model
-from prefixkit.prefix import ClassificationHead, Head, HeadKind, PrefixEncoder, PrefixStates, init_random
+from prefixkit.prefix import (
+    BaseCard,
+    ClassificationHead,
+    Head,
+    HeadKind,
+    Prefix,
+    PrefixEncoder,
+    PrefixStates,
+    init_random,
+)
 from prefixkit.training import checkpoint_folder, checkpoints, read_metrics, train_prefix
 from prefixkit.training.checkpoint import read_own
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
+from prefixkit.training.start import build_head
 
 Make = Callable[..., Recipe]
 LABELLED = {"format": "classes", "keep_label": None, "prompt": ""}
@@ -171,3 +181,19 @@ def test_a_batch_pads_labels_like_text(load: Callable[[Recipe], tuple[Base, Any]
     batch = Collator(0)(data.train[:3])
     assert batch["labels"].shape == batch["input_ids"].shape
     assert ((batch["labels"] != NO_LOSS).sum(1) == 1).all()
+
+
+def test_a_run_that_starts_from_a_prefix_starts_from_its_head_too(
+    make_recipe: Make, load: Callable[[Recipe], tuple[Base, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, data = load(make_recipe(data=LABELLED))
+    geometry, dice = inspect_model(base.model).geometry, torch.Generator().manual_seed(3)
+    encoder = PrefixEncoder(geometry, geometry.lengths(4))
+    init_random(encoder, dice, std=1.0)
+    saved = Head(HeadKind.SEQUENCE, data.classes, torch.randn(2, 32, generator=dice), torch.randn(2, generator=dice))
+    Prefix.from_states(encoder.materialise(), base=BaseCard(id="tiny"), head=saved).save(tmp_path / "first")
+    recipe = make_recipe(data=LABELLED, prefix={"init": {"kind": "prefix", "path": str(tmp_path / "first")}})
+    assert torch.equal(build_head(base, recipe, data.classes).weight, saved.weight)
+    caplog.set_level("INFO", logger="prefixkit")
+    assert not torch.equal(build_head(base, recipe, ("x", "y")).weight, saved.weight)
+    assert "has no head for these labels; the head starts anew" in caplog.text

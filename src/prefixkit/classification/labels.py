@@ -11,7 +11,7 @@ from prefixkit.errors import ArtefactError, DataError
 from prefixkit.models import Base
 from prefixkit.models.reading import Reading, read_texts, read_words
 from prefixkit.prefix import Head, HeadKind, Prefix
-from prefixkit.texts import is_unicode
+from prefixkit.texts import clean_text, is_unicode
 
 #: Tokens of a text that are read where neither the artefact nor the model says.
 _MOST_TOKENS = 512
@@ -56,7 +56,7 @@ def classify(
     batch_size: int = 32,
     on_progress: OnTexts | None = None,
 ) -> list[ClassifiedText]:
-    """Label whole texts.
+    """Label whole texts, cleaned as the training texts were (`data.clean_html`).
 
     Args:
         base: the frozen model, with nothing attached.
@@ -69,13 +69,16 @@ def classify(
 
     Raises:
         ArtefactError: a prefix has no head for whole texts.
-        DataError: there is neither one prefix nor one per text, or a text cannot be read.
+        DataError: a single text was given, there is neither one prefix nor one per text, or a text cannot be read.
         InjectionError: a prefix does not fit the model.
     """
+    if isinstance(texts, str):
+        raise DataError("texts: expected a list of texts, got one text; write [text]")
     _require_unicode(texts)
     heads, prefixes = _heads(prefix, len(texts), HeadKind.SEQUENCE), _each(prefix, len(texts))
     read = partial(read_texts, tokenizer=base.tokenizer, reads_both_ways=base.reads_both_ways)
-    readings = _read(read, texts, _limits(base, prefixes, max_tokens))
+    cleaned = [clean_text(text) if _was_cleaned(own) else text for text, own in zip(texts, prefixes, strict=True)]
+    readings = _read(read, cleaned, _limits(base, prefixes, max_tokens))
     found = _probabilities(base, readings, heads, prefix, batch_size, on_progress)
     return [
         ClassifiedText(max(row[0], key=row[0].__getitem__), row[0], reading.is_cut)
@@ -107,6 +110,8 @@ def tag(
         DataError: as for `classify`, or the tokenizer cannot say which token belongs to which word.
         InjectionError: a prefix does not fit the model.
     """
+    if isinstance(rows, str) or any(isinstance(words, str) for words in rows):
+        raise DataError("rows: expected a list of words for each text, got a text; split it into words")
     _require_unicode(word for words in rows for word in words)
     heads, prefixes = _heads(prefix, len(rows), HeadKind.TOKEN), _each(prefix, len(rows))
     read = partial(read_words, tokenizer=base.tokenizer)
@@ -186,6 +191,11 @@ def _heads(prefix: Prefix | Sequence[Prefix], count: int, kind: HeadKind) -> lis
 
 def _limits(base: Base, prefixes: Sequence[Prefix], max_tokens: int | None) -> list[int]:
     return [_trained_tokens(base, each) if max_tokens is None else max_tokens for each in prefixes]
+
+
+def _was_cleaned(prefix: Prefix) -> bool:
+    """Whether the prefix learned from texts without web mark-up."""
+    return prefix.card.training is not None and bool(prefix.card.training.recipe["data"]["clean_html"])
 
 
 def _trained_tokens(base: Base, prefix: Prefix) -> int:

@@ -11,27 +11,53 @@ import typer
 def classify(
     folder: Annotated[Path, typer.Argument(help="A trained run that learned labels, such as runs/review-sentiment.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to label; left out, each line of stdin.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text, with all probabilities.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON per text, with probabilities; of tags, a list of words.")
+    ] = False,
 ) -> None:
-    """Label texts with a trained prefix; each word of them, where the run learned tags."""
+    """Label texts with a trained prefix; where it learned tags, each word between white space."""
+    from prefixkit.cli.rendering import progress
     from prefixkit.errors import ArtefactError
     from prefixkit.prefix import HeadKind, Prefix
 
-    given = texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
     head = Prefix.load(folder).head
     if head is None:
         raise ArtefactError(f"{folder}: this prefix learned text, and has no head; see `prefixkit generate`")
+    given = texts or _lines()
     from prefixkit.classification import classify, tag
     from prefixkit.lab.run import load_run_base
 
     base, prefix, _ = load_run_base(folder)
+    with progress() as report:
+
+        def told(done: int, total: int) -> None:
+            report("labelling", done, total, "texts")
+
+        if head.kind is HeadKind.TOKEN:
+            tagged = tag(base, [text.split() for text in given], prefix, on_progress=told)
+        else:
+            found = classify(base, given, prefix, on_progress=told)
     if head.kind is HeadKind.TOKEN:
-        for row in tag(base, [text.split() for text in given], prefix):
+        for row in tagged:
             words = [{"word": each.word, "label": each.label, "probability": each.probability} for each in row]
             plain = " ".join(each.word if each.label is None else f"{each.word}/{each.label}" for each in row)
             typer.echo(json.dumps(words, ensure_ascii=False) if as_json else plain)
         return
-    for text, found in zip(given, classify(base, given, prefix), strict=True):
-        line = {"text": text, "label": found.label, "probabilities": found.probabilities, "is_cut": found.is_cut}
-        plain = f"{found.label}  {found.probabilities[found.label]:.1%}  {text}"
+    for text, own in zip(given, found, strict=True):
+        line = {"text": text, "label": own.label, "probabilities": own.probabilities, "is_cut": own.is_cut}
+        plain = f"{own.label}  {own.probabilities[own.label]:.1%}  {text}"
         typer.echo(json.dumps(line, ensure_ascii=False) if as_json else plain)
+
+
+def _lines() -> list[str]:
+    """Return the lines of stdin that say something."""
+    from prefixkit.errors import DataError
+
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError("stdin: not UTF-8 text; convert it first") from None
+    lines = [line.strip("\r") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise DataError("no texts: give them as arguments, or one per line on stdin")
+    return lines

@@ -14,7 +14,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Measure a trained prefix against the base model and the hand-written instruction."""
+    """Measure a trained prefix against the base model and what else it is compared with in its report."""
     from prefixkit.config import dump_recipe, parse_recipe
     from prefixkit.errors import ConfigError
     from prefixkit.lab.folder import read_recipe

@@ -43,5 +43,5 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _words_are_not_pooled(self) -> "Recipe":
         if self.data.format is Format.TAGS and self.head.pooling is Pooling.MEAN:
-            raise ValueError("head.pooling: mean is for whole texts (data.format classes); words have their own token")
+            raise ValueError("head.pooling mean is for whole texts (data.format classes); words have their own token")
         return self

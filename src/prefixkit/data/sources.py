@@ -18,6 +18,7 @@ from prefixkit.texts import is_unicode
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MOST_LABELS_SHOWN = 10
+_NO_LABEL = -100
 
 log = get_logger(__name__)
 
@@ -72,7 +73,7 @@ def _hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
     where = config.source if config.subset is None else f"{config.source} ({config.subset})"
     try:
         rows = datasets.load_dataset(config.source, config.subset, split=config.hub_split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_explain_hub(config, where, error)) from None
     names = _class_names(rows.features, config)
     for record in rows:
@@ -96,6 +97,8 @@ def _explain_hub(config: DataConfig, where: str, error: Exception) -> str:
     if isinstance(error, ValueError):  # an unknown subset or split; the library lists those there are
         return f"{where}: cannot load split {config.hub_split!r} of it: {detail}"
     known = did_you_mean(config.source, PACKAGED_DATASETS)
+    if "scripts are no longer supported" in detail:
+        return f"{where}: needs a loading script of its own, which is not run; take a copy of it in parquet or jsonl"
     if "gated" in detail:
         return f"{where}: a gated data set; accept its terms on the hub, then log in with `hf auth login`"
     if isinstance(error, FileNotFoundError):  # datasets.exceptions.DatasetNotFoundError is one
@@ -170,7 +173,7 @@ def _tagged(config: DataConfig, record: dict[str, Any], number: int, where: str)
         if not isinstance(word, str) or not is_unicode(word) or not word or any(map(str.isspace, word)):
             raise DataError(f"{where}: word {place} is {word!r}, expected text without white space")
         if not _is_label(tag):
-            raise DataError(f"{where}: the tag of word {place} is {_kind(tag)}, expected a label")
+            raise DataError(f"{where}: the tag of word {place} is {_kind(tag)}, expected a label such as O")
     return Row(number, words=tuple(words), tags=tuple(map(label_name, tags)))
 
 
@@ -182,7 +185,10 @@ def _list(record: dict[str, Any], column: str, where: str, what: str) -> list[An
 
 
 def _is_label(value: Any) -> TypeGuard[str | int | float]:
-    return isinstance(value, str | int | float) and not _is_nan(value) and bool(str(value).strip())
+    if isinstance(value, str):
+        return bool(value.strip()) and is_unicode(value)
+    # -100 is how data sets for other libraries say that there is no label here
+    return isinstance(value, int | float) and not _is_nan(value) and value != _NO_LABEL
 
 
 def _text(record: dict[str, Any], column: str, where: str) -> str:
@@ -222,6 +228,8 @@ def _is_nan(value: Any) -> bool:
 def _kind(value: Any) -> str:
     if value is None or _is_nan(value):
         return "nothing"
+    if value == _NO_LABEL:
+        return "-100, which says that there is none"
     return f"an empty {type(value).__name__}" if value in ("", [], {}) else f"a value of type {type(value).__name__}"
 
 

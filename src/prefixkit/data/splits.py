@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prefixkit.config import SplitConfig
-from prefixkit.data.clean import fold_whitespace
 from prefixkit.data.rows import Row
+from prefixkit.texts import fold_whitespace
 
 
 class Split(StrEnum):

@@ -9,6 +9,7 @@ The second says what the prefix adds to the model's own features, the third whet
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from prefixkit.evaluation.progress import OnProgress, OnTexts, Progress
 from prefixkit.evaluation.scores import Evaluation, Prediction, Score
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
-from prefixkit.prefix import Prefix
+from prefixkit.prefix import Head, Prefix
 from prefixkit.seeding import derive
 
 log = get_logger(__name__)
@@ -38,8 +39,8 @@ log = get_logger(__name__)
 HEAD, WORDS, MAJORITY = "head.", "words.", "majority."
 """What stands before the baselines' keys in scores.json."""
 
-#: Hidden states the logistic regression is fitted to, at most.
-_MOST_STATES = 20_000
+#: Labels the baselines learn from, at most.
+_MOST_LABELS = 20_000
 #: Inverse strengths of its regularisation to choose from; the states are scaled to a variance of 1.
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 #: No probability of a baseline is taken to be smaller: its loss would be infinite.
@@ -55,10 +56,10 @@ def label_losses(base: Base, examples: Sequence[Example], prefix: Prefix) -> Tok
         prefix: has a head.
 
     Raises:
-        EvaluationError: a loss is not finite.
+        EvaluationError: the prefix has no head, or one for other labels; or a loss is not finite.
     """
-    assert prefix.head is not None
-    losses = _answers(base, examples, prefix, prefix.head.labels).losses
+    head = _require_head(prefix, ())
+    losses = _answers(base, examples, prefix, head).losses
     return TokenLosses(losses.parts, tuple(map(int, losses.weights)))
 
 
@@ -77,16 +78,17 @@ def evaluate_labels(
         on_progress: told about progress.
 
     Raises:
-        EvaluationError: a loss is not finite.
+        EvaluationError: the prefix has no head, or one for other labels; or a loss is not finite.
     """
-    test = pick(data.test, recipe.evaluation.heldout_rows)
-    seen = pick(data.train, recipe.train.steps * recipe.train.batch_size * recipe.train.accumulation)
-    progress = Progress(on_progress, 2 * len(test) + len(seen) + len(validation_rows(data, recipe)))
+    head = _require_head(prefix, data.classes)
+    test, seen = pick(data.test, recipe.evaluation.heldout_rows), _seen(prefix, data, recipe)
+    validation = validation_rows(data, recipe)
+    progress = Progress(on_progress, 2 * len(test) + len(seen) + len(validation))
     measures = Measures(recipe.evaluation)
-    answers = _answers(base, test, prefix, data.classes, progress.stage("prefix: labels", len(test)))
-    scores = measures.labels(answers) | {"trainable_parameters": _trained_parameters(prefix)}
+    answers = _answers(base, test, prefix, head, progress.stage("prefix: labels", len(test)))
+    scores = measures.labels(answers) | {"trainable_parameters": _trained_parameters(prefix, head)}
     baselines = {
-        HEAD: _head_alone(base, seen, data, test, recipe, progress),
+        HEAD: _head_alone(base, seen, data, test, head.pooling, validation, progress),
         WORDS: _words_alone(seen, test, data.classes, recipe),
         MAJORITY: _majority(seen, test, data.classes),
     }
@@ -96,18 +98,41 @@ def evaluate_labels(
     return Evaluation(scores, predictions=_predictions(test, answers))
 
 
+def _require_head(prefix: Prefix, classes: Sequence[str]) -> Head:
+    """Return the prefix's head; `classes`, where given, are those of the data.
+
+    Raises:
+        EvaluationError: there is none, or it knows other labels.
+    """
+    if prefix.head is None:
+        raise EvaluationError("this prefix learned text and has no head, so there are no labels to measure")
+    if classes and prefix.head.labels != tuple(classes):
+        raise EvaluationError(
+            f"the head knows the labels {', '.join(prefix.head.labels)}, the data have {', '.join(classes)}; "
+            "measure it on the data it was trained on"
+        )
+    return prefix.head
+
+
+def _seen(prefix: Prefix, data: PreparedData, recipe: Recipe) -> list[Example]:
+    """Return as many training rows as training took, of at most so many labels in all."""
+    steps = recipe.train.steps if prefix.card.training is None else prefix.card.training.steps
+    rows = pick(data.train, steps * recipe.train.batch_size * recipe.train.accumulation)
+    ends = accumulate(len(_places(example)) for example in rows)
+    return [example for example, end in zip(rows, ends, strict=True) if end <= _MOST_LABELS]
+
+
 def _answers(
-    base: Base, examples: Sequence[Example], prefix: Prefix, names: Sequence[str], told: OnTexts | None = None
+    base: Base, examples: Sequence[Example], prefix: Prefix, head: Head, told: OnTexts | None = None
 ) -> Answers:
-    assert prefix.head is not None
-    hidden = _hidden(base, examples, prefix, prefix.head.pooling, told)
-    logs = [prefix.head(states).double().log_softmax(-1).cpu().numpy() for states in hidden]
+    hidden = _hidden(base, examples, prefix, head.pooling, told)
+    logs = [head(states).double().log_softmax(-1).cpu().numpy() for states in hidden]
     if not all(np.isfinite(each).all() for each in logs):
         raise EvaluationError(
             "the loss of a held-out text is not finite: the prefix is damaged or the dtype too narrow; "
             "try model.dtype=float32"
         )
-    return Answers(tuple(names), tuple(logs), tuple(map(_expected, examples)))
+    return Answers(head.labels, tuple(logs), tuple(map(_expected, examples)))
 
 
 def _hidden(
@@ -130,30 +155,34 @@ def _all_expected(examples: Sequence[Example]) -> NDArray[np.int64]:
     return np.concatenate([_expected(example) for example in examples])
 
 
-def _trained_parameters(prefix: Prefix) -> Score:
-    assert prefix.head is not None
+def _trained_parameters(prefix: Prefix, head: Head) -> Score:
     training, states = prefix.card.training, prefix.states
-    held = states.geometry.num_parameters(states.lengths) + prefix.head.weight.numel() + prefix.head.bias.numel()
+    held = states.geometry.num_parameters(states.lengths) + head.weight.numel() + head.bias.numel()
     return Score(held if training is None else training.trained_parameters)
 
 
 def _head_alone(
-    base: Base, seen: Sequence[Example], data: PreparedData, test: Sequence[Example], recipe: Recipe, progress: Progress
+    base: Base,
+    seen: Sequence[Example],
+    data: PreparedData,
+    test: Sequence[Example],
+    pooling: Pooling,
+    validation: Sequence[Example],
+    progress: Progress,
 ) -> Answers | None:
     """Fit a head to the frozen model's hidden states, without a prefix; validation rows choose its regularisation."""
     names = data.classes
 
     def states(examples: Sequence[Example], words: str) -> list[NDArray[np.float64]]:
         told = progress.stage(f"head alone: {words}", len(examples))
-        hidden = _hidden(base, examples, None, recipe.head.pooling, told)
+        hidden = _hidden(base, examples, None, pooling, told)
         return [each.double().cpu().numpy() for each in hidden]
 
-    learned = _all_expected(seen)[:_MOST_STATES]
+    learned = _all_expected(seen)
     if len(set(learned.tolist())) < 2:
         return None
-    features = np.concatenate(states(seen, "training rows"))[:_MOST_STATES]
-    chosen = validation_rows(data, recipe)
-    known, true = np.concatenate(states(chosen, "validation rows")), _all_expected(chosen)
+    features = np.concatenate(states(seen, "training rows"))
+    known, true = np.concatenate(states(validation, "validation rows")), _all_expected(validation)
 
     def loss(model: Pipeline) -> float:
         logs = _all_classes(model.predict_proba(known), model.classes_, len(names))
@@ -180,8 +209,8 @@ def _words_alone(
     longest = max(len(example.text) for example in seen)  # no windows: what is labelled is whole
     try:
         judge = SentimentJudge.train(rows, derive(recipe.evaluation.seed, "words"), window_words=longest)
-    except EvaluationError as error:
-        log.warning("labels by words alone are not measured: %s", error)
+    except EvaluationError:
+        log.warning("labels by words alone are not measured: too few training rows, labels or words to learn from")
         return None
     texts = [example.text for example in test]
     columns = np.array([judge.probabilities(texts, label) for label in judge.labels]).T  # [rows, labels]

@@ -43,7 +43,7 @@ class Measure:
 
 
 MEASURES = (
-    Measure("accuracy", "Accuracy", "Share of unseen texts, or words, that get their true label.",
+    Measure("accuracy", "Accuracy", "Share of unseen texts, or of the words read of them, that get their true label.",
             Better.HIGHER, Unit.SHARE),
     Measure("macro_f1", "Macro F1", "Harmonic mean of precision and recall, averaged over the labels: a rare label "
             "counts as much as a common one.", Better.HIGHER, Unit.SHARE),

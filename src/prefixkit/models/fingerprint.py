@@ -51,20 +51,30 @@ def fingerprint(model: PreTrainedModel) -> str:
     state = _state(model)
     known = _known.get(model)
     if known is None or known[0] != state:
-        digest, config = hashlib.sha256(), model.config.get_text_config()
-        for key in _SETTINGS:
-            digest.update(f"{key}={_sorted(getattr(config, key, None))!r};".encode())
-        for key in _MORE_SETTINGS if model.config.is_encoder_decoder else ():
-            digest.update(f"{key}={getattr(model.config, key, None)!r};".encode())
-        for name, get in sorted(_weights(model).items()):
-            for part, weight in plain_parts(name, get()):
-                flat = weight.flatten()
-                step = max(1, flat.numel() // _SAMPLES)
-                sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
-                digest.update(f"{part}{tuple(weight.shape)}".encode())
-                digest.update(sample.view(torch.uint8).numpy().tobytes())
-        known = _known[model] = (state, digest.hexdigest())
+        known = _known[model] = (state, _digest(model, _sorted))
     return known[1]
+
+
+def _digest(model: PreTrainedModel, write: Callable[[Any], Any]) -> str:
+    """Return the fingerprint, with settings written in a certain way."""
+    digest, config = hashlib.sha256(), model.config.get_text_config()
+    for key in _SETTINGS:
+        digest.update(f"{key}={write(getattr(config, key, None))!r};".encode())
+    for key in _MORE_SETTINGS if model.config.is_encoder_decoder else ():
+        digest.update(f"{key}={getattr(model.config, key, None)!r};".encode())
+    for name, get in sorted(_weights(model).items()):
+        for part, weight in plain_parts(name, get()):
+            flat = weight.flatten()
+            step = max(1, flat.numel() // _SAMPLES)
+            sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
+            digest.update(f"{part}{tuple(weight.shape)}".encode())
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is(model: PreTrainedModel, expected: str) -> bool:
+    """Whether this is a model's fingerprint, or was while settings were written in whatever order they stood."""
+    return expected == fingerprint(model) or expected == _digest(model, lambda setting: setting)
 
 
 def _sorted(setting: Any) -> Any:
@@ -109,7 +119,7 @@ def check_base(model: PreTrainedModel, base: BaseCard) -> None:
     Raises:
         BaseMismatchError: the fingerprints differ.
     """
-    if base.fingerprint is not None and base.fingerprint != fingerprint(model):
+    if base.fingerprint is not None and not _is(model, base.fingerprint):
         at = f" at revision {base.revision}" if base.revision else ""
         todo = f"load that base model{at}"
         if is_merged(model):

@@ -6,8 +6,9 @@ the others, that of an end-of-text token behind the text (Radford et al., 2018, 
 from the mean over the text. A word is labelled from the hidden state of its first token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefixkit.errors import DataError, UnsupportedModelError
 from prefixkit.models.inspect import Kind, inspect_model
-from prefixkit.models.specials import Ids, around_text, cut, require_room, source_ids, token_ids
+from prefixkit.models.specials import AT_ONCE, Ids, around_text, cut, require_room, source_ids, token_ids
 
 #: How tokenizers write a space at the beginning of a token.
 _SPACES = "▁Ġ "
@@ -86,16 +87,11 @@ def read_words(rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase
             "data.format: tags needs a tokenizer that tells where its tokens stand in the text; this base model has a "
             "slow one, choose a model with a tokenizer.json"
         )
-    if not rows:
-        return []
     opening, closing = around_text(tokenizer)
     room = max_tokens - len(opening) - len(closing)
     require_room(max_tokens, opening + closing)
-    found = tokenizer(
-        [" ".join(words) for words in rows], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
     readings = []
-    for words, ids, spans in zip(rows, found["input_ids"], found["offset_mapping"], strict=True):
+    for words, ids, spans in _with_spans(rows, tokenizer):
         read = (*opening, *ids[:room], *closing)
         if not read:
             raise DataError("a text has no tokens, and a model needs at least one to read; leave out such rows")
@@ -104,6 +100,17 @@ def read_words(rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase
         at = tuple(None if place is None or place >= room else place + len(opening) for place in places)
         readings.append(Reading(read, at, is_cut=len(ids) > room))
     return readings
+
+
+def _with_spans(
+    rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Sequence[str], list[int], list[tuple[int, int]]]]:
+    """Yield the words of each text, its tokens, and from where to where each of those stands."""
+    options: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
+        found = tokenizer([" ".join(words) for words in part], **options)
+        yield from zip(part, found["input_ids"], found["offset_mapping"], strict=True)
 
 
 def _first_tokens(words: Sequence[str], spans: Sequence[tuple[int, int]], is_bare: Sequence[bool]) -> list[int | None]:

@@ -10,7 +10,7 @@ from prefixkit.errors import DataError
 Ids = tuple[int, ...]
 
 #: Texts tokenised at a time: beside the ids, a tokenizer keeps far larger notes on every text of one call.
-_AT_ONCE = 1000
+AT_ONCE = 1000
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool) -> list[Ids]:
@@ -23,8 +23,8 @@ def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, speci
     """
     options: dict[str, Any] = {"add_special_tokens": special_tokens, "return_attention_mask": False, "verbose": False}
     found: list[Ids] = []
-    for start in range(0, len(texts), _AT_ONCE):
-        found += map(tuple, tokenizer(list(texts[start : start + _AT_ONCE]), **options)["input_ids"])
+    for start in range(0, len(texts), AT_ONCE):
+        found += map(tuple, tokenizer(list(texts[start : start + AT_ONCE]), **options)["input_ids"])
     return found
 
 
@@ -93,8 +93,11 @@ def target_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def _targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(text_target=list(texts), verbose=False, **options)["input_ids"]
-    return ids
+    found: list[list[int]] = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = list(texts[start : start + AT_ONCE])
+        found += tokenizer(text_target=part, verbose=False, **options)["input_ids"]
+    return found
 
 
 def _around(plain: list[int], whole: list[int]) -> tuple[Ids, Ids]:

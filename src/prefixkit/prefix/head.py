@@ -42,7 +42,8 @@ class Head:
         pooling: the hidden state of a whole text.
 
     Raises:
-        ArtefactError: there are fewer than two labels, two of one name, or another number than logits.
+        ArtefactError: there are fewer than two labels, two of one name, or another number than logits; or the labels of
+            words are asked of the mean over a text.
     """
 
     kind: HeadKind
@@ -57,6 +58,9 @@ class Head:
             raise ArtefactError(
                 f"head.labels: expected {len(self.weight)} different labels, two or more, got {', '.join(self.labels)}"
             )
+
+        if self.kind is HeadKind.TOKEN and self.pooling is Pooling.MEAN:
+            raise ArtefactError("head.pooling: a head for words reads each word's own token, not the mean")
 
     def __call__(self, hidden: Float[Tensor, "*k e"]) -> Float[Tensor, "*k c"]:
         """Return the logits of hidden states, in the head's own number format."""
@@ -94,9 +98,10 @@ class ClassificationHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(labels), dtype=dtype))
 
     def forward(self, hidden: Float[Tensor, "k e"]) -> Float[Tensor, "k c"]:
-        """Return the logits of hidden states."""
-        kept = nn.functional.dropout(hidden.to(self.weight.dtype), self.dropout, self.training)
-        return nn.functional.linear(kept, self.weight, self.bias)
+        """Return the logits of hidden states, in the head's own number format under autocast too."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            kept = nn.functional.dropout(hidden.to(self.weight.dtype), self.dropout, self.training)
+            return nn.functional.linear(kept, self.weight, self.bias)
 
     def materialise(self) -> Head:
         """Return the head as plain tensors that later training steps do not change."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefixkit.config import Format, InitKind, PrefixConfig, Recipe
 from prefixkit.errors import ConfigError
+from prefixkit.logs import get_logger
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import inspect_model
@@ -28,6 +29,8 @@ from prefixkit.prefix import (
     reproduce,
 )
 from prefixkit.seeding import derive
+
+log = get_logger(__name__)
 
 
 def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequence[str]) -> PrefixEncoder:
@@ -70,7 +73,7 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
 
 @torch.no_grad()
 def build_head(base: Base, recipe: Recipe, classes: Sequence[str]) -> ClassificationHead:
-    """Return a classification head for a base model, its weights drawn at random.
+    """Return a classification head for a base model: its weights drawn at random, or those of the prefix to start from.
 
     Args:
         base: the base model, with nothing attached.
@@ -91,7 +94,19 @@ def build_head(base: Base, recipe: Recipe, classes: Sequence[str]) -> Classifica
         generator=torch.Generator().manual_seed(derive(recipe.train.seed, "head.init")),
         dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
     )
+    if recipe.prefix.init.kind is InitKind.PREFIX:
+        _take_over(head, recipe)
     return head.to(input_device(base.model))
+
+
+def _take_over(head: ClassificationHead, recipe: Recipe) -> None:
+    """Start from the head of the prefix the run starts from, if it is one for the same labels."""
+    assert recipe.prefix.init.path is not None
+    saved = Prefix.load(recipe.prefix.init.path).head
+    if saved is None or (saved.kind, saved.labels, saved.pooling) != (head.kind, head.labels, head.pooling):
+        log.info("%s: has no head for these labels; the head starts anew", recipe.prefix.init.path)
+        return
+    head.load_state_dict({"weight": saved.weight, "bias": saved.bias})
 
 
 def prefix_lengths(geometry: Geometry, config: PrefixConfig) -> tuple[int, ...]:
