@@ -93,6 +93,7 @@ def test_words_that_are_cut_off_are_not_learned(closed_tokenizer: PreTrainedToke
     for most, learned, cut, empty in ((5, [[0, 1, 2], [2]], 0, 0), (4, [[0, 1], [2]], 1, 0), (3, [[0], [2]], 1, 0)):
         built = build_labelled(rows, config("tags", max_tokens=most), closed_tokenizer, names, reads_both_ways=True)
         assert [numbers(example) for example in built.examples] == learned
+        assert [len(example.words) for example in built.examples] == [len(each) for each in learned]
         assert (built.truncated, built.without_loss) == (cut, empty)
 
 

@@ -1,6 +1,7 @@
 """A run that learns labels, on an encoder and on a decoder-only model, through the same commands."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,11 @@ def test_a_run_learns_to_tag_words(bert_dir: Path, tmp_path: Path) -> None:
     assert call("classify", str(run.folder), line["text"]).stdout.split() == [
         f"{word}/{label}" for word, label in pairs
     ]
+    assert line["words"] == line["text"].split()
+    surest = re.findall(r"· “(\S+)” is <b>([\w-]+)</b>, was taken for", (run.folder / "report.html").read_text("utf-8"))
+    assert surest
+    for word, label in surest:
+        assert label == ("B-GOOD" if word in GOOD else "B-BAD" if word in BAD else "O")
 
 
 def test_a_finished_run_is_measured_again_and_resumed(bert_dir: Path, tmp_path: Path) -> None:

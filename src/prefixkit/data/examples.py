@@ -41,6 +41,7 @@ class Example:
         input_ids: the whole example, BOS and EOS included where the tokenizer and the length ask for them.
         labels: as many as `input_ids`; -100 where there is no loss.
         source_ids: for an encoder-decoder, what its encoder reads; `input_ids` are then the decoder's.
+        words: where words are labelled, those that have a label, in the order of `labels`.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class Example:
     input_ids: Ids
     labels: Ids
     source_ids: Ids | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -66,6 +66,7 @@ def build_labelled(
         for place, label in zip(reading.places, row.labels, strict=True):
             if place is not None:
                 labels[place] = number[label]
-        examples.append(Example("", row.learned, reading.ids, tuple(labels)))
+        words = tuple(word for word, place in zip(row.words, reading.places, strict=False) if place is not None)
+        examples.append(Example("", row.learned, reading.ids, tuple(labels), words=words))
     kept = tuple(example for example in examples if example.loss_tokens)
     return BuiltExamples(kept, sum(reading.is_cut for reading in readings), len(examples) - len(kept))

@@ -240,6 +240,7 @@ def _predictions(test: Sequence[Example], answers: Answers) -> tuple[Prediction,
         Prediction(
             index=index,
             text=example.text,
+            words=example.words,
             labels=tuple(names[each] for each in expected),
             predicted=tuple(names[each] for each in logs.argmax(axis=1)),
             probabilities=tuple(np.exp(logs.max(axis=1)).tolist()),

@@ -48,6 +48,7 @@ class Prediction:
     Attributes:
         index: its place.
         text: what was read, whole; for tags, the words with a space between them.
+        words: for tags, the words that were read.
         labels: the true labels: one for a whole text, or one for each word that was read.
         predicted: the likeliest labels.
         probabilities: of those.
@@ -55,6 +56,7 @@ class Prediction:
 
     index: int
     text: str
+    words: tuple[str, ...]
     labels: tuple[str, ...]
     predicted: tuple[str, ...]
     probabilities: tuple[float, ...]

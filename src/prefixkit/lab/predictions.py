@@ -23,10 +23,11 @@ class ConfusionRow:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong label, and how sure of it the head was."""
+    """A wrong label, and how sure of it the head was; `word` is empty where whole texts are labelled."""
 
     index: int
     text: str
+    word: str
     label: str
     predicted: str
     probability: str
@@ -76,14 +77,15 @@ def _mistakes(lines: Sequence[Json]) -> list[Mistake]:
     """Return the surest mistakes, one of each text."""
     worst = []
     for line in lines:
-        answers = zip(line["labels"], line["predicted"], line["probabilities"], strict=True)
-        wrong = [answer for answer in answers if answer[0] != answer[1]]
+        words = line.get("words") or [""] * len(line["labels"])
+        answers = zip(words, line["labels"], line["predicted"], line["probabilities"], strict=True)
+        wrong = [answer for answer in answers if answer[1] != answer[2]]
         if wrong:
-            worst.append((max(wrong, key=lambda answer: answer[2]), line))
-    worst.sort(key=lambda pair: -pair[0][2])
+            worst.append((max(wrong, key=lambda answer: answer[3]), line))
+    worst.sort(key=lambda pair: -pair[0][3])
     return [
-        Mistake(line["index"], _cut(line["text"]), true, found, f"{probability:.0%}")
-        for (true, found, probability), line in worst[:_MISTAKES]
+        Mistake(line["index"], _cut(line["text"]), word, true, found, f"{probability:.0%}")
+        for (word, true, found, probability), line in worst[:_MISTAKES]
     ]
 
 
