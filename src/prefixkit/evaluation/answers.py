@@ -30,7 +30,7 @@ class Answers:
     @property
     def predicted(self) -> list[NDArray[np.int64]]:
         """The number of the likeliest class at each place."""
-        return [each.argmax(axis=1) for each in self.logs]
+        return [self.predicted_at(row) for row in range(len(self.logs))]
 
     @property
     def losses(self) -> Ratio:
