@@ -1,5 +1,6 @@
 """The house stands as drawn: arrows point down, exports exist, light parts stay light."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -61,3 +62,22 @@ def test_files_stay_small() -> None:
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
     }
     assert not long
+
+
+#: What transformers and torch do not document, or say may change.
+UNDOCUMENTED = {
+    "a submodule": r"(from|import) transformers\.(?!utils import logging|generation.streamers import)",
+    "a mask function": r"masking_utils",
+    "torch's own": r"torch\._",
+    "an attribute of a model": r"(?<!set)_attn_implementation\b|_can_set_attn|_gradient_checkpointing_func",
+}
+
+
+@pytest.mark.parametrize("what", UNDOCUMENTED)
+def test_what_may_change_is_touched_in_compat_alone(what: str) -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "src").rglob("*.py")
+        if re.search(UNDOCUMENTED[what], path.read_text(encoding="utf-8"))
+    }
+    assert found == {"src/prefixkit/compat.py"}

@@ -1,14 +1,24 @@
-"""Everything that depends on a version of transformers stands here, and nowhere else."""
+"""Everything that depends on a version of transformers or torch stands here, and nowhere else.
+
+Names that they do not document, or say they may change, are touched in this module alone; a test looks for others. The
+one exception is `training.trainer`, a subclass of transformers' Trainer that must override its methods by their names.
+"""
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig, masking_utils
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, masking_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from prefixkit.errors import UnsupportedModelError
 
@@ -16,6 +26,16 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 #: transformers' own attention by torch's scaled_dot_product_attention.
 sdpa_attention: AttentionFunction = sdpa_attention_forward
+
+
+def implementation_of(model: PreTrainedModel) -> str:
+    """Return the name of the attention implementation a model runs with."""
+    return model.config._attn_implementation  # type: ignore[no-any-return]
+
+
+def uses_interface(model: PreTrainedModel) -> bool:
+    """Whether a model asks transformers' registry of attention functions for its attention."""
+    return model._can_set_attn_implementation()
 
 
 def eager_attention(module: nn.Module) -> AttentionFunction:
@@ -41,6 +61,11 @@ def sdpa_mask(*args: Any, **options: Any) -> Tensor:
     mask = masking_utils.sdpa_mask(*args, **options)
     assert mask is not None
     return mask
+
+
+def skipping_sdpa_mask(*args: Any, **options: Any) -> Tensor | None:
+    """Make the mask of transformers' sdpa as transformers does: None where a causal flag, or no mask, will do."""
+    return masking_utils.sdpa_mask(*args, **options)
 
 
 def eager_mask(*args: Any, **options: Any) -> Tensor:
@@ -86,3 +111,59 @@ def cache_argument(stack: nn.Module, cache: Any) -> dict[str, Any]:
     """Return the keyword argument that hands a decoder stack's forward its cache, under the name it has there."""
     names = inspect.signature(stack.forward).parameters
     return {"cache" if "cache" in names else "past_key_values": cache}
+
+
+def keeps_keys_and_values(cache: Any, shapes: Sequence[torch.Size]) -> bool:
+    """Whether all that a cache holds is, layer by layer, keys of these shapes and their values.
+
+    Args:
+        cache: what a forward pass returned.
+        shapes: `[b, g, s, d]` of the keys each attention layer of the decoder's own text was given.
+    """
+    layers: list[Any] = list(getattr(cache, "self_attention_cache", cache).layers)
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return plain and [getattr(layer.keys, "shape", None) for layer in layers] == list(shapes)
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether the model reads text both ways, as BERT does, and writes none."""
+    if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        return False
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def writes_text(config: PretrainedConfig) -> bool:
+    """Whether there is a model of this kind that writes text; an encoder-decoder does from text."""
+    if config.is_encoder_decoder:
+        return config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def is_in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread; a checkpointed layer is then run again in it."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def checkpoints_reentrantly(stack: nn.Module) -> bool:
+    """Whether a stack's next forward pass will checkpoint layers, and by torch's reentrant kind."""
+    for module in stack.modules():
+        if getattr(module, "gradient_checkpointing", False) and module.training:
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
+    return False
+
+
+def refusal_of_tracker(name: str) -> str | None:
+    """Say why transformers' Trainer cannot report to a tracker, such as ``wandb``; None if it can."""
+    from transformers.integrations.integration_utils import (
+        get_available_reporting_integrations,
+        get_reporting_integration_callbacks,
+    )
+
+    try:
+        get_reporting_integration_callbacks([name])
+    except ValueError as error:
+        return " ".join(str(error).split())
+    if name not in get_available_reporting_integrations():
+        return f"{name} is not installed; install it, or leave it out"
+    return None

@@ -1,7 +1,9 @@
 """Threads that share a model: each gets its own rows, and nothing is detached under a thread that is running."""
 
 import contextlib
+import importlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
+from prefixkit.models.inspect import inspect_model
 
 RUNNING = r"another thread is running the model with this prefix; join it, then call detach\(\) again"
 
@@ -113,3 +116,48 @@ def test_a_thread_that_died_in_a_forward_pass_does_not_count_as_running(make_mod
     hook.remove()
     handle.detach()
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_of_threads_that_attach_at_the_same_instant_one_wins(make_model, make_prefix, monkeypatch):
+    module = importlib.import_module("prefixkit.injection.attach")
+    model = make_model("llama", fresh=True)
+    prefix, found = make_prefix(model, 3), module.has_slot
+
+    def slowly(layer):
+        answer = found(layer)
+        time.sleep(0.02)  # long enough for another thread to look as well
+        return answer
+
+    monkeypatch.setattr(module, "has_slot", slowly)
+    start = threading.Barrier(4)
+
+    def run():
+        start.wait(60)
+        try:
+            return attach(model, prefix)
+        except InjectionError as refusal:
+            return str(refusal)
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [future.result() for future in [pool.submit(run) for _ in range(4)]]
+    handles = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    assert len(handles) == 1
+    assert [o for o in outcomes if isinstance(o, str)] == [
+        "a prefix is attached to this model already; detach it first"
+    ] * 3
+    handles[0].detach()
+    assert not any(found(layer) for layer in model.modules())
+
+
+def test_models_inspected_in_several_threads_are_told_apart(make_model):
+    families = ["llama", "gpt2", "opt", "gpt-neox"] * 3
+    models = [make_model(family, fresh=True) for family in families]
+    expected = [inspect_model(make_model(family)).geometry for family in families]
+    start = threading.Barrier(len(models))
+
+    def run(model):
+        start.wait(60)
+        return inspect_model(model).geometry
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        assert list(pool.map(run, models)) == expected

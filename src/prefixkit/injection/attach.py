@@ -21,13 +21,14 @@ runs both stacks.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from threading import RLock
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import eager_attention
+from prefixkit.compat import eager_attention, implementation_of
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection.attached import Attached, Nothing, from_encoder, from_prefixes
@@ -39,6 +40,9 @@ from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.prefix import Prefix, PrefixEncoder
 
 Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
+
+#: Held while a model is changed or restored, so that of two threads that attach to it at once one is refused.
+_changing = RLock()
 
 
 def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None = None) -> "Handle":
@@ -62,11 +66,12 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
         ConfigError: a position offset for a model whose text keeps its positions.
     """
     base: PreTrainedModel = plain_model(model)
-    anatomy = inspect_model(base)
-    if any(has_slot(module) for module in anatomy.attention):
-        raise InjectionError("a prefix is attached to this model already; detach it first")
-    source, rows = _to_attach(base, anatomy, prefix, position_offset)
-    return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows))
+    with _changing:
+        anatomy = inspect_model(base)
+        if any(has_slot(module) for module in anatomy.attention):
+            raise InjectionError("a prefix is attached to this model already; detach it first")
+        source, rows = _to_attach(base, anatomy, prefix, position_offset)
+        return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows))
 
 
 def _to_attach(
@@ -121,15 +126,16 @@ class Handle(AbstractContextManager["Handle"]):
         Raises:
             InjectionError: another thread is running the model; the prefix stays attached.
         """
-        if self._passes is None or not self._restore:
-            return
-        if self._passes.are_elsewhere():
-            raise InjectionError(
-                "another thread is running the model with this prefix; join it, then call detach() again"
-            )
-        while self._restore:
-            self._restore.pop()()
-        self._passes.close()
+        with _changing:
+            if self._passes is None or not self._restore:
+                return
+            if self._passes.are_elsewhere():
+                raise InjectionError(
+                    "another thread is running the model with this prefix; join it, then call detach() again"
+                )
+            while self._restore:
+                self._restore.pop()()
+            self._passes.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,7 +144,7 @@ class Handle(AbstractContextManager["Handle"]):
         self.detach()
 
     def _install(self, passes: Passes) -> None:
-        model, implementation = self._model, self._model.config._attn_implementation
+        model, implementation = self._model, implementation_of(self._model)
         if implementation == "eager":
             for module in self._anatomy.attention:
                 eager_attention(module)  # refuses a family without one before anything is changed

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from prefixkit.compat import eager_attention, eager_mask, hidden, sdpa_attention, sdpa_mask
 from prefixkit.errors import InjectionError

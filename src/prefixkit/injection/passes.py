@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import cache_of
+from prefixkit.compat import cache_of, checkpoints_reentrantly, implementation_of
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
@@ -91,7 +91,7 @@ class Passes:
     def before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         self._users.enter()
-        if self._model.config._attn_implementation not in NAMES.values():
+        if implementation_of(self._model) not in NAMES.values():
             raise InjectionError(
                 "the attention implementation was changed while a prefix was attached, so nothing would read it; "
                 "detach, change it, and attach again"
@@ -175,17 +175,11 @@ def _wrong_rows(rows: int | None, batch: int) -> InjectionError:
 
 def _check_checkpointing(stack: nn.Module) -> None:
     """Refuse the reentrant kind: it loses the prefix's gradient, or sends it through the encoder twice."""
-    if not torch.is_grad_enabled():
-        return
-    for module in stack.modules():
-        if getattr(module, "gradient_checkpointing", False) and module.training:
-            function = getattr(module, "_gradient_checkpointing_func", None)
-            if getattr(function, "keywords", {}).get("use_reentrant", True):
-                raise InjectionError(
-                    "gradient checkpointing with use_reentrant=True gives a prefix wrong gradients or none; "
-                    'enable it with {"use_reentrant": False}'
-                )
-            return
+    if torch.is_grad_enabled() and checkpoints_reentrantly(stack):
+        raise InjectionError(
+            "gradient checkpointing with use_reentrant=True gives a prefix wrong gradients or none; "
+            'enable it with {"use_reentrant": False}'
+        )
 
 
 def _inputs(call: dict[str, Any]) -> Tensor:

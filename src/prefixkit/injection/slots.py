@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from threading import enumerate as enumerate_threads
 from threading import get_ident
 
-import torch
 from torch import nn
 
+from prefixkit.compat import is_in_backward
 from prefixkit.errors import InjectionError
 from prefixkit.prefix import Bank, SiteBank
 
@@ -109,7 +109,7 @@ class Slot:
                 is run again in the backward pass and has lost its bank.
         """
         bank = self.current.bank if own is None else own
-        if own is None and torch._C._current_graph_task_id() != -1:
+        if own is None and is_in_backward():
             raise InjectionError(
                 "gradient checkpointing: this model does not hand keyword arguments down to its attention layers, "
                 "so a recomputed layer cannot know its prefix; switch gradient checkpointing off"

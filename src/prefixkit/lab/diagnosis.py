@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from prefixkit.compat import implementation_of
 from prefixkit.config import DataConfig, Placement
 from prefixkit.data import Example, heldout_texts
 from prefixkit.errors import ArtefactError, EvaluationError
@@ -233,7 +234,7 @@ def diagnose(base: Base, prefix: Prefix, mass: AttentionMass, *, name: str, sour
         layers=layers,
         virtual_tokens=_virtual_tokens(active),
         dtype=str(base.dtype).removeprefix("torch."),
-        attention=base.model.config._attn_implementation,
+        attention=implementation_of(base.model),
         machine=describe_machine(),
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from prefixkit.compat import keeps_keys_and_values
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.probe import Watched, first_query
 from prefixkit.models.weights import input_device
@@ -59,11 +59,7 @@ def check_cache(name: str, cache: Any, keys: list[Tensor]) -> None:
         UnsupportedModelError: the cache holds something else (latents, convolutions, state spaces, an index), or
             keys of another shape.
     """
-    if cache is None:
-        return
-    layers: list[Any] = list(getattr(cache, "self_attention_cache", cache).layers)
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    if not plain or [getattr(layer.keys, "shape", None) for layer in layers] != [key.shape for key in keys]:
+    if cache is not None and not keeps_keys_and_values(cache, [key.shape for key in keys]):
         raise UnsupportedModelError(
             f"{name}: carries more from token to token than the keys and values its attention reads, "
             "so a prefix would reach only part of it; choose another base model"

@@ -18,21 +18,21 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from prefixkit.compat import is_encoder
 from prefixkit.config import Attention, Dtype, Format
 from prefixkit.errors import ConfigError, ModelError, PrefixkitError, UnsupportedModelError
 from prefixkit.logs import get_logger
 from prefixkit.models.hardware import choose_device, choose_dtype
 from prefixkit.models.inspect import context_tokens
-from prefixkit.models.kinds import is_encoder, require_language_model
 from prefixkit.models.licences import find_licence
 from prefixkit.models.locations import Location, locate, pinned
 from prefixkit.models.packaged import PACKAGED_MODELS
 from prefixkit.models.quantised import check_dtype, keep_unpacked
 from prefixkit.models.quiet import quiet_transformers
-from prefixkit.models.refusals import explain_failure, require_complete
+from prefixkit.models.refusals import explain_failure, require_complete, require_language_model
 from prefixkit.models.sources import Source, SourceKind, resolve_source
 
 log = get_logger(__name__)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.compat import is_encoder
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
-from prefixkit.models.kinds import is_encoder
 from prefixkit.models.quantised import is_quantised
 from prefixkit.models.weights import plain_parts, stored_weights
 from prefixkit.prefix import BaseCard

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.compat import implementation_of, uses_interface
 from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
@@ -110,7 +111,7 @@ def text_inputs(model: PreTrainedModel, source: Tensor, target: Tensor) -> dict[
 
 def _check_implementation(model: PreTrainedModel) -> None:
     """Refuse attention implementations a prefix cannot be prepended for; what is attached already is ours."""
-    name, implementation = type(model).__name__, model.config._attn_implementation
+    name, implementation = type(model).__name__, implementation_of(model)
     if implementation.startswith("prefixkit_"):
         return
     if implementation not in _IMPLEMENTATIONS:
@@ -128,7 +129,7 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(f"{name}: expected a transformers model, such as AutoModelForCausalLM loads")
-    if not model._can_set_attn_implementation():
+    if not uses_interface(model):
         raise UnsupportedModelError(
             f"{name}: its attention does not go through transformers' attention interface, "
             "so no prefix can be prepended; choose another base model"

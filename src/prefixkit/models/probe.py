@@ -3,17 +3,26 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel, masking_utils
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from prefixkit.compat import eager_attention, eager_mask, sdpa_attention, sdpa_mask
+from prefixkit.compat import (
+    eager_attention,
+    eager_mask,
+    implementation_of,
+    sdpa_attention,
+    sdpa_mask,
+    skipping_sdpa_mask,
+)
 from prefixkit.models.weights import input_device
 
 _NAMES = {"sdpa": "prefixkit_sdpa_probe", "eager": "prefixkit_eager_probe"}
+#: The registry is shared by all threads, and holds one watcher at a time.
+_one_at_a_time = RLock()
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor], *, use_ca
         RuntimeError, ValueError, TypeError, AttributeError: whatever the model raises on these inputs.
     """
     calls: list[AttentionCall] = []
-    implementation = model.config._attn_implementation
+    implementation = implementation_of(model)
 
     def watch(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
@@ -107,11 +116,11 @@ def first_query(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
 @contextmanager
 def _standing_in(model: PreTrainedModel, attend: Callable[..., Any]) -> Iterator[list[Tensor]]:
     """Put a function in the place of a model's attention; yields the list that the masks made are added to."""
-    implementation = model.config._attn_implementation
+    implementation = implementation_of(model)
     name = _NAMES[implementation]
     masks: list[Tensor] = []
     # On the meta device there are no numbers to find out from that a mask hides nothing and can be left out.
-    own_mask = sdpa_mask if input_device(model).type == "meta" else masking_utils.sdpa_mask
+    own_mask = sdpa_mask if input_device(model).type == "meta" else skipping_sdpa_mask
     mask_function = eager_mask if implementation == "eager" else own_mask
 
     def make(*args: Any, **options: Any) -> Tensor | None:
@@ -119,9 +128,9 @@ def _standing_in(model: PreTrainedModel, attend: Callable[..., Any]) -> Iterator
         masks.extend([] if mask is None else [mask])
         return mask
 
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, make)
-    with evaluating(model):
+    with _one_at_a_time, evaluating(model):
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, make)
         model.set_attn_implementation(name)
         try:
             yield masks

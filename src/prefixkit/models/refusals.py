@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from prefixkit.compat import is_encoder, writes_text
 from prefixkit.errors import ModelError, UnsupportedModelError
-from prefixkit.models.kinds import is_encoder
 from prefixkit.models.sources import Source, SourceKind, packaged_hint, packaged_names
 
 #: Names of the exceptions that mean "no connection", in whichever HTTP library is underneath.
@@ -25,10 +25,28 @@ _UNREACHABLE = frozenset(
 #: Libraries for quantised weights that this project's extra installs.
 _QUANTISERS = ("torchao", "bitsandbytes")
 _DAMAGED = frozenset({"EOFError", "SafetensorError", "UnpicklingError"})
-
-
 #: Buffers that older versions of transformers saved and that are computed today.
 _OLD_BUFFERS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq")
+
+
+def require_language_model(base: str, config: PretrainedConfig) -> None:
+    """Refuse whatever does not read text.
+
+    Args:
+        base: its name, for messages.
+        config: its configuration.
+
+    Raises:
+        UnsupportedModelError: it reads something else, or turns text into something else.
+    """
+    kind = config.model_type
+    if writes_text(config) or is_encoder(config):
+        return
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{base}: {kind} does not turn text into text; give one that does, such as t5")
+    raise UnsupportedModelError(
+        f"{base}: {kind} is no language model; give one that writes text left to right, or an encoder such as bert"
+    )
 
 
 def require_complete(base: str, model: PreTrainedModel, loading: dict[str, Any]) -> None:

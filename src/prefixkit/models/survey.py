@@ -18,17 +18,15 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from prefixkit.compat import eager_attention, layer_windows
+from prefixkit.compat import eager_attention, is_encoder, layer_windows, writes_text
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import PrefixkitError, UnsupportedModelError
 from prefixkit.models.base import load_base_model
 from prefixkit.models.inspect import Anatomy, Kind, inspect_model
-from prefixkit.models.kinds import is_encoder, require_language_model
 from prefixkit.models.locations import NO_FOREIGN_CODE, locate
 from prefixkit.models.quiet import quiet_transformers
-from prefixkit.models.refusals import explain_failure
+from prefixkit.models.refusals import explain_failure, require_language_model
 from prefixkit.models.sources import Source, SourceKind, resolve_source
 
 
@@ -140,8 +138,7 @@ def _read_config(source: Source, revision: str | None) -> PretrainedConfig:
 def _builder(source: Source, config: PretrainedConfig) -> Any:
     """Return transformers' class for this kind of model."""
     if config.is_encoder_decoder:
-        writes = config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-        return AutoModelForSeq2SeqLM if writes else AutoModelForSpeechSeq2Seq
+        return AutoModelForSeq2SeqLM if writes_text(config) else AutoModelForSpeechSeq2Seq
     if is_encoder(config):
         return AutoModelForMaskedLM
     require_language_model(source.name, config)

@@ -11,11 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
-from transformers.integrations.integration_utils import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-)
 
+from prefixkit.compat import refusal_of_tracker
 from prefixkit.config import OnDivergence, Recipe, TrainConfig
 from prefixkit.data import Collator, Example, LengthGroupedSampler
 from prefixkit.errors import ConfigError, DivergedError
@@ -252,14 +249,9 @@ def check_trackers(names: Sequence[str]) -> None:
         ConfigError: one is not usable.
     """
     for name in names:
-        if name in ("none", "all"):
-            continue
-        try:
-            get_reporting_integration_callbacks([name])
-        except ValueError as error:
-            raise ConfigError(f"train.report_to: {' '.join(str(error).split())}") from None
-        if name not in get_available_reporting_integrations():
-            raise ConfigError(f"train.report_to: {name} is not installed; install it, or leave it out")
+        refusal = None if name in ("none", "all") else refusal_of_tracker(name)
+        if refusal is not None:
+            raise ConfigError(f"train.report_to: {refusal}")
 
 
 @contextmanager
