@@ -33,6 +33,27 @@ def implementation_of(model: PreTrainedModel) -> str:
     return model.config._attn_implementation  # type: ignore[no-any-return]
 
 
+def attention_settings(model: PreTrainedModel) -> list[tuple[PretrainedConfig, Any]]:
+    """Return every configuration in a model, and its attention implementation: a T5's stacks have their own."""
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for config in configs:  # grows under way
+        parts = (getattr(config, name) for name in config.sub_configs)
+        configs += [part for part in parts if part is not None and not any(part is known for known in configs)]
+    return [(config, config._attn_implementation_internal) for config in configs]
+
+
+def restore_attention(settings: Sequence[tuple[PretrainedConfig, Any]]) -> None:
+    """Set every implementation back to what `attention_settings` found."""
+    for config, implementation in settings:
+        config._attn_implementation_internal = implementation
+
+
+def layer_implementation(module: nn.Module, model: PreTrainedModel) -> str:
+    """Return the name of the attention implementation one attention layer of a model runs with."""
+    config = getattr(module, "config", model.config)
+    return getattr(config, "_attn_implementation", implementation_of(model))
+
+
 def uses_interface(model: PreTrainedModel) -> bool:
     """Whether a model asks transformers' registry of attention functions for its attention."""
     return model._can_set_attn_implementation()
@@ -96,6 +117,22 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
 def smallest_window(config: PretrainedConfig) -> int | None:
     """Return how many tokens the layer with the shortest sliding window or chunk sees; None if all see everything."""
     return min((window for window in layer_windows(config) if window is not None), default=None)
+
+
+def rope_switch(config: PretrainedConfig) -> int | None:
+    """Return beyond how many positions "longrope" turns all rotary angles at once to other frequencies; None if never.
+
+    transformers takes the longest row of a forward pass for all of its rows.
+    """
+    config = config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters] if "rope_type" in parameters else [kind for kind in parameters.values() if kind]
+    switches = [
+        kind.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        for kind in kinds
+        if isinstance(kind, dict) and kind.get("rope_type") == "longrope"
+    ]
+    return min(switches, default=None)
 
 
 def cache_of(call: Mapping[str, Any]) -> Any:

@@ -52,6 +52,8 @@ def test_detaching_under_a_running_thread_is_refused_and_the_thread_keeps_its_pr
         try:
             with pytest.raises(InjectionError, match=RUNNING):
                 handle.detach()
+            with pytest.raises(InjectionError, match=RUNNING.replace("detach", "switch")):
+                handle.switch(None)
             with pytest.raises(InjectionError, match="attached to this model already; detach it first"):
                 attach(model, prefix)
         finally:

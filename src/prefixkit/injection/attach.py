@@ -28,7 +28,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import eager_attention, implementation_of
+from prefixkit.compat import attention_settings, eager_attention, implementation_of, restore_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection.attached import Attached, Nothing, from_encoder, from_prefixes
@@ -70,6 +70,11 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
         anatomy = inspect_model(base)
         if any(has_slot(module) for module in anatomy.attention):
             raise InjectionError("a prefix is attached to this model already; detach it first")
+        if implementation_of(base) in NAMES.values():
+            raise InjectionError(
+                "this model shares its configuration with one to which a prefix is attached; give it a copy: "
+                "config=copy.deepcopy(config)"
+            )
         source, rows = _to_attach(base, anatomy, prefix, position_offset)
         return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows))
 
@@ -99,7 +104,11 @@ class Handle(AbstractContextManager["Handle"]):
         self._model, self._anatomy, self._passes = model, anatomy, passes
         self._restore: list[Callable[[], object]] = []
         if passes is not None:
-            self._install(passes)
+            try:
+                self._install(passes)
+            except BaseException:
+                self._undo()
+                raise
 
     def switch(self, prefix: Attachable, *, position_offset: int | None = None) -> None:
         """Let the model read something else from now on, or nothing, its hooks staying in place.
@@ -113,10 +122,11 @@ class Handle(AbstractContextManager["Handle"]):
 
         Raises:
             As `attach` does; what was attached then stays so. And InjectionError: the handle is detached, or was made
-            with nothing to attach.
+            with nothing to attach; or another thread is running the model.
         """
         if self._passes is None or not self._restore:
             raise InjectionError("nothing is attached by this handle; call attach() again")
+        _require_alone(self._passes, "switch")
         source, rows = _to_attach(self._model, self._anatomy, prefix, position_offset)
         self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
 
@@ -129,12 +139,8 @@ class Handle(AbstractContextManager["Handle"]):
         with _changing:
             if self._passes is None or not self._restore:
                 return
-            if self._passes.are_elsewhere():
-                raise InjectionError(
-                    "another thread is running the model with this prefix; join it, then call detach() again"
-                )
-            while self._restore:
-                self._restore.pop()()
+            _require_alone(self._passes, "detach")
+            self._undo()
             self._passes.close()
 
     def __exit__(
@@ -142,6 +148,10 @@ class Handle(AbstractContextManager["Handle"]):
     ) -> None:
         """Detach."""
         self.detach()
+
+    def _undo(self) -> None:
+        while self._restore:
+            self._restore.pop()()
 
     def _install(self, passes: Passes) -> None:
         model, implementation = self._model, implementation_of(self._model)
@@ -153,23 +163,31 @@ class Handle(AbstractContextManager["Handle"]):
             is_causal = site.placement is Placement.DECODER_SELF
             place(module, Slot(index, is_causal, implementation, passes.current))
             self._restore.append(partial(clear, module))
-        self._restore.append(lambda: model.set_attn_implementation(implementation))
+        self._restore.append(partial(restore_attention, attention_settings(model)))
         model.set_attn_implementation(NAMES[implementation])
-        stacks, root = self._anatomy.stacks, self._anatomy.root
-        hooks = [stack.register_forward_pre_hook(passes.before_stack, with_kwargs=True) for stack in stacks]
-        hooks += [stack.register_forward_hook(passes.after_stack, always_call=True) for stack in stacks]
+        stacks = self._anatomy.stacks
+        for stack in stacks:
+            self._hook(stack, passes.before_stack, passes.after_stack)
         if len(stacks) > 1:
-            hooks.append(root.register_forward_pre_hook(passes.before_pass, with_kwargs=True))
-            hooks.append(root.register_forward_hook(passes.after_pass, always_call=True))
-        self._restore.extend(hook.remove for hook in hooks)
+            self._hook(self._anatomy.root, passes.before_pass, passes.after_pass)
         self._shadow("generate", partial(passes.generate, vars(model).get("generate")))
         self._shadow("init_continuous_batching", _refuse_batching)
+
+    def _hook(self, module: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> None:
+        """Call one function before each of a module's forward passes and the other after it, failed or not."""
+        self._restore.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._restore.append(module.register_forward_hook(after, always_call=True).remove)
 
     def _shadow(self, name: str, replacement: Callable[..., Any]) -> None:
         """Put an attribute in front of a method of the model, or of what a caller has put there already."""
         model, own = self._model, vars(self._model).get(name)
         setattr(model, name, replacement)
         self._restore.append(lambda: delattr(model, name) if own is None else setattr(model, name, own))
+
+
+def _require_alone(passes: Passes, call: str) -> None:
+    if passes.are_elsewhere():
+        raise InjectionError(f"another thread is running the model with this prefix; join it, then call {call}() again")
 
 
 def _refuse_batching(*_: Any, **__: Any) -> Any:

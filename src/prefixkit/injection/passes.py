@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import cache_of, checkpoints_reentrantly, implementation_of
+from prefixkit.compat import cache_of, checkpoints_reentrantly, layer_implementation
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
 from prefixkit.injection.attached import Attached
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches, is_same
-from prefixkit.injection.positions import check_context, moved_positions, past_tokens
+from prefixkit.injection.positions import check_context, check_mask, check_rope, moved_positions, past_tokens
 from prefixkit.injection.slots import BANK, Current, Users
 from prefixkit.models.inspect import Anatomy
 from prefixkit.prefix import Bank
@@ -51,6 +51,14 @@ class Passes:
         self.current, self._caches = Current(), Caches()
         self._users, self._generating = Users(), Users()
         self._whole = _Whole()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled along with the model.
+
+        Raises:
+            InjectionError: always.
+        """
+        raise InjectionError("a model with a prefix attached cannot be copied or pickled; detach it first")
 
     def switch(self, source: Attached, rows: int | None) -> None:
         """Read something else from the next forward pass on."""
@@ -91,7 +99,7 @@ class Passes:
     def before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         self._users.enter()
-        if implementation_of(self._model) not in NAMES.values():
+        if any(layer_implementation(layer, self._model) not in NAMES.values() for layer in self._anatomy.attention):
             raise InjectionError(
                 "the attention implementation was changed while a prefix was attached, so nothing would read it; "
                 "detach, change it, and attach again"
@@ -107,6 +115,7 @@ class Passes:
             bank = bank.rows(self._row_index(len(inputs)))
         self.current.bank = bank
         if self._anatomy.geometry.moves_text:
+            check_mask(call, inputs.shape[1])
             call |= {"position_ids": self._positions(call, bank, inputs)}
         return (), call | {BANK: bank}
 
@@ -121,17 +130,18 @@ class Passes:
             check_context(positions, self._anatomy.context_tokens, most)
         elif self._anatomy.context_tokens is not None:
             check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
+        check_rope(positions, self._anatomy.rope_switch, past_tokens(call))
         return positions
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
+        bank, self.current.bank = self.current.bank, None
         if output is None:
             return
         token = self._source.token
         self._caches.leave(output, token)
-        bank = self.current.bank
         if stack is not self._anatomy.stack and bank is not None and self._is_in_encoder(bank):
             encoded.mark(output, token)
 
@@ -159,6 +169,8 @@ class Passes:
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):
             if self._rows is not None and isinstance(inputs, Tensor) and len(inputs) != self._rows:
                 raise _wrong_rows(self._rows, len(inputs))
+        if self._rows not in (None, 1) and not args and all(kwargs.get(name) is None for name in names):
+            raise _wrong_rows(self._rows, 1)  # it would begin one text, and repeat it
         if outputs is not None:
             self._check_encoded(outputs, self._source.read())
         with self._users, self._generating:

@@ -60,6 +60,47 @@ def check_context(positions: Int[Tensor, "n t"], context_tokens: int | None, mos
         )
 
 
+def check_rope(positions: Int[Tensor, "n t"], rope_switch: int | None, past: int) -> None:
+    """Refuse a forward pass on both sides of the position at which all rotary angles change (longrope).
+
+    The longest row decides for all of them, and a cache keeps the angles its keys were turned by: a row would not be
+    read as it is alone, nor as it is without a cache.
+
+    Args:
+        positions: the moved position ids.
+        rope_switch: `Anatomy.rope_switch`.
+        past: tokens in the cache.
+
+    Raises:
+        InjectionError: some rows, or the cache, are on one side of it and some on the other.
+    """
+    if rope_switch is None:
+        return
+    is_beyond = positions.amax(dim=1) >= rope_switch  # [n]
+    crosses = past > 0 and bool((is_beyond & (positions.amin(dim=1) <= rope_switch)).any())
+    if crosses or bool(is_beyond.any() != is_beyond.all()):
+        what = "this text crosses it with a cache" if crosses else "some rows of this batch are longer, some are not"
+        raise InjectionError(
+            f"the base model's rotary embedding (longrope) changes for all tokens at once beyond {rope_switch} "
+            f"positions, the prefix's included, and {what}; "
+            + ("set use_cache=False" if crosses else "give rows of one side at a time")
+        )
+
+
+def check_mask(call: dict[str, Any], tokens: int) -> None:
+    """Refuse an attention mask with more columns than there are tokens, which the model would cut at its end.
+
+    Raises:
+        InjectionError: it has; perhaps columns for the prefix, as PEFT wants them.
+    """
+    mask, most = call.get("attention_mask"), past_tokens(call) + tokens
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > most:
+        raise InjectionError(
+            f"attention_mask has {mask.shape[1]} columns for {most} tokens; give one per token of text, none for the "
+            "prefix"
+        )
+
+
 def past_tokens(call: dict[str, Any]) -> int:
     """Return how many tokens the cache of a call already holds."""
     cache = cache_of(call)

@@ -105,8 +105,8 @@ class Slot:
             own: the bank of the forward pass the layer belongs to, where the model handed it down.
 
         Raises:
-            InjectionError: no forward pass of the whole model is under way, or its rows are not these; or a layer
-                is run again in the backward pass and has lost its bank.
+            InjectionError: no forward pass of the whole model is under way in this thread, or its rows are not these;
+                or a layer is run again in the backward pass and has lost its bank.
         """
         bank = self.current.bank if own is None else own
         if own is None and is_in_backward():
@@ -146,6 +146,7 @@ def slot_of(module: nn.Module) -> Slot:
     if not isinstance(slot, Slot):
         raise InjectionError(
             f"{type(module).__name__} asks for prefixkit's attention but has no prefix; "
-            "its configuration was copied from a model while a prefix was attached"
+            "its configuration was copied from a model while a prefix was attached, or is that model's own; give each "
+            "model a configuration of its own"
         )
     return slot

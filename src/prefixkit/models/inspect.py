@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import implementation_of, uses_interface
+from prefixkit.compat import implementation_of, rope_switch, uses_interface
 from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
@@ -51,6 +51,7 @@ class Anatomy:
         context_tokens: positions the model was made for; None if it sets no limit.
         counts_by_mask: text without position ids is numbered by its attention mask (OPT), not by columns. Not known of
             a model without weights (on the meta device).
+        rope_switch: beyond so many positions all rotary angles change (longrope); None if they never do.
     """
 
     kind: Kind
@@ -60,6 +61,7 @@ class Anatomy:
     root: nn.Module
     context_tokens: int | None
     counts_by_mask: bool = False
+    rope_switch: int | None = None
 
     @property
     def stack(self) -> nn.Module:
@@ -156,6 +158,7 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
         root=_innermost(model, stacks),
         context_tokens=context_tokens(model),
         counts_by_mask=has_values and counts_by_mask(model),
+        rope_switch=rope_switch(model.config) if kind is Kind.DECODER else None,
     )
 
 
