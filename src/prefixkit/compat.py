@@ -135,6 +135,17 @@ def rope_switch(config: PretrainedConfig) -> int | None:
     return min(switches, default=None)
 
 
+def scale_switch(config: PretrainedConfig) -> int | None:
+    """Return from how many tokens on Llama 4 scales attention by a count of its text alone; None for other models.
+
+    It counts columns where others, such as Ministral 3, look at position ids.
+    """
+    config = config.get_text_config()
+    if not getattr(config, "attn_temperature_tuning", False) or all(getattr(config, "no_rope_layers", None) or [1]):
+        return None
+    return int(config.floor_scale)
+
+
 def cache_of(call: Mapping[str, Any]) -> Any:
     """Return the cache in the keyword arguments of a decoder stack's forward; None where there is none.
 

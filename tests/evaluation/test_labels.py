@@ -131,6 +131,6 @@ def test_baselines_learn_from_no_more_labels_than_they_may(base, labelled, own, 
     """Rows of many words would otherwise give one baseline more than the other."""
     seen = []
     monkeypatch.setattr(labels, "_MOST_LABELS", 7)
-    monkeypatch.setattr(labels, "_words_alone", lambda rows, *_: seen.append(len(rows)))
+    monkeypatch.setattr(labels, "words_alone", lambda rows, *_: seen.append(len(rows)))
     evaluate_labels(base, own, labelled, RECIPE)
     assert seen == [7]

@@ -56,3 +56,11 @@ def test_json_holds_the_numbers_derived():
     assert found["prefix_bytes"] == {"float32": 491520, "bfloat16": 245760}
     assert found["positions_left"] == 492
     assert found["stacks"][0]["windowed_layers"] == (0, 2, 4)
+
+
+def test_a_rotary_embedding_that_switches_is_said():
+    assert "rotary angles" not in dict(describe(SURVEY))
+    assert dict(describe(replace(SURVEY, rope_switch=4096)))["rotary angles"] == (
+        "change for a whole batch beyond 4,096 positions (longrope): batches and cached texts must stay on one side of "
+        "it, the prefix counted"
+    )

@@ -20,7 +20,14 @@ from prefixkit.injection import encoded
 from prefixkit.injection.attached import Attached
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches, is_same
-from prefixkit.injection.positions import check_context, check_mask, check_rope, moved_positions, past_tokens
+from prefixkit.injection.positions import (
+    check_context,
+    check_mask,
+    check_rope,
+    check_scale,
+    moved_positions,
+    past_tokens,
+)
 from prefixkit.injection.slots import BANK, Current, Users
 from prefixkit.models.inspect import Anatomy
 from prefixkit.prefix import Bank
@@ -125,12 +132,13 @@ class Passes:
         positions = moved_positions(
             call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._anatomy.counts_by_mask
         )
+        most = past_tokens(call) + tokens + int(bank.offsets.max())
         if call.get("position_ids") is None:
-            most = past_tokens(call) + tokens + int(bank.offsets.max())
             check_context(positions, self._anatomy.context_tokens, most)
         elif self._anatomy.context_tokens is not None:
             check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
         check_rope(positions, self._anatomy.rope_switch, past_tokens(call))
+        check_scale(self._anatomy.scale_switch, most)
         return positions
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

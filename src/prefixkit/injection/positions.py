@@ -87,6 +87,23 @@ def check_rope(positions: Int[Tensor, "n t"], rope_switch: int | None, past: int
         )
 
 
+def check_scale(scale_switch: int | None, most: int) -> None:
+    """Refuse a text so long that attention is scaled by a count of tokens which leaves the prefix out (Llama 4).
+
+    Args:
+        scale_switch: `Anatomy.scale_switch`.
+        most: tokens of the text and of the longest prefix.
+
+    Raises:
+        InjectionError: it is.
+    """
+    if scale_switch is not None and most >= scale_switch:
+        raise InjectionError(
+            f"from {scale_switch} tokens on the base model scales its attention by their number and leaves the "
+            f"prefix out; prefix and text have {most}: shorten them, or set attn_temperature_tuning=False"
+        )
+
+
 def check_mask(call: dict[str, Any], tokens: int) -> None:
     """Refuse an attention mask with more columns than there are tokens, which the model would cut at its end.
 

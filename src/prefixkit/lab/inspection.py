@@ -37,6 +37,7 @@ def describe(survey: Survey) -> list[tuple[str, str]]:
         (f"{n} virtual tokens", f"{_size(survey, n)}; {100 * n * each / survey.base_parameters:.2g}% of the model"),
         ("context", _context(survey)),
         ("sliding windows", "; ".join(filter(None, map(_windows, survey.stacks))) or "none"),
+        *_rope(survey.rope_switch),
         ("looked at", "configuration and weights: it cannot run without them" if survey.is_loaded
          else "the configuration alone; no weights were read"),
     ]  # fmt: skip
@@ -76,6 +77,13 @@ def _context(survey: Survey) -> str:
     if left <= 0:
         return f"{survey.context_tokens:,} positions: too few for {tokens} and text"
     return f"{survey.context_tokens:,} positions, {left:,} left for text after {tokens}"
+
+
+def _rope(switch: int | None) -> list[tuple[str, str]]:
+    if switch is None:
+        return []
+    switches = f"change for a whole batch beyond {switch:,} positions (longrope)"
+    return [("rotary angles", f"{switches}: batches and cached texts must stay on one side of it, the prefix counted")]
 
 
 def _windows(stack: Stack) -> str:

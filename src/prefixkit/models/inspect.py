@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import implementation_of, rope_switch, uses_interface
+from prefixkit.compat import implementation_of, rope_switch, scale_switch, uses_interface
 from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
@@ -52,6 +52,7 @@ class Anatomy:
         counts_by_mask: text without position ids is numbered by its attention mask (OPT), not by columns. Not known of
             a model without weights (on the meta device).
         rope_switch: beyond so many positions all rotary angles change (longrope); None if they never do.
+        scale_switch: from so many tokens on attention is scaled by their count, without a prefix (Llama 4).
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class Anatomy:
     context_tokens: int | None
     counts_by_mask: bool = False
     rope_switch: int | None = None
+    scale_switch: int | None = None
 
     @property
     def stack(self) -> nn.Module:
@@ -159,6 +161,7 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
         context_tokens=context_tokens(model),
         counts_by_mask=has_values and counts_by_mask(model),
         rope_switch=rope_switch(model.config) if kind is Kind.DECODER else None,
+        scale_switch=scale_switch(model.config) if kind is Kind.DECODER else None,
     )
 
 

@@ -69,6 +69,8 @@ class Survey:
     """The length of prefix the following is said for."""
     is_loaded: bool
     """Whether the weights had to be read to find this out."""
+    rope_switch: int | None = None
+    """Beyond so many positions all rotary angles change (longrope); None if they never do."""
 
     @property
     def numbers_per_token(self) -> int:
@@ -122,6 +124,7 @@ def survey_model(base: str, *, revision: str | None = None, num_virtual_tokens: 
         context_tokens=anatomy.context_tokens,
         num_virtual_tokens=num_virtual_tokens,
         is_loaded=is_loaded,
+        rope_switch=anatomy.rope_switch,
     )
 
 

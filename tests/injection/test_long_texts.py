@@ -1,10 +1,10 @@
-"""longrope: rotary angles that change for a whole batch beyond a number of positions."""
+"""Numbers that depend on how long the whole text is: longrope's rotary angles, Llama 4's scale."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from conformance.families import VOCABULARY
+from conformance.families import VOCABULARY, build_model
 from conformance.reference import reading
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
@@ -77,3 +77,17 @@ def test_generating_across_it_is_exact_without_a_cache_and_refused_with_one(mode
         for _ in range(room + 5):
             steps.append(model(input_ids=torch.cat(steps, 1)).logits[:, -1:].argmax(-1))
         assert torch.equal(torch.cat(steps, 1), expected)
+
+
+def test_a_scale_that_counts_text_alone_is_refused_where_it_would_differ(make_prefix, make_ids):
+    """Llama 4 scales the queries of layers without rotary angles by the number of columns, not by position ids."""
+    model = build_model("llama4", floor_scale=8)
+    prefix, ids = make_prefix(model, 3), make_ids(2, 5)
+    assert inspect_model(model).scale_switch == 8
+    assert inspect_model(build_model("llama4", attn_temperature_tuning=False)).scale_switch is None
+    with reading(model, [prefix.states]):
+        expected = model(input_ids=ids[:, :4], position_ids=3 + torch.arange(4)[None]).logits
+    with attach(model, prefix):
+        torch.testing.assert_close(model(input_ids=ids[:, :4]).logits, expected, rtol=0, atol=1e-10)
+        with pytest.raises(InjectionError, match="from 8 tokens on the base model scales .* and text have 8: sh"):
+            model(input_ids=ids)
