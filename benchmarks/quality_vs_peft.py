@@ -13,116 +13,31 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PrefixTuningConfig, TaskType, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import get_scheduler
 
+from contestants import BUILDERS, LORA, PEFT_PREFIX, PREFIXKIT, Contestant, Loss, batches, load, logits_loss
 from prefixkit.config import Recipe, load_recipe
-from prefixkit.data import NO_LOSS, Collator, Example, LengthGroupedSampler, PreparedData, prepare
+from prefixkit.data import NO_LOSS, Collator, Example, PreparedData, prepare
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive
-from prefixkit.training import build_encoder
 from prefixkit.training.loss import has_plain_head, summed_loss
-from prefixkit.training.model import PrefixModel
 
 RECIPE = "positive-reviews"
-LORA, PEFT_PREFIX, PREFIXKIT = "lora", "peft-prefix", "prefixkit"
-LORA_TARGETS = ["q_proj", "v_proj"]
+METHODS = [PREFIXKIT, LORA, PEFT_PREFIX]
 #: The two ways of scoring must give the base model the same loss, up to rounding in its dtype.
 SCORING_TOLERANCE = 1e-3
-
-#: Summed cross-entropy of a batch, in nats.
-Loss = Callable[[dict[str, Tensor], Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A model in training: its trainable parameters are those that require a gradient."""
-
-    model: nn.Module
-    loss: Loss
-    details: dict[str, Any]
-
-
-def logits_loss(model: nn.Module) -> Loss:
-    """Score a model through its public forward; a plain call, as PEFT's prefix needs its cache."""
-
-    def loss(batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-        expected = labels[:, 1:]  # [b, t - 1]
-        scored = expected != NO_LOSS
-        logits = model(**batch).logits[:, :-1][scored].float()  # [k, v]
-        return nn.functional.cross_entropy(logits, expected[scored], reduction="sum")
-
-    return loss
-
-
-def build_prefixkit(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
-    texts = [example.text for example in data.train[:64]]  # as train_prefix does
-    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset)
-
-    def loss(batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-        return summed_loss(model.base, batch, labels, plain_head=model.plain_head)
-
-    return Contestant(model, loss, {"prefix": recipe.prefix.model_dump(mode="json")})
-
-
-def build_peft_prefix(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
-    tokens = recipe.prefix.num_virtual_tokens
-    config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens)
-    model = get_peft_model(base.model, config)
-    return Contestant(model, logits_loss(model), {"num_virtual_tokens": tokens, "init": "PEFT's default"})
-
-
-def build_lora(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
-    """LoRA of the rank that has exactly as many parameters as the prefix."""
-    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=[data.train[0].text])
-    wanted = encoder.num_parameters()
-    targets = [m for n, m in base.model.named_modules() if n.rpartition(".")[2] in LORA_TARGETS]
-    per_rank = sum(module.in_features + module.out_features for module in targets)
-    rank, rest = divmod(wanted, per_rank)
-    if rest or rank == 0:
-        raise TrainingError(
-            f"no LoRA rank on {', '.join(LORA_TARGETS)} has {wanted} parameters ({per_rank} per rank); "
-            "choose another prefix length"
-        )
-    # Scaling 2: alpha of twice the rank; the sweep of rates covers other choices of scale.
-    options = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": LORA_TARGETS}
-    model = get_peft_model(base.model, LoraConfig(task_type=TaskType.CAUSAL_LM, **options))
-    return Contestant(model, logits_loss(model), options)
-
-
-BUILDERS = {PREFIXKIT: build_prefixkit, LORA: build_lora, PEFT_PREFIX: build_peft_prefix}
-
-
-def batches(data: PreparedData, recipe: Recipe, collate: Collator) -> Iterator[dict[str, Tensor]]:
-    """Yield training batches for ever, in the order a run of the recipe sees them."""
-    train = recipe.train
-    sampler = LengthGroupedSampler(
-        [len(example.input_ids) for example in data.train],
-        train.batch_size,
-        seed=train.seed,
-        group_by_length=train.group_by_length,
-    )
-    epoch = 0
-    while True:
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        for start in range(0, len(order), train.batch_size):
-            yield collate([data.train[row] for row in order[start : start + train.batch_size]])
-        epoch += 1
 
 
 @torch.no_grad()
@@ -252,11 +167,6 @@ def summarise(result: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return result | {"best": chosen, "differences": differences}
 
 
-def load(recipe: Recipe) -> Base:
-    model = recipe.model
-    return load_base_model(model.base, revision=model.revision, dtype=model.dtype, attention=model.attention)
-
-
 def test_rows(recipe: Recipe, data: PreparedData) -> tuple[Example, ...]:
     return data.test[: recipe.evaluation.heldout_rows]
 
@@ -290,7 +200,7 @@ def start(recipe: Recipe, out: Path) -> tuple[dict[str, Any], PreparedData]:
 def parse_arguments() -> argparse.Namespace:
     default_out = Path(__file__).parent / "results" / "quality_vs_peft.json"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=list(BUILDERS), default=list(BUILDERS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--steps", type=int, help="optimiser steps of every trial; the recipe's if left out")
     parser.add_argument("--rates-lora", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3, 5e-3])
     parser.add_argument("--rates-prefix", nargs="+", type=float, default=[5e-3, 2e-2, 5e-2], help="PEFT's prefix")

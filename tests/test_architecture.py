@@ -81,3 +81,12 @@ def test_what_may_change_is_touched_in_compat_alone(what: str) -> None:
         if re.search(UNDOCUMENTED[what], path.read_text(encoding="utf-8"))
     }
     assert found == {"src/prefixkit/compat.py"}
+
+
+def test_make_runs_both_ends_of_what_transformers_may_be() -> None:
+    allowed = re.search(r'"transformers>=(\d+\.\d+),<(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    assert allowed is not None
+    oldest, major, after = allowed.groups()
+    assert f"OLDEST := {oldest}.0\n" in makefile
+    assert f"NEWEST := {major}.{int(after) - 1}." in makefile
