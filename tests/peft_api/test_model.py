@@ -369,6 +369,44 @@ def test_what_it_does_not_do_is_said(base: PreTrainedModel) -> None:
         get_peft_model(base, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
 
 
+@pytest.mark.parametrize("name", ["generate_batch", "init_continuous_batching", "continuous_batching_context_manager"])
+def test_continuous_batching_which_reads_no_prefix_is_refused(name: str, base: PreTrainedModel) -> None:
+    model = perturbed(base)
+    assert hasattr(base, name)
+    with pytest.raises(AttributeError, match=f"PeftModel has no {name}: continuous batching reads no prefix; call gen"):
+        getattr(model, name)
+
+
+def test_no_method_or_part_of_the_base_runs_it_without_the_prefix(base: PreTrainedModel, batch: Batch) -> None:
+    """Also those that transformers, or a model from elsewhere, adds tomorrow."""
+
+    def score(self: Any, ids: Tensor) -> Tensor:
+        found: Tensor = self(input_ids=ids).logits
+        return found
+
+    type(base).score = score
+    try:
+        model = perturbed(base)
+        for name in ("score", "model", "get_decoder", "prepare_inputs_for_generation", "_sample", "_prefill"):
+            with pytest.raises(AttributeError, match=f"has no {name}: called on the base model it could leave the pre"):
+                getattr(model, name)
+        expected = model(input_ids=batch["input_ids"]).logits
+        with attach(base, model.prefix):
+            torch.testing.assert_close(base.score(batch["input_ids"]), expected, rtol=0, atol=1e-10)
+    finally:
+        del type(base).score
+
+
+def test_what_runs_nothing_is_the_base_models(base: PreTrainedModel) -> None:
+    model = perturbed(base)
+    assert (model.device, model.dtype, model.main_input_name) == (base.device, base.dtype, "input_ids")
+    assert model.lm_head is base.lm_head
+    assert model.get_input_embeddings() is base.get_input_embeddings()
+    assert model.num_parameters() == base.num_parameters()
+    assert model.config_class is type(base.config)
+    assert model.can_generate()
+
+
 def test_a_trained_prefix_takes_no_state_and_a_model_with_lora_no_second_method(
     base: PreTrainedModel, tmp_path: Path
 ) -> None:

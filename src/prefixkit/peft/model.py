@@ -25,22 +25,11 @@ from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.weights import input_device
 from prefixkit.peft.config import PrefixTuningConfig, TaskType
 from prefixkit.peft.loading import POSITION, load_prefix
+from prefixkit.peft.lookup import look_up, one_prefix
 from prefixkit.peft.start import new_encoder
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
 
 log = get_logger(__name__)
-
-_ONE_PREFIX = "one model holds one prefix here; attach(base, [a, b]) gives each row of a batch its own"
-#: What would otherwise be looked up on the base model, and do there something else than is meant.
-_ELSEWHERE = {
-    "add_adapter": _ONE_PREFIX,
-    "load_adapter": _ONE_PREFIX,
-    "set_adapter": _ONE_PREFIX,
-    "delete_adapter": _ONE_PREFIX,
-    "merge_adapter": "a prefix cannot be merged into weights",
-    "merge_and_unload": "a prefix cannot be merged into weights",
-    "push_to_hub": "save_pretrained writes a folder; upload it with huggingface_hub.upload_folder",
-}
 
 
 def get_peft_model(
@@ -72,7 +61,7 @@ def get_peft_model(
             f"{kind.__name__}; import PrefixTuningConfig from prefixkit.peft"
         )
     if adapter_name != "default":
-        raise ConfigError(f'adapter_name: expected "default", got {adapter_name!r}; {_ONE_PREFIX}')
+        raise ConfigError(one_prefix(adapter_name))
     if has_adapters(model):
         raise UnsupportedModelError(
             f"{type(model).__name__}: holds adapters, which save_pretrained here would leave out; "
@@ -86,7 +75,8 @@ def get_peft_model(
 class PeftModel(nn.Module):
     """A frozen base model with a prefix; made by `get_peft_model` or `from_pretrained`.
 
-    What it does not have itself (`config`, `device`, ...) is looked up on the base model.
+    What it does not have itself (`config`, `device`, ...) is looked up on the base model, unless it could run that
+    without the prefix.
 
     Args:
         base: the base model; its parameters stop wanting gradients.
@@ -135,7 +125,7 @@ class PeftModel(nn.Module):
             BaseMismatchError: the prefix belongs to another base model.
         """
         if adapter_name != "default":
-            raise ConfigError(f'adapter_name: expected "default", got {adapter_name!r}; {_ONE_PREFIX}')
+            raise ConfigError(one_prefix(adapter_name))
         prefix = load_prefix(Path(model_id), model)
         config = PrefixTuningConfig(
             task_type=TaskType.CAUSAL_LM,
@@ -262,14 +252,12 @@ class PeftModel(nn.Module):
         return self.encoder.load_state_dict(own, strict=strict, assign=assign)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _ELSEWHERE:
-            raise AttributeError(f"prefixkit's PeftModel has no {name}: {_ELSEWHERE[name]}")
         try:
             return super().__getattr__(name)
         except AttributeError:
             if name == "base_model":
                 raise
-            return getattr(self.base_model, name)
+        return look_up(self.base_model, name)
 
     @contextmanager
     def _reading(self, prefix: PrefixEncoder | Prefix | None) -> Iterator[None]:
