@@ -2,15 +2,15 @@
 
 The base model reads the prefix inside `forward` and `generate` only; called by itself it is the base model, as with
 PEFT. Under gradient checkpointing, which PEFT refuses, layers run again in the backward pass: the hooks then stay in
-place between calls, with nothing to read.
+place between calls, with nothing to read. What becomes of calls that overlap is in `calls.py`.
 """
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from prefixkit.errors import ConfigError, ExportError, UnsupportedModelError
 from prefixkit.export import to_peft
-from prefixkit.injection import Handle, attach
 from prefixkit.logs import get_logger
 from prefixkit.models.adapters import has_adapters
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.weights import input_device
+from prefixkit.peft.calls import Wanted, calls_of
 from prefixkit.peft.config import PrefixTuningConfig, TaskType
 from prefixkit.peft.loading import POSITION, load_prefix
 from prefixkit.peft.lookup import look_up, one_prefix
@@ -30,6 +30,9 @@ from prefixkit.peft.start import new_encoder
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
 
 log = get_logger(__name__)
+
+#: Models whose prefix is left out, in this thread or task.
+_disabled: ContextVar[frozenset[nn.Module]] = ContextVar("disabled", default=frozenset())
 
 
 def get_peft_model(
@@ -105,8 +108,6 @@ class PeftModel(nn.Module):
         self.accepts_loss_kwargs: bool = getattr(base, "accepts_loss_kwargs", takes_any)
         self._trained = prefix if isinstance(prefix, Prefix) else None
         self._position_offset = position_offset
-        self._handle: Handle | None = None
-        self._is_disabled = False
 
     @classmethod
     def from_pretrained(
@@ -195,17 +196,17 @@ class PeftModel(nn.Module):
 
     def unload(self) -> PreTrainedModel:
         """Detach the prefix and return the base model as it was, but for its parameters' `requires_grad`."""
-        self._detach()
+        calls_of(self.base_model).detach()
         return self.base_model
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Be the base model, without the prefix, for a while."""
-        self._is_disabled = True
+        """Be the base model, without the prefix, for a while; other threads are not concerned."""
+        token = _disabled.set(_disabled.get() | {self})
         try:
             yield
         finally:
-            self._is_disabled = False
+            _disabled.reset(token)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many numbers are trained, and how many there are."""
@@ -259,27 +260,8 @@ class PeftModel(nn.Module):
                 raise
         return look_up(self.base_model, name)
 
-    @contextmanager
-    def _reading(self, prefix: PrefixEncoder | Prefix | None) -> Iterator[None]:
+    def _reading(self, prefix: PrefixEncoder | Prefix | None) -> AbstractContextManager[None]:
         """Let the base model read a prefix; afterwards it is plain again."""
-        self._switch(None if self._is_disabled else prefix)
-        try:
-            yield
-        finally:
-            self._switch(None)
-            if not self.base_model.is_activation_checkpointing:
-                self._detach()
-
-    def _switch(self, prefix: PrefixEncoder | Prefix | None) -> None:
         offset = self._position_offset if isinstance(prefix, PrefixEncoder) else None
-        if self._handle is not None:
-            self._handle.switch(prefix, position_offset=offset)
-        elif prefix is not None:
-            self._handle = attach(self.base_model, prefix, position_offset=offset)
-            self._leave = finalize(self, self._handle.detach)  # the base model may outlive this one
-
-    def _detach(self) -> None:
-        if self._handle is not None:
-            self._handle.detach()
-            self._leave.detach()
-            self._handle = None
+        wanted = Wanted(None) if self in _disabled.get() else Wanted(prefix, offset)
+        return calls_of(self.base_model).reading(self, self.base_model, wanted)
