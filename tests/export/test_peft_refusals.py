@@ -89,7 +89,7 @@ def test_what_the_format_cannot_say_is_refused_and_nothing_is_written(
     [
         (
             (Site(Placement.DECODER_SELF, 0, 4, 2, 8), Site(Placement.CROSS, 0, 4, 2, 8)),
-            "PEFT's format cannot say cross prefixes; only decoder-only models",
+            "PEFT's format cannot say cross prefixes, nor layers of their own for an .*; only decoder-only models",
         ),
         ((Site(Placement.ENCODER_SELF, 0, 4, 2, 8),), "PEFT's format cannot say encoder_self prefixes"),
         (

@@ -8,10 +8,9 @@ import pytest
 from transformers import PreTrainedModel
 
 import prefixkit.peft
-from conformance.encoder_families import ENCODER_DECODERS, build
-from prefixkit import PeftModel, PrefixTuningConfig, get_peft_model
+from prefixkit import PrefixTuningConfig, get_peft_model
 from prefixkit.config import Activation, InitKind
-from prefixkit.errors import ConfigError, UnsupportedModelError
+from prefixkit.errors import ConfigError
 from prefixkit.peft import PeftConfig, TaskType
 
 
@@ -56,11 +55,11 @@ def test_the_start_is_ours_unless_asked_otherwise(init_weights: Any, kind: InitK
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task_type": None}, 'task_type: missing; give task_type="CAUSAL_LM"'),
-        ({"task_type": "CAUSAL"}, 'task_type: expected CAUSAL_LM, got CAUSAL; did you mean "CAUSAL_LM"?'),
+        ({"task_type": None}, 'task_type: missing; give task_type="CAUSAL_LM", or "SEQ_2_SEQ_LM" for an encoder-dec'),
+        ({"task_type": "CAUSAL"}, 'expected CAUSAL_LM or SEQ_2_SEQ_LM, got CAUSAL; did you mean "CAUSAL_LM"?'),
         (
-            {"task_type": "SEQ_2_SEQ_LM"},
-            "task_type: expected CAUSAL_LM, got SEQ_2_SEQ_LM; PEFT's names are offered for",
+            {"task_type": "SEQ_CLS"},
+            "task_type: expected CAUSAL_LM or SEQ_2_SEQ_LM, got SEQ_CLS; a prefix with a head for labels is trained by",
         ),
         ({"num_virtual_token": 3}, 'num_virtual_token: unknown; did you mean "num_virtual_tokens"?'),
         ({"zzz": 3}, "PrefixTuningConfig: zzz: unknown; PEFT has no such argument"),
@@ -138,11 +137,3 @@ def test_a_configuration_can_be_read_in_a_log() -> None:
 def test_names_without_a_counterpart_say_what_to_do(name: str, todo: str) -> None:
     with pytest.raises(ImportError, match=f"prefixkit.peft has no {name}: .*{todo}"):
         getattr(prefixkit.peft, name)
-
-
-def test_encoder_decoders_are_refused_before_anything_is_trained() -> None:
-    model = build(ENCODER_DECODERS["t5"])
-    with pytest.raises(UnsupportedModelError, match="T5ForConditionalGeneration: PEFT's names are offered for decoder"):
-        get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM"))
-    with pytest.raises(UnsupportedModelError, match="PEFT's names are offered for decoder-only models; use prefixkit"):
-        PeftModel.from_pretrained(model, "anywhere")

@@ -77,6 +77,11 @@ def from_peft(
     config, rows = read_adapter(path)
     geometry = inspect_model(model).geometry
     _require_fit(path, config, rows, geometry)
+    if not geometry.moves_text:
+        raise ArtefactError(
+            f"{path}: a prefix of a decoder-only model, {type(model).__name__} is none; load "
+            f"{config.base_model or 'its base model'}"
+        )
     _require_no_window(model, ArtefactError)
     if _is_rounded_by_peft(rows):
         raise ArtefactError(f"{path}: {_ROUNDED}; convert it with .float() first")
@@ -103,7 +108,10 @@ def _require_sayable(prefix: Prefix) -> Site:
     sites, lengths = states.geometry.sites, states.lengths
     other = [placement for placement in states.geometry.placements if placement is not Placement.DECODER_SELF]
     if other:
-        raise ExportError(f"PEFT's format cannot say {other[0]} prefixes; only decoder-only models can be exchanged")
+        raise ExportError(
+            f"PEFT's format cannot say {other[0]} prefixes, nor layers of their own for an encoder-decoder's decoder; "
+            "only decoder-only models can be exchanged"
+        )
     if states.has_gate:
         raise ExportError("PEFT's format cannot say gates; train with prefix.gate=false to export to it")
     if len(set(lengths)) > 1:

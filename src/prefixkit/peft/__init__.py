@@ -2,7 +2,8 @@
 
     from prefixkit.peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 
-peft itself is not needed. docs/from-peft.md shows both sides and says where they differ.
+For decoder-only models and encoder-decoders. peft itself is not needed. docs/from-peft.md shows both sides and says
+where they differ.
 """
 
 from typing import Any
@@ -11,9 +12,12 @@ from prefixkit.peft.config import PrefixTuningConfig, TaskType
 from prefixkit.peft.model import PeftModel, get_peft_model
 
 PeftConfig = PrefixTuningConfig
-PeftModelForCausalLM = PeftModel
+PeftModelForCausalLM = PeftModelForSeq2SeqLM = PeftModel
 
-__all__ = ["PeftConfig", "PeftModel", "PeftModelForCausalLM", "PrefixTuningConfig", "TaskType", "get_peft_model"]
+__all__ = [
+    "PeftConfig", "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PrefixTuningConfig", "TaskType",
+    "get_peft_model",
+]  # fmt: skip
 
 #: Names of PEFT's that have no counterpart here, and what to do instead.
 _INSTEAD = {

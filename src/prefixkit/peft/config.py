@@ -1,17 +1,18 @@
 """PEFT's `PrefixTuningConfig`: the same arguments, checked, and what they mean as prefixkit's settings."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from prefixkit.config import Activation, InitConfig, InitKind, PrefixConfig
+from prefixkit.config import Activation, InitConfig, InitKind, Placement, PrefixConfig
 from prefixkit.errors import ArtefactError, ConfigError, did_you_mean
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
-from prefixkit.prefix import PREFIX_FILES, Prefix
+from prefixkit.prefix import PREFIX_FILES, Geometry, Prefix
 
 
 class TaskType(StrEnum):
-    """PEFT's tasks; prefix tuning is offered here for CAUSAL_LM."""
+    """PEFT's tasks; prefix tuning is offered here for CAUSAL_LM and SEQ_2_SEQ_LM."""
 
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
@@ -25,6 +26,9 @@ class TaskType(StrEnum):
 PROJECTION_DEPTH = 2
 #: What transformers' Trainer calls the parameters of a model it does not know.
 TRAINERS = "model.safetensors"
+#: The attention stacks that get a prefix where nothing is said: in an encoder-decoder PEFT's choice, not the paper's.
+DEFAULT_PLACEMENT = (Placement.DECODER_SELF,)
+_OFFERED = (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
 #: PEFT's other arguments: the values that mean nothing, and what to do instead of the others.
 _MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "peft_type": ((None, "PREFIX_TUNING"), "only PREFIX_TUNING is here"),
@@ -34,13 +38,15 @@ _MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "auto_mapping": ((None,), "PEFT fills it in itself; leave it out"),
 }
 _IGNORED = ("peft_version",)
+NOT_OFFERED = "PEFT's names are offered for decoder-only models and encoder-decoders; use prefixkit.attach"
 
 
 class PrefixTuningConfig:
     """What to train, in PEFT's words.
 
     Args:
-        task_type: ``"CAUSAL_LM"``, or PEFT's own or our `TaskType` of that name.
+        task_type: ``"CAUSAL_LM"`` for decoder-only models, ``"SEQ_2_SEQ_LM"`` for encoder-decoders; or PEFT's own or
+            our `TaskType` of that name.
         num_virtual_tokens: length of the prefix.
         prefix_projection: train through a two-layer tanh MLP, which is folded away when the prefix is saved.
         encoder_hidden_size: width of that MLP; left out, as wide as a layer's key (PEFT's choice), or as the prefix is
@@ -52,6 +58,9 @@ class PrefixTuningConfig:
         num_attention_heads: likewise; the KV heads.
         base_model_name_or_path: name of the base model, kept in what is saved; left out, the model's own.
         revision: of the base model.
+        placement: not an argument of PEFT's: the attention stacks of an encoder-decoder that get a prefix. Left out,
+            the decoder's self-attention, as in PEFT; the paper's are
+            ``["encoder_self", "decoder_self", "cross"]``.
         others: PEFT's remaining arguments, at values that change nothing.
 
     Raises:
@@ -71,6 +80,7 @@ class PrefixTuningConfig:
         num_attention_heads: int | None = None,
         base_model_name_or_path: str | None = None,
         revision: str | None = None,
+        placement: Sequence[str] | None = None,
         **others: Any,
     ) -> None:
         self.task_type = _task(task_type)
@@ -83,6 +93,7 @@ class PrefixTuningConfig:
         self.num_attention_heads = num_attention_heads
         self.base_model_name_or_path = base_model_name_or_path
         self.revision = revision
+        self.placement = _placement(placement, self.task_type)
         for key in ("encoder_hidden_size", "token_dim", "num_layers", "num_attention_heads"):
             if getattr(self, key) is not None:
                 _size(key, getattr(self, key))
@@ -94,7 +105,7 @@ class PrefixTuningConfig:
             raise ConfigError(f'init_weights: expected None, "zero" or "random", got {init_weights!r}')
         known = [*vars(self), *_MEANINGLESS, *_IGNORED]
         for key, value in others.items():
-            _check_other(key, value, known)
+            _check_other(key, value, known, self.task_type)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PrefixTuningConfig":
@@ -114,9 +125,30 @@ class PrefixTuningConfig:
             )
         else:
             prefix = Prefix.load(folder)
-            tokens, base, revision = prefix.states.num_virtual_tokens, prefix.card.base.id, prefix.card.base.revision
+            return cls.of(prefix)
         return cls(
             task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens, base_model_name_or_path=base, revision=revision
+        )
+
+    @classmethod
+    def of(cls, prefix: Prefix) -> "PrefixTuningConfig":
+        """Return the configuration of a prefix.
+
+        Raises:
+            ArtefactError: it belongs to an encoder.
+        """
+        base, states = prefix.card.base, prefix.states
+        task = task_of(states.geometry)
+        if task is None:
+            raise ArtefactError(f"the prefix of {base.id} belongs to an encoder; {NOT_OFFERED}")
+        used = zip(states.geometry.sites, states.lengths, strict=True)
+        placement = tuple(dict.fromkeys(site.placement for site, length in used if length))
+        return cls(
+            task_type=task,
+            num_virtual_tokens=states.num_virtual_tokens,
+            base_model_name_or_path=base.id,
+            revision=base.revision,
+            placement=placement if task is TaskType.SEQ_2_SEQ_LM else None,
         )
 
     def to_prefix_config(self, token_dim: int) -> PrefixConfig:
@@ -145,15 +177,38 @@ class PrefixTuningConfig:
 def _task(task: str | None) -> TaskType:
     names = [each.value for each in TaskType]
     if task is None:
-        raise ConfigError('task_type: missing; give task_type="CAUSAL_LM"')
+        raise ConfigError('task_type: missing; give task_type="CAUSAL_LM", or "SEQ_2_SEQ_LM" for an encoder-decoder')
     name = getattr(task, "value", task)  # PEFT's own enum is as good
-    if name not in names:
-        raise ConfigError(f"task_type: expected CAUSAL_LM, got {name}{did_you_mean(str(name), names)}")
-    if name != TaskType.CAUSAL_LM:
-        raise ConfigError(
-            f"task_type: expected CAUSAL_LM, got {name}; PEFT's names are offered for decoder-only models"
-        )
-    return TaskType.CAUSAL_LM
+    if name not in _OFFERED:
+        todo = did_you_mean(str(name), names)
+        if name in names:
+            todo = "; a prefix with a head for labels is trained by `prefixkit train`, see data.format classes and tags"
+        raise ConfigError(f"task_type: expected CAUSAL_LM or SEQ_2_SEQ_LM, got {name}{todo}")
+    return TaskType(name)
+
+
+def _placement(given: Sequence[str] | None, task: TaskType) -> tuple[Placement, ...] | None:
+    if given is None:
+        return None
+    names = [each.value for each in Placement]
+    if isinstance(given, str) or not given:
+        raise ConfigError(f"placement: expected a list of {', '.join(names)}, got {given!r}")
+    for name in given:
+        if name not in names:
+            raise ConfigError(
+                f"placement: expected {', '.join(names)}, got {name}{did_you_mean(str(name), names) or ''}"
+            )
+    found = tuple(dict.fromkeys(Placement(name) for name in given))
+    if task is TaskType.CAUSAL_LM and found != DEFAULT_PLACEMENT:
+        raise ConfigError("placement: a decoder-only model has decoder_self attention alone; leave it out")
+    return found
+
+
+def task_of(geometry: Geometry) -> TaskType | None:
+    """Return what a model of this geometry is trained for here; None for encoders."""
+    if geometry.moves_text:
+        return TaskType.CAUSAL_LM
+    return TaskType.SEQ_2_SEQ_LM if Placement.DECODER_SELF in geometry.placements else None
 
 
 def _size(key: str, value: Any, *, most: int | None = None) -> int:
@@ -163,8 +218,10 @@ def _size(key: str, value: Any, *, most: int | None = None) -> int:
     return value
 
 
-def _check_other(key: str, value: Any, known: list[str]) -> None:
+def _check_other(key: str, value: Any, known: list[str], task: TaskType) -> None:
     if key in _IGNORED:
+        return
+    if key == "num_transformer_submodules" and value == 2 and task is TaskType.SEQ_2_SEQ_LM:
         return
     if key not in _MEANINGLESS:
         raise ConfigError(

@@ -13,11 +13,13 @@ from prefixkit.export import from_peft
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
-from prefixkit.peft.config import PROJECTION_DEPTH, TRAINERS
+from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, TaskType, task_of
 from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates
 
 #: Among the parameters in a Trainer's checkpoint, the position of the first text token.
 POSITION = "position_offset"
+#: Likewise, behind an MLP that does not serve all sites alike: virtual tokens per site.
+LENGTHS = "lengths"
 
 
 def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
@@ -26,11 +28,11 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
     Of a folder that is more than one of them, as `save_pretrained` writes it, all must agree.
 
     Raises:
-        UnsupportedModelError: the model is no decoder-only one.
+        UnsupportedModelError: the model is an encoder.
         ArtefactError: the folder holds no prefix, a damaged one, or two that differ.
         BaseMismatchError: the prefix belongs to another base model.
     """
-    require_decoder(model)
+    require_task(model)
     is_checkpoint, is_trainers = (folder / CONFIG_NAME).is_file(), (folder / TRAINERS).is_file()
     if any((folder / name).is_file() for name in PREFIX_FILES):
         prefix = Prefix.load(folder)
@@ -47,16 +49,16 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
     return from_peft(folder, model)
 
 
-def require_decoder(model: PreTrainedModel) -> None:
-    """Refuse models that PEFT's names are not offered for.
+def require_task(model: PreTrainedModel) -> TaskType:
+    """Return the task a model is for; refuse models that PEFT's names are not offered for.
 
     Raises:
-        UnsupportedModelError: the model is an encoder-decoder or an encoder.
+        UnsupportedModelError: the model is an encoder.
     """
-    if not inspect_model(model).geometry.moves_text:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: PEFT's names are offered for decoder-only models; use prefixkit.attach"
-        )
+    task = task_of(inspect_model(model).geometry)
+    if task is None:
+        raise UnsupportedModelError(f"{type(model).__name__}: {NOT_OFFERED}")
+    return task
 
 
 def _differ(folder: Path, other: str) -> ArtefactError:
@@ -69,13 +71,14 @@ def _from_trainer(path: Path, model: PreTrainedModel) -> Prefix:
     try:
         state = load(path.read_bytes())
         offset = int(state.pop(POSITION)) if POSITION in state else None
+        given: Tensor | None = state.pop(LENGTHS, None)
         table, gated = state.get("table"), any(name.startswith("gates.") for name in state)
         if table is None:
             lengths = tuple(state[f"states.{index}"].shape[2] for index in range(len(geometry.sites)))
             encoder = PrefixEncoder(geometry, lengths, gated=gated)
         else:
             tokens, width = table.shape
-            lengths = geometry.lengths(tokens)
+            lengths = geometry.lengths(tokens) if given is None else tuple(given.tolist())
             encoder = PrefixEncoder(geometry, lengths, depth=PROJECTION_DEPTH, width=width, gated=gated)
         encoder.load_state_dict(state)
         if not all(parameter.isfinite().all() for parameter in encoder.parameters()):

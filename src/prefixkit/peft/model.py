@@ -23,8 +23,8 @@ from prefixkit.models.adapters import has_adapters
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.weights import input_device
 from prefixkit.peft.calls import Wanted, calls_of
-from prefixkit.peft.config import PrefixTuningConfig, TaskType
-from prefixkit.peft.loading import POSITION, load_prefix
+from prefixkit.peft.config import PrefixTuningConfig
+from prefixkit.peft.loading import LENGTHS, POSITION, load_prefix
 from prefixkit.peft.lookup import look_up, one_prefix
 from prefixkit.peft.start import new_encoder
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
@@ -46,7 +46,7 @@ def get_peft_model(
     """Freeze a base model and give it a new prefix to train.
 
     Args:
-        model: a decoder-only transformers model with nothing attached.
+        model: a decoder-only or encoder-decoder transformers model with nothing attached.
         peft_config: what to train, a `PrefixTuningConfig` of prefixkit's.
         adapter_name: only ``"default"``.
         init_token_ids: tokens whose keys and values the prefix starts from, such as those of an instruction; random
@@ -128,12 +128,7 @@ class PeftModel(nn.Module):
         if adapter_name != "default":
             raise ConfigError(one_prefix(adapter_name))
         prefix = load_prefix(Path(model_id), model)
-        config = PrefixTuningConfig(
-            task_type=TaskType.CAUSAL_LM,
-            num_virtual_tokens=prefix.states.num_virtual_tokens,
-            base_model_name_or_path=prefix.card.base.id,
-            revision=prefix.card.base.revision,
-        )
+        config = PrefixTuningConfig.of(prefix)
         if not is_trainable:
             return cls(model, prefix, config).eval()
         states = prefix.states
@@ -152,21 +147,37 @@ class PeftModel(nn.Module):
         base = BaseCard(id=name, revision=config.revision, fingerprint=fingerprint(self.base_model))
         return Prefix.from_states(self.encoder.materialise(), base=base, position_offset=self._position_offset)
 
+    @property
+    def generation_config(self) -> Any:
+        """What `generate` does where nothing else is said; the base model's own."""
+        return self.base_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.base_model.generation_config = config
+
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        *,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """Call the base model with the prefix in front; returns what the base model returns.
 
-        `attention_mask`, `position_ids` and `labels` are those of the text alone.
+        Masks, `position_ids` and `labels` are those of the text alone. Further arguments have other places in every
+        model, and in PEFT: they go by name. Trainer passes on of a data set what is named here.
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
-                 "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
+                 "inputs_embeds": inputs_embeds, "decoder_input_ids": decoder_input_ids,
+                 "decoder_attention_mask": decoder_attention_mask, "decoder_inputs_embeds": decoder_inputs_embeds,
+                 "labels": labels}  # fmt: skip
         with self._reading(self.encoder if self.encoder is not None else self._trained):
             return self.base_model(**{key: value for key, value in given.items() if value is not None}, **options)
 
@@ -233,21 +244,27 @@ class PeftModel(nn.Module):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """Return the encoder's parameters and position alone: a Trainer's checkpoints hold no base model."""
+        """Return the encoder's parameters and places alone: a Trainer's checkpoints hold no base model."""
         if self.encoder is None:
             return {}
         state = self.encoder.state_dict(*args, **options)
         position = self.encoder.geometry.text_position(
             self.encoder.lengths, is_gated=self.encoder.gates is not None, asked=self._position_offset
         )
-        state[options.get("prefix", "") + POSITION] = torch.tensor(position)
+        where: str = options.get("prefix", "")
+        state[where + POSITION] = torch.tensor(position)
+        if self.encoder.depth and len(set(self.encoder.lengths)) > 1:
+            state[where + LENGTHS] = torch.tensor(self.encoder.lengths)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave; with an MLP, too, a Trainer resumes exactly."""
         if self.encoder is None:
             raise ConfigError("this prefix is not in training; load it with from_pretrained(..., is_trainable=True)")
-        own = {name: value for name, value in state_dict.items() if name != POSITION}
+        lengths = state_dict.get(LENGTHS)
+        if lengths is not None and tuple(lengths.tolist()) != self.encoder.lengths:
+            raise ConfigError("placement: the saved prefix stands in other attention stacks; make this one like it")
+        own = {name: value for name, value in state_dict.items() if name not in (POSITION, LENGTHS)}
         if POSITION in state_dict:
             self._position_offset = int(state_dict[POSITION])
         return self.encoder.load_state_dict(own, strict=strict, assign=assign)

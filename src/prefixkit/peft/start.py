@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.config import InitKind
+from prefixkit.config import InitKind, Placement
 from prefixkit.errors import ConfigError
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
 from prefixkit.models.weights import input_device
-from prefixkit.peft.config import PrefixTuningConfig
-from prefixkit.peft.loading import require_decoder
+from prefixkit.peft.config import DEFAULT_PLACEMENT, PrefixTuningConfig
+from prefixkit.peft.loading import require_task
 from prefixkit.prefix import PrefixEncoder, init_mlp, init_zero, reproduce
 
 
@@ -27,14 +27,18 @@ def new_encoder(
         init_token_ids: tokens to start from, cut or repeated to the prefix's length; random words if None.
 
     Raises:
-        UnsupportedModelError: the model cannot take a prefix, or is no decoder-only one.
+        UnsupportedModelError: the model cannot take a prefix, or is an encoder.
         ConfigError: the configuration names sizes the model does not have, or contradicts `init_token_ids`.
     """
-    require_decoder(model)
+    task = require_task(model)
+    if config.task_type is not task:
+        raise ConfigError(f"task_type: expected {task} for {type(model).__name__}, got {config.task_type}")
     geometry = inspect_model(model).geometry
-    site = geometry.sites[0]
+    placements = config.placement or DEFAULT_PLACEMENT
+    layers = [site for site in geometry.sites if site.placement is Placement.DECODER_SELF]  # those PEFT speaks of
+    site = layers[0]
     for key, expected in (
-        ("num_layers", len(geometry.sites)),
+        ("num_layers", len(layers)),
         ("num_attention_heads", site.kv_heads),
         ("token_dim", site.kv_heads * site.head_dim),
     ):
@@ -49,7 +53,7 @@ def new_encoder(
         )
     encoder = PrefixEncoder(
         geometry,
-        geometry.lengths(p),
+        geometry.lengths(p, placements=placements),
         depth=settings.reparam_depth,
         width=width,
         activation=settings.reparam_activation,
@@ -57,6 +61,11 @@ def new_encoder(
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     if init_token_ids is not None and config.init_weights is not None:
         raise ConfigError(f"init_token_ids: contradicts init_weights={config.init_weights!r}; leave one of them out")
+    if settings.init.kind is InitKind.WORDS and model.main_input_name != "input_ids":
+        raise ConfigError(
+            f"init_weights: {type(model).__name__} reads {model.main_input_name}, no words a prefix could start from; "
+            'take "random"'
+        )
     if settings.init.kind is InitKind.RANDOM:
         _start_as_peft(encoder, generator)
     else:
