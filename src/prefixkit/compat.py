@@ -173,6 +173,17 @@ def keeps_keys_and_values(cache: Any, shapes: Sequence[torch.Size]) -> bool:
     return plain and [getattr(layer.keys, "shape", None) for layer in layers] == list(shapes)
 
 
+def layer_overrides(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Return, layer by layer, the settings that differ between layers (Gemma 4's head size); empty if none does.
+
+    Asked of the whole configuration, such a setting raises.
+    """
+    if not config.is_heterogeneous:
+        return []
+    names = sorted(config.per_layer_attributes or ())
+    return [{name: getattr(layer, name) for name in ("skip", *names)} for layer in config.per_layer_config]
+
+
 def is_encoder(config: PretrainedConfig) -> bool:
     """Whether the model reads text both ways, as BERT does, and writes none."""
     if config.is_encoder_decoder or getattr(config, "is_decoder", False):

@@ -11,6 +11,7 @@ from conformance.families import EXPERTS, GPT, GROUPED
 from conformance.precision import KeepFloat64
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.injection import attach
+from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix
@@ -67,10 +68,11 @@ def test_a_model_is_exact_or_refused(model_type, make_ids):
         assert re.fullmatch(rf"{type(model).__name__}: [^\n]+", refusal)
         return
     text, ids = make_ids(4, seed=4), make_ids(2, 5)
+    card = BaseCard(id="tiny", fingerprint=fingerprint(model))
     with KeepFloat64():
         expected = model(input_ids=torch.cat([text.expand(2, -1), ids], dim=1), use_cache=False).logits[:, 4:]
         plain = model(input_ids=ids, use_cache=False).logits
-        with attach(model, [Prefix.from_states(text_states(model, text), base=BaseCard(id="tiny")), None]):
+        with attach(model, [Prefix.from_states(text_states(model, text), base=card), None]):
             found = model(input_ids=ids, use_cache=False).logits
     assert float((expected - plain).abs().max()) > 1e-3
     torch.testing.assert_close(found, torch.stack([expected[0], plain[1]]), rtol=1e-10, atol=1e-10)

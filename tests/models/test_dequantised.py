@@ -12,6 +12,7 @@ import torch
 from prefixkit.errors import ModelError
 from prefixkit.models import dequantised, load_base_model
 from prefixkit.models.dequantised import MANIFEST, PackagedGguf, is_built
+from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.packaged import PACKAGED_MODELS, SMOLLM2_135M, is_fetched, packaged_folder
 from prefixkit.packages import PackageFile
 
@@ -49,6 +50,12 @@ def test_packaged_model_equals_the_gguf_it_comes_from(tiny_packaged, tiny_gguf_m
     assert (base.id, base.revision, base.licence) == ("tiny-packaged", "1.2", "MIT")
     assert base.tokenizer.chat_template == "{{ messages[0]['content'] }}"
     assert getattr(base.model.config, "quantization_config", None) is None
+
+
+def test_a_model_has_one_fingerprint_however_it_is_kept(tiny_packaged, tiny_gguf, tiny_gguf_model):
+    """Its own folder, the GGUF file itself, and a model made from a configuration that says more."""
+    kept = [load_base_model(name, dtype="float32").model for name in ("tiny-packaged", str(tiny_gguf))]
+    assert {fingerprint(model) for model in kept} == {fingerprint(tiny_gguf_model)}
 
 
 def test_second_load_uses_the_cache(tiny_packaged, count_builds):

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from fixtures.make_artefacts import PREFIXES, TEXT
 from prefixkit.config import validate_recipe
+from prefixkit.errors import BaseMismatchError
 from prefixkit.injection import attach
-from prefixkit.models.fingerprint import fingerprint
+from prefixkit.models.fingerprint import check_base
 from prefixkit.prefix import Prefix
 
 ARTEFACTS = Path(__file__).parents[1] / "fixtures" / "artefacts" / "v1"
@@ -35,8 +36,12 @@ def test_an_artefact_of_schema_1_gives_the_logits_it_gave(name, model):
 
 
 @pytest.mark.parametrize("name", PREFIXES)
-def test_the_fingerprint_of_the_base_is_still_the_one_in_the_card(name, model):
-    assert fingerprint(model) == Prefix.load(ARTEFACTS / name).card.base.fingerprint
+def test_the_fingerprint_in_the_card_is_still_accepted_as_the_bases(name, model):
+    base = Prefix.load(ARTEFACTS / name).card.base
+    check_base(model, base)
+    other = AutoModelForCausalLM.from_pretrained(ARTEFACTS / "base", dtype=torch.float64, rms_norm_eps=0.5)
+    with pytest.raises(BaseMismatchError):
+        check_base(other, base)
 
 
 def test_the_recipe_in_a_card_of_schema_1_still_means_what_it_says():
