@@ -74,6 +74,33 @@ def test_a_model_that_fails_on_a_few_tokens_is_refused_with_what_it_said(make_mo
         inspect_model(model)
 
 
+@pytest.mark.parametrize("change", ["pruned", "replaced", "added"])
+def test_a_model_whose_layers_changed_is_asked_again(make_model, change):
+    """A remembered layer that is gone would take a prefix all the same, and train it on nothing."""
+    model = make_model("llama", fresh=True)
+    before = inspect_model(model)
+    assert inspect_model(model) is before
+    layers = model.model.layers
+    if change == "pruned":
+        model.model.layers = layers[:2]
+    elif change == "replaced":
+        layers[1] = type(layers[1])(model.config, 1).double()
+    else:
+        layers.append(type(layers[1])(model.config, 3).double())
+    model.config.num_hidden_layers = len(model.model.layers)
+    now = inspect_model(model)
+    assert now.attention == tuple(layer.self_attn for layer in model.model.layers)
+    assert len(now.geometry.sites) == {"pruned": 2, "replaced": 3, "added": 4}[change]
+
+
+def test_layers_pruned_behind_the_configurations_back_are_refused(make_model):
+    model = make_model("llama", fresh=True)
+    inspect_model(model)
+    model.model.layers = model.model.layers[:2]
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: "):
+        inspect_model(model)
+
+
 def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, **options))
     model.config._attn_implementation = implementation

@@ -71,20 +71,30 @@ class Anatomy:
         return self.stacks[-1]
 
 
-_known: WeakKeyDictionary[PreTrainedModel, Anatomy] = WeakKeyDictionary()
+#: Per model: its anatomy, and the modules it had then, by identity.
+_known: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def inspect_model(model: PreTrainedModel) -> Anatomy:
-    """Return a model's anatomy; asked once per model, then remembered.
+    """Return a model's anatomy; asked once per model, then remembered until a module of it is replaced or removed.
 
     Raises:
         UnsupportedModelError: the model cannot take a prefix; the message names the model and says why.
     """
-    if model not in _known:
-        _known[model] = _inspect(model)
-    else:
+    if model in _known and not _is_rebuilt(model):
         _check_implementation(model)  # it can be set again at any time
-    return _known[model]
+    else:
+        _known[model] = _inspect(model), _modules(model)
+    return _known[model][0]
+
+
+def _is_rebuilt(model: PreTrainedModel) -> bool:
+    """Whether layers were pruned or replaced since; not asked while a prefix is attached, which keeps its layers."""
+    return not implementation_of(model).startswith("prefixkit_") and _known[model][1] != _modules(model)
+
+
+def _modules(model: nn.Module) -> tuple[int, ...]:
+    return tuple(id(module) for module in model.modules())
 
 
 def context_tokens(model: PreTrainedModel) -> int | None:
