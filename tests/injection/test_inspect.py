@@ -121,6 +121,11 @@ def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
         (lambda: _gpt2("flex_attention"), "GPT2LMHeadModel: attention implementation 'flex_attention' is not"),
         (lambda: _gpt2("eager", reorder_and_upcast_attn=True),
          "GPT2LMHeadModel: reorder_and_upcast_attn bypasses the attention interface"),
+        (lambda: _gpt2("sdpa", add_cross_attention=True),
+         r"GPT2LMHeadModel: has cross-attention \(add_cross_attention\)"),
+        (lambda: BertLMHeadModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                            intermediate_size=16, is_decoder=True, add_cross_attention=True)),
+         r"BertLMHeadModel: has cross-attention \(add_cross_attention\)"),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_take_a_prefix_is_refused_with_the_reason(model: object, reason: str) -> None:

@@ -34,7 +34,7 @@ from prefixkit.errors import InjectionError
 from prefixkit.injection.attached import Attached, Nothing, from_encoder, from_prefixes
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.passes import Passes
-from prefixkit.injection.slots import Slot, clear, has_slot, place
+from prefixkit.injection.slots import Slot, clear, forget, has_slot, leave_out, place
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.prefix import Prefix, PrefixEncoder
@@ -158,6 +158,10 @@ class Handle(AbstractContextManager["Handle"]):
         if implementation == "eager":
             for module in self._anatomy.attention:
                 eager_attention(module)  # refuses a family without one before anything is changed
+        stacks, root = self._anatomy.stacks, self._anatomy.root
+        outside = set(model.modules()) - {module for stack in stacks for module in stack.modules()}
+        leave_out(outside)
+        self._restore.append(partial(forget, outside))
         sites = self._anatomy.geometry.sites
         for index, (site, module) in enumerate(zip(sites, self._anatomy.attention, strict=True)):
             is_causal = site.placement is Placement.DECODER_SELF
@@ -165,11 +169,10 @@ class Handle(AbstractContextManager["Handle"]):
             self._restore.append(partial(clear, module))
         self._restore.append(partial(restore_attention, attention_settings(model)))
         model.set_attn_implementation(NAMES[implementation])
-        stacks = self._anatomy.stacks
         for stack in stacks:
             self._hook(stack, passes.before_stack, passes.after_stack)
         if len(stacks) > 1:
-            self._hook(self._anatomy.root, passes.before_pass, passes.after_pass)
+            self._hook(root, passes.before_pass, passes.after_pass)
         self._shadow("generate", partial(passes.generate, vars(model).get("generate")))
         self._shadow("init_continuous_batching", _refuse_batching)
 

@@ -12,7 +12,7 @@ from prefixkit.errors import InjectionError
 
 def moved_positions(
     call: dict[str, Any], offsets: Int[Tensor, "n"], *, batch: int, tokens: int, from_mask: bool
-) -> Int[Tensor, "rows t"]:
+) -> Int[Tensor, "*axes rows t"]:
     """Return the position ids of one forward call, moved by each row's offset.
 
     Args:
@@ -23,7 +23,8 @@ def moved_positions(
         from_mask: the model counts default positions by its attention mask (OPT), not by columns.
 
     Returns:
-        `[b, t]`, or `[1, t]` where all rows have the same.
+        `[b, t]`, or `[1, t]` where all rows have the same; `[a, b, t]` where the model counts along several axes
+        (Qwen2-VL: time, height, width), all of which are moved.
 
     Raises:
         InjectionError: the positions given do not match the batch.
@@ -32,14 +33,14 @@ def moved_positions(
     device = _device(call)
     if given is None:
         given = _default_positions(call, tokens, from_mask).to(device)
-    if given.dim() != 2 or given.shape[0] not in (1, batch):
+    if given.dim() not in (2, 3) or given.shape[-2] not in (1, batch):
         raise InjectionError(
             f"position_ids: expected shape [{batch}, {tokens}] or [1, {tokens}], got {list(given.shape)}"
         )
-    return given + offsets.to(given.device)[:, None]  # [1 or b, t]
+    return given + offsets.to(given.device)[:, None]  # [1 or b, t], or [a, 1 or b, t]
 
 
-def check_context(positions: Int[Tensor, "n t"], context_tokens: int | None, most: int) -> None:
+def check_context(positions: Int[Tensor, "*axes n t"], context_tokens: int | None, most: int) -> None:
     """Refuse a text that, after the prefix, runs past the positions the model was made for.
 
     Args:
@@ -60,7 +61,7 @@ def check_context(positions: Int[Tensor, "n t"], context_tokens: int | None, mos
         )
 
 
-def check_rope(positions: Int[Tensor, "n t"], rope_switch: int | None, past: int) -> None:
+def check_rope(positions: Int[Tensor, "*axes n t"], rope_switch: int | None, past: int) -> None:
     """Refuse a forward pass on both sides of the position at which all rotary angles change (longrope).
 
     The longest row decides for all of them, and a cache keeps the angles its keys were turned by: a row would not be
@@ -76,8 +77,9 @@ def check_rope(positions: Int[Tensor, "n t"], rope_switch: int | None, past: int
     """
     if rope_switch is None:
         return
-    is_beyond = positions.amax(dim=1) >= rope_switch  # [n]
-    crosses = past > 0 and bool((is_beyond & (positions.amin(dim=1) <= rope_switch)).any())
+    axes = positions.reshape(-1, *positions.shape[-2:])  # [a, n, t]
+    is_beyond = axes.amax(dim=(0, 2)) >= rope_switch  # [n]
+    crosses = past > 0 and bool((is_beyond & (axes.amin(dim=(0, 2)) <= rope_switch)).any())
     if crosses or bool(is_beyond.any() != is_beyond.all()):
         what = "this text crosses it with a cache" if crosses else "some rows of this batch are longer, some are not"
         raise InjectionError(

@@ -6,10 +6,12 @@ first layer runs. It also travels as a keyword argument (`BANK`) through the lay
 runs a layer again with the arguments of its own forward pass, when the present one may be another.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from threading import enumerate as enumerate_threads
 from threading import get_ident
+from weakref import WeakSet
 
 from torch import nn
 
@@ -20,6 +22,8 @@ from prefixkit.prefix import Bank, SiteBank
 #: The keyword under which a forward pass hands its bank down to its attention layers.
 BANK = "prefixkit_bank"
 _ATTRIBUTE = "_prefixkit_slot"
+#: Modules of models with a prefix that are no part of what reads it, such as those that see images.
+_outside: WeakSet[nn.Module] = WeakSet()
 
 
 class Current:
@@ -136,6 +140,16 @@ def has_slot(module: nn.Module) -> bool:
     return hasattr(module, _ATTRIBUTE)
 
 
+def leave_out(modules: Iterable[nn.Module]) -> None:
+    """Remember modules of a model that its prefix is not for, so that the refusal can say so."""
+    _outside.update(modules)
+
+
+def forget(modules: Iterable[nn.Module]) -> None:
+    """Remember them no longer."""
+    _outside.difference_update(modules)
+
+
 def slot_of(module: nn.Module) -> Slot:
     """Return the slot of a layer.
 
@@ -143,6 +157,11 @@ def slot_of(module: nn.Module) -> Slot:
         InjectionError: nothing is attached to it.
     """
     slot = getattr(module, _ATTRIBUTE, None)
+    if module in _outside:
+        raise InjectionError(
+            f"{type(module).__name__} is no layer of the text, and a prefix stands before text alone: images and "
+            "sound are not supported; leave them out, or detach first"
+        )
     if not isinstance(slot, Slot):
         raise InjectionError(
             f"{type(module).__name__} asks for prefixkit's attention but has no prefix; "

@@ -153,6 +153,11 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
     watched = _probe(model, _SOURCE_TOKENS, _TARGET_TOKENS)
     calls = watched.calls
     kind = _kind(model, calls)
+    if kind is not Kind.ENCODER_DECODER and getattr(model.config.get_text_config(), "add_cross_attention", False):
+        raise UnsupportedModelError(
+            f"{name}: has cross-attention (add_cross_attention) to an encoder that is no part of it, which no prefix "
+            "would reach; load it with add_cross_attention=False, or choose an encoder-decoder"
+        )
     stacks = _stacks(model, kind)
     if kind is Kind.DECODER and "position_ids" not in inspect.signature(stacks[0].forward).parameters:
         raise UnsupportedModelError(f"{name}: takes no position_ids, so text cannot be placed after a prefix")
