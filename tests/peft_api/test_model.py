@@ -20,7 +20,7 @@ from prefixkit.errors import ArtefactError, BaseMismatchError, ConfigError, Inje
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.text_states import text_states
 from prefixkit.peft import PeftConfig
-from prefixkit.prefix import BaseCard, PrefixStates
+from prefixkit.prefix import BaseCard, Head, HeadKind, PrefixStates
 
 P = 5
 Batch = dict[str, Tensor]
@@ -420,3 +420,15 @@ def test_a_trained_prefix_takes_no_state_and_a_model_with_lora_no_second_method(
         UnsupportedModelError, match="LlamaForCausalLM: holds adapters, which save_pretrained here would"
     ):
         get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM"))
+
+
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_a_prefix_that_learned_labels_does_not_lose_its_head(
+    is_trainable: bool, make_model: Any, make_prefix: Any, tmp_path: Path
+) -> None:
+    model = make_model("llama")
+    prefix, width = make_prefix(model, P), model.config.hidden_size
+    head = Head(HeadKind.SEQUENCE, ("a", "b"), torch.zeros(2, width), torch.zeros(2))
+    Prefix.from_states(prefix.states, base=prefix.card.base, head=head).save(tmp_path / "labels")
+    with pytest.raises(ArtefactError, match="its prefix learned labels and has a head, which would be lost here; use"):
+        PeftModel.from_pretrained(model, tmp_path / "labels", is_trainable=is_trainable)

@@ -29,13 +29,18 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
 
     Raises:
         UnsupportedModelError: the model is an encoder.
-        ArtefactError: the folder holds no prefix, a damaged one, or two that differ.
+        ArtefactError: the folder holds no prefix, a damaged one, one with a classification head, or two that differ.
         BaseMismatchError: the prefix belongs to another base model.
     """
     require_task(model)
     is_checkpoint, is_trainers = (folder / CONFIG_NAME).is_file(), (folder / TRAINERS).is_file()
     if any((folder / name).is_file() for name in PREFIX_FILES):
         prefix = Prefix.load(folder)
+        if prefix.head is not None:
+            raise ArtefactError(
+                f"{folder}: its prefix learned labels and has a head, which would be lost here; use prefixkit.attach, "
+                "prefixkit.classify or prefixkit.tag"
+            )
         check_base(model, prefix.card.base)
         if is_checkpoint and not _is_same(prefix.states, read_adapter(folder)[1]):
             raise _differ(folder, "adapter_model.safetensors")
