@@ -51,6 +51,7 @@ def text_prefix(model, tokens):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.usefixtures("all_float64")
 def test_states_of_a_text_equal_the_text_as_prompt(global_family, attention, make_model, make_ids):
     model = make_model(global_family, attention)
     text, ids = make_ids(5, seed=4), make_ids(2, 6)
@@ -63,6 +64,7 @@ def test_states_of_a_text_equal_the_text_as_prompt(global_family, attention, mak
     assert torch.equal(continued, generated[:, 5:])
 
 
+@pytest.mark.usefixtures("all_float64")
 def test_a_text_inside_the_window_equals_the_text_as_prompt(windowed_family, make_model, make_ids):
     model = make_model(windowed_family, "eager")
     text, ids = make_ids(2, seed=4), make_ids(2, 2)
@@ -85,6 +87,7 @@ def test_the_prefix_stays_visible_past_the_sliding_window(windowed_family, make_
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.usefixtures("all_float64")
 def test_packed_documents_each_see_the_prefix_and_not_each_other(attention, make_model, make_prefix, make_ids):
     model = make_model("llama", attention)
     prefix, first, second = make_prefix(model, 3), make_ids(1, 4, seed=5), make_ids(1, 5, seed=6)
@@ -96,6 +99,7 @@ def test_packed_documents_each_see_the_prefix_and_not_each_other(attention, make
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.usefixtures("all_float64")
 def test_a_mask_given_in_four_dimensions_is_extended(attention, make_model, make_prefix, make_ids):
     model, ids = make_model("llama", attention), make_ids(2, 5)
     allowed = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)

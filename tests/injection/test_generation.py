@@ -37,6 +37,7 @@ def test_the_prefix_stays_visible_past_the_sliding_window(make_model, make_prefi
     assert all(pair.grad.abs().max() > 1e-8 for pair in encoder.states)
 
 
+@pytest.mark.usefixtures("all_float64")
 def test_a_mixed_batch_equals_each_row_alone(make_model, make_prefix, make_states, family, ids):
     model = make_model(family)
     rows = [make_prefix(model, [4, 0, 2], seed=1, gated=True), None, make_prefix(model, [1, 3, 3], seed=2)]

@@ -40,6 +40,7 @@ def test_the_switch_is_known(model, make_model):
 
 
 @pytest.mark.parametrize("tokens", [5, SWITCH - 3, SWITCH - 2, 30])
+@pytest.mark.usefixtures("all_float64")
 def test_a_text_on_one_side_is_exact(tokens, model, make_prefix, make_ids):
     prefix, ids = make_prefix(model, 3), make_ids(2, tokens)
     with reading(model, [prefix.states]):
@@ -48,6 +49,7 @@ def test_a_text_on_one_side_is_exact(tokens, model, make_prefix, make_ids):
         torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("all_float64")
 def test_rows_on_both_sides_are_refused_and_rows_on_one_are_themselves(model, make_prefix, make_ids):
     prefix, ids = make_prefix(model, 3), make_ids(2, SWITCH)
     with attach(model, [prefix, None]):
