@@ -7,10 +7,13 @@ import weakref
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
+from conformance.encoder_families import ENCODER_DECODERS, build, source_of
+from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
+from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import PrefixEncoder, reproduce
 
 DETACHED = "past_key_values were filled under a prefix that is no longer attached; attach it again"
@@ -115,7 +118,8 @@ def test_an_emptied_cache_may_be_used_for_anything(model, make_prefix, ids):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
-def test_a_cache_of_an_encoder_is_refused_once_the_encoder_has_changed(model, make_states, ids):
+@pytest.mark.parametrize("change", [lambda weight: weight.add_(0.1), lambda weight: weight.data.mul_(3)])
+def test_a_cache_of_an_encoder_is_refused_once_the_encoder_has_changed(model, make_states, ids, change):
     states = make_states(model, 2)
     encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
     reproduce(encoder, states)
@@ -125,9 +129,85 @@ def test_a_cache_of_an_encoder_is_refused_once_the_encoder_has_changed(model, ma
         model(input_ids=ids[:, 4:5], past_key_values=cache)
         found = model(input_ids=ids[:, 5:], past_key_values=copy.deepcopy(cache)).logits
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-        next(encoder.parameters()).add_(0.1)
+        change(next(encoder.parameters()))
         with pytest.raises(InjectionError, match=OTHER):
             model(input_ids=ids[:, 5:], past_key_values=cache)
+
+
+def test_dropout_of_the_encoder_does_not_make_a_cache_another_prefixs(model, make_states, ids):
+    states = make_states(model, 2)
+    encoder = PrefixEncoder(states.geometry, states.lengths, dropout=0.5, dtype=torch.float64)
+    reproduce(encoder, states)
+    with attach(model, encoder), torch.no_grad():
+        assert model.generate(ids, max_new_tokens=3, min_new_tokens=3, pad_token_id=0).shape == (1, 11)
+        cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
+        next(encoder.parameters()).data.mul_(3)
+        with pytest.raises(InjectionError, match=OTHER):
+            model(input_ids=ids[:, 4:], past_key_values=cache)
+
+
+class TestCross:
+    """The cache of an encoder's keys and values, which stands beside that of the decoder's own text."""
+
+    @pytest.fixture
+    def model(self):
+        return build(ENCODER_DECODERS["bart"])
+
+    @pytest.fixture
+    def make(self, model, make_prefix):
+        def prefix(seed, placements=None):
+            return make_prefix(model, list(inspect_model(model).geometry.lengths(3, placements=placements)), seed=seed)
+
+        return prefix
+
+    @pytest.fixture
+    def read(self, model, make_ids):
+        """Read a source and a target; give what a decoder says and its cache."""
+        source, target = source_of(model, 1), make_ids(1, 3)
+
+        def run(cache=None):
+            return model(**source, decoder_input_ids=target, past_key_values=cache, use_cache=True)
+
+        return run
+
+    @staticmethod
+    def fresh(cache):
+        return EncoderDecoderCache(DynamicCache(), cache.cross_attention_cache)
+
+    def test_it_is_refused_under_another_prefix(self, model, make, read):
+        with attach(model, make(1)):
+            cache = read().past_key_values
+        for other in (make(2), make(1, [Placement.DECODER_SELF])):
+            with attach(model, other), pytest.raises(InjectionError, match=OTHER):
+                read(self.fresh(cache))
+
+    def test_it_is_refused_under_a_prefix_in_the_encoder_if_there_was_none(self, model, make, read):
+        plain = read().past_key_values
+        with attach(model, make(1, [Placement.DECODER_SELF])):
+            without = read().past_key_values
+        for cache in (plain, without):
+            with attach(model, make(1)), pytest.raises(InjectionError, match=PLAIN):
+                read(self.fresh(cache))
+
+    def test_it_goes_on_under_its_own_prefix_and_if_nothing_of_that_is_in_the_encoder(self, model, make, read):
+        own, decoder_only = make(1), make(1, [Placement.DECODER_SELF, Placement.CROSS])
+        with attach(model, own):
+            cache = read().past_key_values
+        for prefix, filled in ((own, cache), (decoder_only, read().past_key_values)):
+            with attach(model, prefix):
+                torch.testing.assert_close(read(self.fresh(filled)).logits, read().logits, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("copied", [False, True])
+    def test_after_detach_emptying_the_decoders_own_text_is_not_enough(self, model, make, read, copied):
+        expected = read().logits
+        with attach(model, make(1)):
+            cache = read().past_key_values
+        cache = copy.deepcopy(cache) if copied else cache
+        cache.self_attention_cache.reset()
+        with pytest.raises(InjectionError, match=DETACHED):
+            read(cache)
+        cache.reset()
+        torch.testing.assert_close(read(cache).logits, expected, rtol=0, atol=1e-10)
 
 
 def test_marks_keep_neither_cache_nor_model_alive(make_model, make_prefix, ids):

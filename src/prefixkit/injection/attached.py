@@ -12,6 +12,9 @@ from prefixkit.models.inspect import Anatomy
 from prefixkit.models.quantised import check_differentiable
 from prefixkit.prefix import Bank, Geometry, Prefix, PrefixEncoder, PrefixStates, SiteStates, stack
 
+#: Something that is read, and how often each of its parts was changed in place.
+Stamp = tuple[object, tuple[int, ...]]
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -24,8 +27,12 @@ class Saved:
         return self.bank
 
     @property
-    def token(self) -> object:
-        """What tells these prefixes from others."""
+    def stamp(self) -> Stamp:
+        """What changes when something else is to be read."""
+        return self.bank, ()
+
+    def token(self, read: Bank, *, of_pass: bool = False) -> object:
+        """What tells these prefixes from others: their numbers."""
         return self.bank
 
 
@@ -41,9 +48,23 @@ class InTraining:
         return stack([self.encoder()], [self.position])
 
     @property
-    def token(self) -> object:
-        """What tells this prefix, as it is now, from others and from itself after another step."""
+    def stamp(self) -> Stamp:
+        """What changes when something else is to be read, known without running the encoder.
+
+        Weights that are changed through `.data` do not count; what outlives a forward pass asks for `token`.
+        """
         return self.encoder, tuple(parameter._version for parameter in self.encoder.parameters())
+
+    def token(self, read: Bank, *, of_pass: bool = False) -> object:
+        """What tells this prefix, as it is now, from others and from itself after another step: its numbers.
+
+        Args:
+            read: the bank of the present forward pass.
+            of_pass: with dropout too, take the numbers of this pass; if not, the encoder runs once more, without it.
+        """
+        if self.encoder.training and self.encoder.dropout > 0 and not of_pass:
+            return stack([self.encoder.materialise()], [self.position])
+        return read.detach()
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,11 @@ class Nothing:
         return stack([PrefixStates(self.geometry, tuple(SiteStates(empty, empty) for empty in sites))], [0])
 
     @property
-    def token(self) -> None:
+    def stamp(self) -> Stamp:
+        """What changes when something else is to be read."""
+        return None, ()
+
+    def token(self, read: Bank, *, of_pass: bool = False) -> object:
         """What is read under it belongs to no prefix."""
         return None
 

@@ -6,6 +6,7 @@ stacks of an encoder-decoder, and in front of `generate`.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from threading import local
 from typing import Any
 
@@ -17,9 +18,9 @@ from prefixkit.compat import cache_of, checkpoints_reentrantly, layer_implementa
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
-from prefixkit.injection.attached import Attached
+from prefixkit.injection.attached import Attached, Stamp
 from prefixkit.injection.attention import NAMES
-from prefixkit.injection.caches import Caches, is_same
+from prefixkit.injection.caches import Caches
 from prefixkit.injection.positions import (
     check_context,
     check_mask,
@@ -37,7 +38,7 @@ class _Whole(local):
     """The bank of all stacks while one module runs both, in the calling thread; and what it was read from."""
 
     bank: Bank | None = None
-    token: object = None
+    stamp: Stamp = (None, ())
 
 
 class Passes:
@@ -84,14 +85,15 @@ class Passes:
     def before_pass(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the prefix encoder once for both stacks."""
         bank = self._source.read()
-        self._whole.bank, self._whole.token = bank, self._source.token
+        self._whole.bank, self._whole.stamp = bank, self._source.stamp
         if not self._generating.has_me():  # it encodes by itself, and repeats rows for beams
             call = inspect.signature(root.forward).bind_partial(*args).arguments | kwargs
             self._check_encoded(call.get("encoder_outputs"), bank)
 
     def _check_encoded(self, outputs: Any, bank: Bank) -> None:
         if outputs is not None:
-            encoded.check(outputs, self._source.token, needs_mark=self._is_in_encoder(bank))
+            token = self._source.token(bank, of_pass=True)
+            encoded.check(outputs, token, needs_mark=self._is_in_encoder(bank))
 
     def _is_in_encoder(self, bank: Bank) -> bool:
         sites = zip(self._anatomy.geometry.sites, bank.sites, strict=True)
@@ -115,9 +117,10 @@ class Passes:
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs = _inputs(call)
         bank = self._whole.bank
-        if bank is None or not is_same(self._whole.token, self._source.token):  # or left by a pass that Ctrl-C ended
+        if bank is None or not self._is_whole_current():
             bank = self._source.read()
-        self._caches.enter(cache_of(call), self._source.token)
+        if cache_of(call) is not None:
+            self._caches.enter(cache_of(call), *self._tokens(bank))
         if self._rows is not None:
             bank = bank.rows(self._row_index(len(inputs)))
         self.current.bank = bank
@@ -125,6 +128,16 @@ class Passes:
             check_mask(call, inputs.shape[1])
             call |= {"position_ids": self._positions(call, bank, inputs)}
         return (), call | {BANK: bank}
+
+    def _is_whole_current(self) -> bool:
+        """Whether the bank of both stacks is of the pass under way, not left by one that Ctrl-C ended."""
+        (one, changes), (other, now) = self._whole.stamp, self._source.stamp
+        return one is other and changes == now
+
+    def _tokens(self, bank: Bank) -> tuple[object, object]:
+        """What is written on a cache of the decoder's own text, and on one of the encoder's keys and values."""
+        token = self._source.token(bank)
+        return token, token if self._is_in_encoder(bank) else None
 
     def _positions(self, call: dict[str, Any], bank: Bank, inputs: Tensor) -> Tensor:
         """Return the text's positions behind each row's prefix; refuse those the model was not made for."""
@@ -146,12 +159,11 @@ class Passes:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
         bank, self.current.bank = self.current.bank, None
-        if output is None:
+        if output is None or bank is None:
             return
-        token = self._source.token
-        self._caches.leave(output, token)
-        if stack is not self._anatomy.stack and bank is not None and self._is_in_encoder(bank):
-            encoded.mark(output, token)
+        self._caches.leave(output, partial(self._tokens, bank))
+        if stack is not self._anatomy.stack and self._is_in_encoder(bank):
+            encoded.mark(output, self._source.token(bank, of_pass=True))
 
     def _row_index(self, batch: int) -> Tensor:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""

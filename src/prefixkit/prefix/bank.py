@@ -54,6 +54,12 @@ class SiteBank:
             None if self.gate is None else self.gate.to(device, dtype),
         )
 
+    def detach(self) -> "SiteBank":
+        """Return the bank without the way its numbers came about."""
+        return SiteBank(
+            self.key.detach(), self.value.detach(), self.mask, None if self.gate is None else self.gate.detach()
+        )
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -74,6 +80,10 @@ class Bank:
     def rows(self, index: Int[Tensor, "b"]) -> "Bank":
         """Return a bank with one entry per row of a batch."""
         return Bank(tuple(site.rows(index.to(site.key.device)) for site in self.sites), self.offsets[index])
+
+    def detach(self) -> "Bank":
+        """Return the bank without the way its numbers came about."""
+        return Bank(tuple(site.detach() for site in self.sites), self.offsets)
 
 
 def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int]) -> Bank:
