@@ -103,15 +103,16 @@ class Caches:
                 _unmark(part)
                 self._mark(part, own, parts)
 
-    def leave(self, output: Any, tokens: Callable[[], tuple[object, object]]) -> None:
+    def leave(self, output: Any, tokens: Callable[[], tuple[object, object]], given: object = None) -> None:
         """Mark the caches that a forward pass, or `generate`, made by itself and returns; not without a prefix.
 
         Args:
             output: what was returned; caches may stand in it at any depth.
             tokens: gives what `enter` takes; asked only if there is a cache to mark.
+            given: a cache of the caller's; it was marked when a forward pass went on from it, or holds nothing of it.
         """
-        for cache in caches_in(output):
-            if all(hasattr(part, _ATTRIBUTE) for part, _ in _parts(cache, None, None)):
+        for cache in _caches_in(output):
+            if cache is given or all(hasattr(part, _ATTRIBUTE) for part, _ in _parts(cache, None, None)):
                 continue
             parts = list(_parts(cache, *tokens()))
             for part, own in parts:
@@ -132,13 +133,13 @@ class Caches:
                 setattr(cache, "update", filled.refuse)  # noqa: B010 - an instance attribute that shadows the method
 
 
-def caches_in(output: Any) -> Iterator[Cache]:
+def _caches_in(output: Any) -> Iterator[Cache]:
     """Yield the caches in what a forward pass or `generate` returned."""
     if isinstance(output, Cache):
         yield output
     elif isinstance(output, dict | list | tuple):
         for part in output.values() if isinstance(output, dict) else output:
-            yield from caches_in(part)
+            yield from _caches_in(part)
 
 
 def _parts(cache: object, token: object, encoded: object) -> Iterator[tuple[Cache, object]]:

@@ -21,24 +21,25 @@ from prefixkit.injection import encoded
 from prefixkit.injection.attached import Attached, Stamp
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches
-from prefixkit.injection.positions import (
-    check_context,
-    check_mask,
-    check_rope,
-    check_scale,
-    moved_positions,
-    past_tokens,
-)
+from prefixkit.injection.positions import text_positions
+from prefixkit.injection.requests import check_request
 from prefixkit.injection.slots import BANK, Current, Users
 from prefixkit.models.inspect import Anatomy
 from prefixkit.prefix import Bank
 
 
 class _Whole(local):
-    """The bank of all stacks while one module runs both, in the calling thread; and what it was read from."""
+    """The bank of all stacks while one module runs both, in the calling thread; and what it was read from.
+
+    Attributes:
+        last: the bank of the last forward pass of a stack, once that is over.
+        sources: how many rows the encoder read in the present `generate`; 0 before it has read any.
+    """
 
     bank: Bank | None = None
+    last: Bank | None = None
     stamp: Stamp = (None, ())
+    sources: int = 0
 
 
 class Passes:
@@ -105,7 +106,9 @@ class Passes:
         self._whole.bank = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def before_stack(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def before_stack(
+        self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         self._users.enter()
         if any(layer_implementation(layer, self._model) not in NAMES.values() for layer in self._anatomy.attention):
@@ -116,18 +119,31 @@ class Passes:
         _check_checkpointing(stack)
         call = inspect.signature(stack.forward).bind_partial(*args).arguments | kwargs
         inputs = _inputs(call)
+        if inputs is None:  # the stack says what it misses; if it does not, its layers find no bank
+            self.current.bank = None
+            return None
         bank = self._whole.bank
         if bank is None or not self._is_whole_current():
             bank = self._source.read()
         if cache_of(call) is not None:
             self._caches.enter(cache_of(call), *self._tokens(bank))
         if self._rows is not None:
+            if stack is not self._anatomy.stack and self._generating.has_me():
+                self._check_sources(len(inputs))
             bank = bank.rows(self._row_index(len(inputs)))
         self.current.bank = bank
         if self._anatomy.geometry.moves_text:
-            check_mask(call, inputs.shape[1])
-            call |= {"position_ids": self._positions(call, bank, inputs)}
+            call |= {"position_ids": text_positions(call, bank.offsets, inputs, self._anatomy)}
         return (), call | {BANK: bank}
+
+    def _check_sources(self, batch: int) -> None:
+        """Refuse to go on with some of the rows only, as Whisper does when the shorter recordings are at their end."""
+        if self._whole.sources not in (0, batch):
+            raise InjectionError(
+                f"generate goes on with {batch} of {self._whole.sources} rows, and which prefixes those read is not "
+                "known; generate row by row, or attach one prefix for all rows"
+            )
+        self._whole.sources = batch
 
     def _is_whole_current(self) -> bool:
         """Whether the bank of both stacks is of the pass under way, not left by one that Ctrl-C ended."""
@@ -139,26 +155,12 @@ class Passes:
         token = self._source.token(bank)
         return token, token if self._is_in_encoder(bank) else None
 
-    def _positions(self, call: dict[str, Any], bank: Bank, inputs: Tensor) -> Tensor:
-        """Return the text's positions behind each row's prefix; refuse those the model was not made for."""
-        batch, tokens = inputs.shape[:2]
-        positions = moved_positions(
-            call, bank.offsets, batch=batch, tokens=tokens, from_mask=self._anatomy.counts_by_mask
-        )
-        most = past_tokens(call) + tokens + int(bank.offsets.max())
-        if call.get("position_ids") is None:
-            check_context(positions, self._anatomy.context_tokens, most)
-        elif self._anatomy.context_tokens is not None:
-            check_context(positions, self._anatomy.context_tokens, self._anatomy.context_tokens + 1)
-        check_rope(positions, self._anatomy.rope_switch, past_tokens(call))
-        check_scale(self._anatomy.scale_switch, most)
-        return positions
-
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
         bank, self.current.bank = self.current.bank, None
+        self._whole.last = bank
         if output is None or bank is None:
             return
         self._caches.leave(output, partial(self._tokens, bank))
@@ -182,8 +184,10 @@ class Passes:
             kwargs: of `generate`.
 
         Raises:
-            InjectionError: the batch has other rows than the prefixes, or an encoder's output is not of this prefix.
+            InjectionError: the batch has other rows than the prefixes, an encoder's output is not of this prefix, or
+                the settings ask for what cannot be had.
         """
+        check_request(self._model, args, kwargs)
         names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
         outputs = kwargs.get("encoder_outputs")
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):
@@ -193,10 +197,16 @@ class Passes:
             raise _wrong_rows(self._rows, 1)  # it would begin one text, and repeat it
         if outputs is not None:
             self._check_encoded(outputs, self._source.read())
+        if not self._generating.has_me():
+            self._whole.sources = 0
         with self._users, self._generating:
-            if own is not None:
-                return own(*args, **kwargs)
-            return getattr(type(self._model), "generate")(self._model, *args, **kwargs)  # noqa: B009 - a mixin may add it
+            if own is None:
+                own = partial(getattr(type(self._model), "generate"), self._model)  # noqa: B009 - a mixin may add it
+            output = own(*args, **kwargs)
+        bank = self._whole.last
+        if bank is not None:  # Whisper puts what it returns together anew
+            self._caches.leave(output, partial(self._tokens, bank), given=kwargs.get("past_key_values"))
+        return output
 
 
 def _wrong_rows(rows: int | None, batch: int) -> InjectionError:
@@ -214,8 +224,7 @@ def _check_checkpointing(stack: nn.Module) -> None:
         )
 
 
-def _inputs(call: dict[str, Any]) -> Tensor:
-    """Return what a stack reads: token ids, embeddings, or the features of a recording."""
+def _inputs(call: dict[str, Any]) -> Tensor | None:
+    """Return what a stack reads: token ids, embeddings, or the features of a recording; None if it was given none."""
     names = ("input_ids", "inputs_embeds", "input_features")
-    inputs: Tensor = next(call[name] for name in names if call.get(name) is not None)
-    return inputs
+    return next((call[name] for name in names if call.get(name) is not None), None)

@@ -8,6 +8,32 @@ from torch import Tensor
 
 from prefixkit.compat import cache_of
 from prefixkit.errors import InjectionError
+from prefixkit.models.inspect import Anatomy
+
+
+def text_positions(
+    call: dict[str, Any], offsets: Int[Tensor, "n"], inputs: Tensor, anatomy: Anatomy
+) -> Int[Tensor, "*axes rows t"]:
+    """Return the text's positions behind each row's prefix; refuse those the model was not made for.
+
+    Args:
+        call: the keyword arguments of the model's forward.
+        offsets: one for all rows, or one per row.
+        inputs: `[b, t, ...]`, what the model reads.
+        anatomy: its limits.
+
+    Raises:
+        InjectionError: see the checks below.
+    """
+    (batch, tokens), past = inputs.shape[:2], past_tokens(call)
+    check_mask(call, past + tokens)
+    positions = moved_positions(call, offsets, batch=batch, tokens=tokens, from_mask=anatomy.counts_by_mask)
+    most = past + tokens + int(offsets.max())
+    is_given = call.get("position_ids") is not None
+    check_context(positions, anatomy.context_tokens, None if is_given else most)
+    check_rope(positions, anatomy.rope_switch, past)
+    check_scale(anatomy.scale_switch, most)
+    return positions
 
 
 def moved_positions(
@@ -40,18 +66,18 @@ def moved_positions(
     return given + offsets.to(given.device)[:, None]  # [1 or b, t], or [a, 1 or b, t]
 
 
-def check_context(positions: Int[Tensor, "*axes n t"], context_tokens: int | None, most: int) -> None:
+def check_context(positions: Int[Tensor, "*axes n t"], context_tokens: int | None, most: int | None) -> None:
     """Refuse a text that, after the prefix, runs past the positions the model was made for.
 
     Args:
         positions: the moved position ids.
         context_tokens: the model's limit; None for no limit.
-        most: a bound on the positions known without looking at them (spares a device synchronisation).
+        most: a bound on the positions known without looking at them, if one is (spares a device synchronisation).
 
     Raises:
         InjectionError: a position lies beyond the limit.
     """
-    if context_tokens is None or most <= context_tokens:
+    if context_tokens is None or (most is not None and most <= context_tokens):
         return
     needed = int(positions.max()) + 1
     if needed > context_tokens:
@@ -106,13 +132,17 @@ def check_scale(scale_switch: int | None, most: int) -> None:
         )
 
 
-def check_mask(call: dict[str, Any], tokens: int) -> None:
+def check_mask(call: dict[str, Any], most: int) -> None:
     """Refuse an attention mask with more columns than there are tokens, which the model would cut at its end.
+
+    Args:
+        call: the keyword arguments of the model's forward.
+        most: tokens in the cache and of the call.
 
     Raises:
         InjectionError: it has; perhaps columns for the prefix, as PEFT wants them.
     """
-    mask, most = call.get("attention_mask"), past_tokens(call) + tokens
+    mask = call.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > most:
         raise InjectionError(
             f"attention_mask has {mask.shape[1]} columns for {most} tokens; give one per token of text, none for the "
