@@ -28,6 +28,8 @@ from conformance.refusals import REFUSED  # noqa: E402
 RESULTS = ROOT / "docs" / "results" / "conformance.json"
 PAGE = ROOT / "docs" / "conformance.md"
 
+#: Names of model classes in messages.
+_MODEL = r"\w+(?:ForCausalLM|LMHeadModel|ForConditionalGeneration|MTModel)"
 #: The tables of the page.
 KINDS = {"Decoder-only": list(FAMILIES), "Encoder-decoder": list(ENCODER_DECODERS), "Encoder": list(ENCODERS)}
 #: Where PEFT 0.21.2's prefix tuning was measured to fail, and the path that holds prefixkit to it here.
@@ -75,10 +77,10 @@ query at a time, under a registry name of its own.
 
 Beside the cells, the slow tests draw 2,000 random batches (family, lengths per layer, gates, rows, padding, a cut
 between two cached passes) and compare each with the loops, and build every causal language model of transformers that
-common sizes can make a tiny one of: each is exact or refused by name.
+common sizes can make a tiny one of, and every encoder-decoder and encoder: each is exact or refused by name.
 
 Contrastive search, DoLa, group beams and constrained beams left transformers for code on its hub, which no test runs.
-Offloaded caches need CUDA. Of the quantised caches only fp8 works without another package. transformers itself refuses
+Of the quantised caches only fp8 works without another package. transformers itself refuses
 assisted decoding and prompt lookup for more than one row.
 
 ## Families that are refused
@@ -120,9 +122,14 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _general(message: str) -> str:
-    """A refusal without the name and the fingerprints of the model at hand, so that equal reasons are one."""
-    message = re.sub(r"^\w+(ForCausalLM|LMHeadModel): ", "", message)
-    return re.sub(r"\b\w+(ForCausalLM|LMHeadModel)\b", "MODEL", re.sub(r"\b[0-9a-f]{12}\b", "...", message))
+    """A refusal without the name, fingerprints and sizes of the model at hand, so that equal reasons are one.
+
+    Where the message is a whole module printed, what is said of it stands in the last line.
+    """
+    message = message.strip("'").splitlines()[-1].removeprefix(") ")
+    message = re.sub(rf"^{_MODEL}: ", "", message)
+    message = re.sub(r"(size of tensor [ab]) \(\d+\)", r"\1", message)
+    return re.sub(rf"\b{_MODEL}\b", "MODEL", re.sub(r"\b[0-9a-f]{12}\b", "...", message))
 
 
 def render(summary: Mapping[str, Any]) -> str:

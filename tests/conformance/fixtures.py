@@ -23,6 +23,7 @@ KINDS = {
     "any_family": list(FAMILIES),
     "any_global_family": GLOBAL,
     "encoder_decoder": list(ENCODER_DECODERS),
+    "core_encoder_decoder": ["t5", "bart", "whisper"],
     "encoder": list(ENCODERS),
 }
 

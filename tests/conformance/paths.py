@@ -30,6 +30,7 @@ PATHS: dict[str, Path] = {
     "no-cache": Path("use_cache=False", "as greedy"),
     "static": Path("Static cache", "as greedy"),
     "quantised": Path("Quantised cache", "equals the row alone under the same cache"),
+    "offloaded": Path("Offloaded cache", "needs CUDA: tokens equal those without; refused where torch finds none"),
     "chunked": Path("Chunked prefill", "as greedy"),
     "continued": Path("Continued cache", "a second generate from the first one's cache, as greedy"),
     "embeds": Path("inputs_embeds", "generate from embeddings, as greedy"),

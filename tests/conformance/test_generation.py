@@ -8,6 +8,7 @@ import torch
 from conformance import reference
 from conformance.families import build_model
 from conformance.scene import END, LOGITS, SIX, Scene, check_greedy, check_steps, greedy, states_of
+from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
 
 slow = pytest.mark.slow
@@ -181,3 +182,17 @@ def test_with_a_quantised_cache(cell, scene, make_prefix):
         output = scene.model.generate(scene.ids, attention_mask=scene.mask, **SIX | settings)
     cell.exact(output.sequences, expected.sequences)
     cell.exact(torch.stack(output.logits), torch.stack(expected.logits))
+
+
+@pytest.mark.cell("offloaded")
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static"])
+def test_an_offloaded_cache_needs_a_device_to_come_from(cell, kind, family, make_model, make_prefix, make_ids):
+    model, ids = make_model(family), make_ids(2, 5)
+    if not torch.cuda.is_available():
+        missing = f"cache_implementation: '{kind}' moves keys and values between a CUDA device and the CPU, and torch f"
+        with attach(model, make_prefix(model, 3)), cell.refused(InjectionError, missing):
+            model.generate(ids, cache_implementation=kind, **SIX)
+        return
+    model, ids = make_model(family, fresh=True).to("cuda"), ids.to("cuda")
+    with attach(model, make_prefix(model, 3)):
+        cell.exact(model.generate(ids, cache_implementation=kind, **SIX), model.generate(ids, **SIX))
