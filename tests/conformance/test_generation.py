@@ -7,7 +7,7 @@ import torch
 
 from conformance import reference
 from conformance.families import build_model
-from conformance.scene import END, LOGITS, SIX, Scene, check_greedy, check_steps, greedy, states_of
+from conformance.scene import END, LOGITS, PADDINGS, SIX, Scene, check_greedy, check_steps, greedy, padding, states_of
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
 
@@ -196,3 +196,20 @@ def test_an_offloaded_cache_needs_a_device_to_come_from(cell, kind, family, make
     model, ids = make_model(family, fresh=True).to("cuda"), ids.to("cuda")
     with attach(model, make_prefix(model, 3)):
         cell.exact(model.generate(ids, cache_implementation=kind, **SIX), model.generate(ids, **SIX))
+
+
+@slow
+@pytest.mark.cell("greedy")
+@pytest.mark.parametrize("padded", PADDINGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_of_any_padding(cell, family, attention, padded, all_float64, make_model, make_prefix, make_ids):
+    """The loops generate the same batch, under prefixes that move no position; right padding is read as it stands."""
+    model, ids = make_model(family, attention), make_ids(3, 9)
+    rows = [make_prefix(model, 3, seed=1, offset=0), None, make_prefix(model, [2, 0, 1], seed=2, offset=0, gated=True)]
+    settings = SIX | LOGITS | {"attention_mask": padding(padded, 3, 9)}
+    with reference.reading(model, states_of(rows)):
+        expected = model.generate(ids, **settings)
+    with attach(model, rows):
+        output = model.generate(ids, **settings)
+    cell.exact(output.sequences, expected.sequences)
+    cell.exact(torch.stack(output.logits), torch.stack(expected.logits))
