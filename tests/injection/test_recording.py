@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AutoModel, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from conformance.encoder_families import ENCODER_DECODERS, ENCODERS, build, source_of
 from conformance.families import FAMILIES
 from conformance.precision import KeepFloat64
 from prefixkit.compat import layer_windows
+from prefixkit.config import Placement
 from prefixkit.injection import attach
 from prefixkit.injection.attention import NAMES, attend
 from prefixkit.injection.recording import Reading, recording
@@ -27,11 +29,11 @@ TOKENS = 6
 
 
 @contextmanager
-def asked(calls: list[tuple[Tensor, Tensor, dict[str, Any]]]) -> Iterator[None]:
-    """Collect what the layers ask with: query, key of the text, options."""
+def asked(calls: list[tuple[Tensor, Tensor, Tensor, dict[str, Any]]]) -> Iterator[None]:
+    """Collect what the layers ask with: query, key and value of the text, options."""
 
     def ask(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> Any:
-        calls.append((query, key, options))
+        calls.append((query, key, value, options))
         return attend(module, query, key, value, attention_mask, **options)
 
     for name in NAMES.values():
@@ -43,12 +45,15 @@ def asked(calls: list[tuple[Tensor, Tensor, dict[str, Any]]]) -> Iterator[None]:
             AttentionInterface.register(name, attend)
 
 
-def slow_share(query: Tensor, keys: Tensor, states: SiteStates | None, g: int, head: int, options: Any) -> Tensor:
-    """One row, one head, one query: the weights on the virtual tokens."""
+def slow_share(query: Tensor, keys: Tensor, states: SiteStates | None, g: int, head: int, options: Any,
+               distances: Tensor | None = None) -> Tensor:  # fmt: skip
+    """One row, one head, one query: the weights on the virtual tokens; text is at distances that T5 rates."""
     if states is None:
         return torch.zeros(0, dtype=torch.float64)
     scale = query.shape[0] ** -0.5 if options.get("scaling") is None else options["scaling"]
     scores = [float(query.double() @ key.double()) * scale for key in (*states.key[g], *keys)]
+    if distances is not None:
+        scores[states.length :] = [s + float(d) for s, d in zip(scores[states.length :], distances, strict=True)]
     if options.get("softcap") is not None:
         scores = [options["softcap"] * math.tanh(s / options["softcap"]) for s in scores]
     weights = (torch.tensor(scores, dtype=torch.float64) - max(scores)).exp()
@@ -58,22 +63,22 @@ def slow_share(query: Tensor, keys: Tensor, states: SiteStates | None, g: int, h
     return gate * weights[: states.length] / weights.sum()
 
 
-def read(model: PreTrainedModel, prefix: Any, ids: Tensor, mask: Tensor) -> tuple[list[Reading], list[Any], Tensor]:
+def read(model: PreTrainedModel, prefix: Any, **inputs: Tensor) -> tuple[list[Reading], list[Any], Tensor]:
     """One forward pass recorded, and what its layers asked with in another one."""
     calls: list[Any] = []
     readings: list[Reading] = []
     with torch.no_grad(), attach(model, prefix):
         with asked(calls):
-            model(input_ids=ids, attention_mask=mask)
+            model(**inputs)
         with recording(inspect_model(model).attention, readings.append):
-            logits = model(input_ids=ids, attention_mask=mask).logits
-    return readings, calls, logits
+            output = model(**inputs)[0]
+    return readings, calls, output
 
 
 def check(model: PreTrainedModel, rows: list[Any], readings: list[Reading], calls: list[Any], mask: Tensor,
           tolerance: float, windows: list[int | None]) -> None:  # fmt: skip
     for reading in readings:
-        query, key, options = calls[reading.site]
+        query, key, value, options = calls[reading.site]
         group = query.shape[1] // key.shape[1]
         for b, h, t in itertools.product(range(len(rows)), range(query.shape[1]), range(query.shape[2])):
             if not mask[b, t]:
@@ -89,8 +94,9 @@ def check(model: PreTrainedModel, rows: list[Any], readings: list[Reading], call
             torch.testing.assert_close(found[: len(expected)], expected, atol=tolerance, rtol=0)
             assert (found[len(expected) :] == 0).all()
             if h == 0:
-                lengths = [float(k.double().norm()) for k in key[b, :, t]]
-                assert float(reading.key_norms[b, t]) == pytest.approx(sum(lengths) / len(lengths), abs=1e-6)
+                for norms, states in ((reading.key_norms, key), (reading.value_norms, value)):
+                    lengths = [float(one.double().norm()) for one in states[b, :, t]]
+                    assert float(norms[b, t]) == pytest.approx(sum(lengths) / len(lengths), abs=1e-6)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -101,18 +107,92 @@ def test_shares_equal_a_slow_loop_in_every_family(make_model, make_prefix, make_
         ids, mask = make_ids(2, TOKENS), torch.ones(2, TOKENS, dtype=torch.long)
         mask[1, 3:] = 0
         with KeepFloat64():
-            readings, calls, logits = read(model, prefix, ids, mask)
+            readings, calls, logits = read(model, prefix, input_ids=ids, attention_mask=mask)
             assert [reading.site for reading in readings] == [0, 2]
             check(model, [prefix, prefix], readings, calls, mask, 1e-10, layer_windows(model.config))
             with torch.no_grad(), attach(model, prefix):
                 assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, logits)
 
 
+def check_stacks(model: PreTrainedModel, prefix: Any, readings: list[Reading], calls: list[Any], source: Tensor | None,
+                 tolerance: float) -> None:  # fmt: skip
+    """Encoder self-, decoder self- and cross-attention; `source` masks what the encoder reads."""
+    sites = prefix.states.geometry.sites
+    assert [reading.site for reading in readings] == [
+        i for i, states in enumerate(prefix.states.sites) if states.length
+    ]
+    for reading in readings:
+        (query, key, value, options), site = calls[reading.site], sites[reading.site]
+        group, distances = query.shape[1] // key.shape[1], options.get("position_bias")
+        is_causal, window = site.placement is Placement.DECODER_SELF, options.get("sliding_window")
+        for b, h, t in itertools.product(*map(range, query.shape[:3])):
+            seen = list(range(t + 1 if is_causal else key.shape[2]))
+            if source is not None and not is_causal:
+                seen = [s for s in seen if source[b, s]]
+            if window is not None:  # ModernBERT's, to both sides
+                seen = [s for s in seen if abs(s - t) <= model.config.local_attention // 2]
+            if site.placement is Placement.ENCODER_SELF and source is not None and not source[b, t]:
+                continue  # padding: nobody reads what it attends to
+            assert reading.visible[b, t] == len(seen)
+            states, text = prefix.states.sites[reading.site], key[b, h // group][seen]
+            apart = None if distances is None else distances[0, h, t, seen]
+            expected = slow_share(query[b, h, t], text, states, h // group, h, options, apart)
+            torch.testing.assert_close(reading.shares[b, h, t].double(), expected, atol=tolerance, rtol=0)
+        for norms, states in ((reading.key_norms, key), (reading.value_norms, value)):
+            torch.testing.assert_close(norms.double(), states.double().norm(dim=3).mean(1), atol=1e-6, rtol=0)
+
+
+def check_family(model: PreTrainedModel, prefix: Any, inputs: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+    mask = inputs.get("attention_mask")
+    readings, calls, output = read(model, prefix, **inputs)
+    check_stacks(model, prefix, readings, calls, mask, tolerance)
+    with torch.no_grad(), attach(model, prefix):
+        assert torch.equal(model(**inputs)[0], output)
+
+
+def padded(source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The second row is shorter; what Whisper hears has one length only."""
+    if "input_ids" not in source:
+        return source
+    mask = torch.ones_like(source["input_ids"])
+    mask[1, -2:] = 0
+    return source | {"attention_mask": mask}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_all_attentions_of_an_encoder_decoder_are_told(encoder_decoder, attention, gated, make_prefix, make_ids):
+    model = build(ENCODER_DECODERS[encoder_decoder], attention=attention)
+    lengths = [LENGTHS[site.layer] for site in inspect_model(model).geometry.sites]
+    prefix = make_prefix(model, lengths, gated=gated)
+    inputs = padded(source_of(model, 2)) | {"decoder_input_ids": make_ids(2, 4)}
+    with KeepFloat64():
+        check_family(model, prefix, inputs)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_all_layers_of_an_encoder_are_told(encoder, attention, gated, make_prefix, make_ids):
+    model = build(ENCODERS[encoder], AutoModel, attention)
+    prefix = make_prefix(model, [3, 18, 0], gated=gated)  # the second layer of ModernBERT has a window
+    with KeepFloat64():
+        check_family(model, prefix, padded({"input_ids": make_ids(2, TOKENS + 2)}))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_bfloat16_encoder_decoder_is_told_in_float32(attention, make_prefix, make_ids):
+    model = build(ENCODER_DECODERS["t5"], attention=attention).bfloat16()
+    prefix = make_prefix(model, 4)
+    object.__setattr__(prefix, "states", prefix.states.map(lambda tensor: tensor.bfloat16().double()))
+    inputs = padded(source_of(model, 2)) | {"decoder_input_ids": make_ids(2, 4)}
+    check_family(model, prefix, inputs, 1e-6)
+
+
 def test_each_row_is_told_of_its_own_prefix(make_model, make_prefix, make_ids):
     model = make_model("llama")
     rows = [make_prefix(model, [2, 1, 4]), None, make_prefix(model, [5, 3, 1], seed=7, gated=True)]
     mask = torch.ones(3, TOKENS, dtype=torch.long)
-    readings, calls, _ = read(model, rows, make_ids(3, TOKENS), mask)
+    readings, calls, _ = read(model, rows, input_ids=make_ids(3, TOKENS), attention_mask=mask)
     assert [reading.shares.shape[3] for reading in readings] == [5, 3, 4]
     check(model, rows, readings, calls, mask, 1e-10, [None] * 3)
 
@@ -121,7 +201,7 @@ def test_a_bfloat16_model_is_told_in_float32(make_model, make_prefix, make_ids):
     model = make_model("llama", fresh=True).bfloat16()
     prefix = make_prefix(model, 4)
     mask = torch.ones(1, TOKENS, dtype=torch.long)
-    readings, calls, _ = read(model, prefix, make_ids(1, TOKENS), mask)
+    readings, calls, _ = read(model, prefix, input_ids=make_ids(1, TOKENS), attention_mask=mask)
     rounded = make_prefix(model, 4)
     object.__setattr__(rounded, "states", prefix.states.map(lambda tensor: tensor.bfloat16()))
     check(model, [rounded], readings, calls, mask, 1e-6, [None] * 3)

@@ -32,16 +32,17 @@ class Reading:
     Attributes:
         site: index of the layer's site in the geometry.
         shares: attention weight on each virtual token; with a gate, times the gate.
-        visible: how many text tokens each query may see.
-        key_norms: length of the text's own new keys, mean over KV heads.
+        visible: how many keys of the text each query may see; in cross-attention, of the encoder's text.
+        key_norms: length of the text's keys, mean over KV heads: in a decoder's self-attention those of the call's own
+            tokens (`s` is `t`), elsewhere those of the whole text, padding included.
         value_norms: likewise of their values.
     """
 
     site: int
     shares: Float[Tensor, "b h t p"]
     visible: Int[Tensor, "b t"]
-    key_norms: Float[Tensor, "b t"]
-    value_norms: Float[Tensor, "b t"]
+    key_norms: Float[Tensor, "b s"]
+    value_norms: Float[Tensor, "b s"]
 
 
 Take = Callable[[Reading], None]
@@ -55,7 +56,7 @@ def recording(layers: Sequence[nn.Module], take: Take) -> Iterator[None]:
     """Tell `take` of every call of these attention layers; the model computes what it computes without.
 
     Args:
-        layers: self-attention layers of a decoder to which a prefix is attached.
+        layers: attention layers, of any placement, of a model to which a prefix is attached.
         take: called once per layer and forward pass; not for layers without virtual tokens.
     """
     _watched.update(dict.fromkeys(layers, take))
@@ -92,6 +93,8 @@ def _read(
     precise = torch.promote_types(key.dtype, torch.float32)
     bank: Bank | None = options.get(BANK) or slot.current.bank
     assert bank is not None  # or reading the slot had failed
+    if options.get("position_bias") is not None:  # T5's; sdpa takes it in the number format of the queries only
+        options = options | {"position_bias": options["position_bias"].to(precise)}
     parts = []
     for telling in _telling(prefix.to(key.device, precise), width=value.shape[3]):
         sites = (*bank.sites[: slot.site], telling, *bank.sites[slot.site + 1 :])
@@ -106,10 +109,9 @@ def _read(
         parts.append(part)  # [b, t, h, d]
     shares = torch.cat(parts, dim=3)[..., : prefix.length].transpose(1, 2)  # [b, h, t, p]
     tokens = query.shape[2]
-    new_keys, new_values = (each[:, :, -tokens:].to(precise) for each in (key, value))  # [b, g, t, d]
-    return Reading(
-        slot.site, shares, _visible(mask, key, tokens), new_keys.norm(dim=3).mean(1), new_values.norm(dim=3).mean(1)
-    )
+    text = slice(-tokens, None) if slot.is_causal else slice(None)  # without what a cache holds
+    keys, values = (each[:, :, text].to(precise) for each in (key, value))  # [b, g, s, d]
+    return Reading(slot.site, shares, _visible(mask, key, tokens), keys.norm(dim=3).mean(1), values.norm(dim=3).mean(1))
 
 
 def _telling(prefix: SiteBank, width: int) -> Iterator[SiteBank]:
