@@ -50,3 +50,17 @@ def test_without_a_held_out_row_the_source_is_named(config, tiny_tokenizer):
     none = config.model_copy(update={"min_words": 99})
     with pytest.raises(DataError, match="none of 300 rows is a held-out text of this recipe; check data.split"):
         heldout_texts(none, tiny_tokenizer, max_tokens=9, count=1)
+
+
+def test_a_pair_is_as_long_as_the_longer_of_its_texts(tmp_path, tiny_tokenizer):
+    rows = [{"input": " ".join(WORDS[: 1 + i % 7]) + f" {i}", "target": " ".join(WORDS[: 1 + i // 9]) + f" {i}"}
+            for i in range(80)]  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    config = DataConfig(source=str(path), format="input_target", max_tokens=4)
+    found = heldout_texts(config, tiny_tokenizer, max_tokens=9, count=1000, start=0)
+    lengths = [max(len(example.source_ids), len(example.input_ids)) for example in found]
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) == 9
+    assert all(example.input_ids[0] == 0 for example in found)
+    assert any(len(example.source_ids) > len(example.input_ids) for example in found)

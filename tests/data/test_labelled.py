@@ -247,6 +247,28 @@ def test_where_labels_are_learned_there_is_no_text_to_ask_for(
     with pytest.raises(DataError) as caught:
         ask("good film", config(kind), tiny_tokenizer)
     assert str(caught.value) == "this prefix learned labels, and writes no text; see `prefixkit classify`"
-    with pytest.raises(DataError) as caught:
-        heldout_texts(config(kind), tiny_tokenizer, max_tokens=9, count=3)
-    assert str(caught.value) == f"data.format: a run of format {kind} learns labels, and has no texts to predict"
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_held_out_texts_are_test_rows_of_all_labels_without_loss(
+    write_jsonl: Callable[..., str], closed_tokenizer: PreTrainedTokenizerFast, kind: str
+) -> None:
+    rows = []
+    for i in range(100):
+        words = [WORDS[(i * 7 + k) % 10] for k in range(1 + i % 9)] + [WORDS[i // 10], WORDS[i % 10]]
+        row = {"text": words, "label": ["AB"[i % 2]] + ["O"] * (len(words) - 1)}
+        rows.append(row if kind == "tags" else {"text": " ".join(words), "label": "ab"[i % 2]})
+    data = config(kind, source=write_jsonl(rows), split=EVEN, max_tokens=5)
+    options: dict[str, Any] = {"reads_both_ways": True}
+    found = heldout_texts(data, closed_tokenizer, max_tokens=8, count=1000, **options)
+    prepared = prepare(data, closed_tokenizer, prefix_tokens=0, context_tokens=None, **options)
+    assert {example.text for example in found} == {example.text for example in prepared.test}
+    assert {label for example in prepared.test for label in numbers(example)} >= {0, 1}
+    lengths = [len(example.input_ids) for example in found]
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(lengths) == 8 > min(lengths)
+    for example in found:
+        whole = tuple(closed_tokenizer(example.text)["input_ids"])
+        assert example.input_ids == (whole if len(whole) <= 8 else (*whole[:7], EOS))
+        assert not example.loss_tokens
+    assert heldout_texts(data, closed_tokenizer, max_tokens=8, count=3, **options) == found[:3]
