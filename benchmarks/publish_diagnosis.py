@@ -11,7 +11,7 @@ from pathlib import Path
 from prefixkit.files import write_text
 from prefixkit.lab.diagnosis import Diagnosis, read_diagnosis
 from prefixkit.lab.diagnosis_plots import dilution_plot, heat_map, token_plot
-from prefixkit.lab.findings import findings
+from prefixkit.lab.findings import lines
 from prefixkit.lab.folder import DIAGNOSIS
 from prefixkit.lab.plots import standalone
 
@@ -31,7 +31,7 @@ def findings_block(found: Diagnosis) -> str:
         f"Run `{found.name}`, prefix `{found.prefix_hash[:12]}` on {found.base} in {found.dtype}; {found.texts} "
         f"held-out texts of {found.source}; {machine.cores} cores, {machine.cpu}; {versions}."
     )
-    return "\n".join([BEGIN, "", *(f"- {sentence}" for sentence in findings(found)), "", source, "", END])
+    return "\n".join([BEGIN, "", *(f"- {line}" for line in lines(found)), "", source, "", END])
 
 
 def main() -> None:
@@ -39,11 +39,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder that was diagnosed")
     record = parser.parse_args().run / DIAGNOSIS
     found = read_diagnosis(record)
+    (place,) = found.placements  # the page speaks of a decoder-only model
     target = RESULTS / found.name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(record, target / DIAGNOSIS)
     for name, draw in PICTURES.items():
-        write_text(target / name, standalone(draw(found, name=name.removesuffix(".svg"))))
+        write_text(target / name, standalone(draw(found, place, name=name.removesuffix(".svg"))))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     write_text(PAGE, before + findings_block(found) + after)

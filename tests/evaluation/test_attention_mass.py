@@ -8,11 +8,11 @@ from statistics import mean
 import pytest
 import torch
 from accelerate import dispatch_model
-from transformers import AutoModelForCausalLM, MistralConfig, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from prefixkit.data import Example
 from prefixkit.errors import EvaluationError
-from prefixkit.evaluation import attention_mass
+from prefixkit.evaluation import attention_readers
 from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.injection import attach
 from prefixkit.injection.recording import recording
@@ -74,10 +74,10 @@ def read_alone(base, prefix, example):
 @pytest.mark.parametrize("gated", [False, True])
 def test_means_equal_loops_over_texts_read_alone(reader, gated):
     prefix, examples, within = make_prefix(reader, gated=gated), texts(*TOKENS), 5
-    found = measure_mass(reader, prefix, examples, within=within, batch_size=3)
+    (found,) = measure_mass(reader, prefix, examples, within=within, batch_size=3).placements
     alone = [read_alone(reader, prefix, example) for example in examples]
     assert found.texts.tolist() == [4, 3, 3, 3, 2, 2, 2, 1, 1]
-    assert found.within == 5
+    assert (found.placement, found.lengths, found.within) == ("decoder_self", tuple(range(1, 10)), 5)
     for i, site in enumerate(found.sites):
         shares = [readings[i].shares[0] for readings in alone]  # [h, t, p] per text
         early = torch.cat([share[:, :within] for share in shares], dim=1)  # [h, tokens, p]
@@ -101,8 +101,8 @@ def test_means_equal_loops_over_texts_read_alone(reader, gated):
 
 def test_pieces_give_what_the_whole_gives(reader):
     prefix, examples = make_prefix(reader), texts(*TOKENS)
-    whole = measure_mass(reader, prefix, examples, within=6)
-    pieces = measure_mass(reader, prefix, examples, within=6, chunk_tokens=2)
+    (whole,) = measure_mass(reader, prefix, examples, within=6).placements
+    (pieces,) = measure_mass(reader, prefix, examples, within=6, chunk_tokens=2).placements
     assert torch.equal(whole.texts, pieces.texts)
     for one, other in zip(whole.sites, pieces.sites, strict=True):
         for field in ("heads", "by_length", "uniform_by_length", "tokens", "key_norms", "value_norms"):
@@ -110,7 +110,7 @@ def test_pieces_give_what_the_whole_gives(reader):
 
 
 def test_a_layer_without_virtual_tokens_gets_nothing(reader):
-    found = measure_mass(reader, make_prefix(reader, (3, 0)), texts(4), within=9)
+    (found,) = measure_mass(reader, make_prefix(reader, (3, 0)), texts(4), within=9).placements
     assert found.sites[0].mean > 0.01
     empty = found.sites[1]
     assert (empty.mean, empty.uniform, empty.tokens.tolist()) == (0, 0, [])
@@ -126,7 +126,7 @@ def test_the_model_is_left_as_it_was(base, prefix):
 
 
 def test_an_offloaded_base_is_read_like_one_in_memory(base, prefix, tmp_path):
-    expected = measure_mass(base, prefix, texts(5, 3), within=4)
+    (expected,) = measure_mass(base, prefix, texts(5, 3), within=4).placements
     model = copy.deepcopy(base.model)
     dispatch_model(
         model,
@@ -140,7 +140,7 @@ def test_an_offloaded_base_is_read_like_one_in_memory(base, prefix, tmp_path):
         offload_dir=str(tmp_path),
         main_device="cpu",
     )
-    found = measure_mass(replace(base, model=model), prefix, texts(5, 3), within=4)
+    (found,) = measure_mass(replace(base, model=model), prefix, texts(5, 3), within=4).placements
     for one, other in zip(expected.sites, found.sites, strict=True):
         assert torch.equal(one.heads, other.heads)
 
@@ -170,14 +170,9 @@ def test_a_weight_that_is_no_number_is_named(base):
         measure_mass(base, prefix, texts(3), within=3)
 
 
-def test_an_encoder_decoder_is_refused(tiny_tokenizer):
-    config = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-    base = Base("tiny-t5", T5ForConditionalGeneration(config).eval(), tiny_tokenizer, torch.float32, "none")
-    with pytest.raises(
-        EvaluationError,
-        match="tiny-t5: attention mass is measured in decoder-only models; this one has encoder_self, decoder_self",
-    ):
-        measure_mass(base, make_prefix(base, [2] * 6), texts(3), within=3)
+def test_a_prefix_without_virtual_tokens_is_refused(base):
+    with pytest.raises(EvaluationError, match="the prefix has no virtual tokens, so nothing is there to look at"):
+        measure_mass(base, make_prefix(base, (0, 0)), texts(3), within=3)
 
 
 def test_a_layer_nobody_heard_of_is_not_taken_for_one_without_attention(base, prefix, monkeypatch):
@@ -186,6 +181,6 @@ def test_a_layer_nobody_heard_of_is_not_taken_for_one_without_attention(base, pr
         with nullcontext():
             yield
 
-    monkeypatch.setattr(attention_mass, "recording", deaf)
+    monkeypatch.setattr(attention_readers, "recording", deaf)
     with pytest.raises(EvaluationError, match="decoder_self.0: read the prefix 0 times in 1 forward passes"):
         measure_mass(base, prefix, texts(3), within=3)

@@ -8,13 +8,17 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from prefixkit.config import Placement
 from prefixkit.data import heldout_texts
 from prefixkit.errors import ArtefactError, BaseMismatchError, EvaluationError
-from prefixkit.evaluation.attention_mass import AttentionMass, SiteMass, measure_mass
+from prefixkit.evaluation.attention_mass import AttentionMass, measure_mass
+from prefixkit.evaluation.attention_meter import PlacementMass, SiteMass
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.diagnosis import diagnose, diagnose_run, read_diagnosis
+from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_page import render_diagnosis
-from prefixkit.lab.findings import findings
+from prefixkit.lab.diagnosis_run import diagnose_run
+from prefixkit.lab.diagnosis_summary import diagnose
+from prefixkit.lab.findings import lines
 from prefixkit.lab.run import load_run_base, train_run
 from prefixkit.models import load_base_model
 from prefixkit.models.inspect import inspect_model
@@ -56,12 +60,19 @@ def made(base, lengths=(3, 2), gate=None, *, most=40, within=20, texts=None):
         for i, p in enumerate(lengths)
     )
     counts = torch.full((most,), 4) if texts is None else torch.tensor(texts)
-    mass = AttentionMass(prefix.states.geometry, sites, counts, within)
-    return mass, diagnose(base, prefix, mass, name="tiny", source="rows.jsonl", texts=4)
+    mass = PlacementMass(Placement.DECODER_SELF, sites, tuple(range(1, most + 1)), counts, within)
+    whole = AttentionMass(prefix.states.geometry, (mass,))
+    return mass, diagnose(base, prefix, whole, name="tiny", source="rows.jsonl", texts=4)
+
+
+def only(found):
+    (place,) = found.placements
+    return place
 
 
 def test_points_cover_every_length_once_and_average_what_they_cover(base):
     mass, found = made(base)
+    found = only(found)
     covered = [n for point in found.points for n in range(point.first, point.last + 1)]
     assert covered == list(range(1, 41))
     assert [(p.first, p.last) for p in found.points[:17]] == [(n, n) for n in range(1, 18)]
@@ -74,23 +85,23 @@ def test_points_cover_every_length_once_and_average_what_they_cover(base):
 
 
 def test_lengths_few_texts_reach_are_left_out_and_texts_count_by_their_tokens(base):
-    _, found = made(base, most=5, within=9, texts=[4, 4, 2, 2, 1])
+    found = only(made(base, most=5, within=9, texts=[4, 4, 2, 2, 1])[1])
     assert [point.last for point in found.points] == [1, 2, 3, 4]
     assert [point.texts for point in found.points] == [4, 4, 2, 2]
 
 
 def test_virtual_tokens_add_up_to_the_whole(base):
-    _, found = made(base, (3, 0))
+    found = only(made(base, (3, 0))[1])
     assert found.share == pytest.approx(0.22625)  # of the layer that has some
     assert [token.share for token in found.virtual_tokens] == pytest.approx([0.2, 0.02, 0.01])
-    _, found = made(base, (3, 2))
+    found = only(made(base, (3, 2))[1])
     assert [token.share for token in found.virtual_tokens] == pytest.approx([0.15, 0.015, 0.005])
     assert [token.key_norm for token in found.virtual_tokens] == [0.5, 1.0, 1.5]
 
 
 def test_findings_say_what_was_found(base):
     _, found = made(base, (3, 3))
-    assert findings(found) == [
+    assert lines(found) == [
         "A token of text gives the prefix 17% of its attention, less than the 25% it would give if it spread it evenly "
         "over everything in sight.",
         "Layer 0 gives the prefix most, 23% of its attention; layer 1 least, 11%.",
@@ -106,24 +117,24 @@ def test_findings_say_what_was_found(base):
 
 def test_findings_of_special_prefixes(base):
     _, found = made(base, (3, 0))
-    assert "1 of 2 layers have no virtual tokens." in findings(found)
-    assert not any(sentence.startswith("Layer ") for sentence in findings(found))
+    assert "1 of 2 layers have no virtual tokens." in lines(found)
+    assert not any(sentence.startswith("Layer ") for sentence in lines(found))
     _, found = made(base, (1, 1), [0.1, 0.5, 0.25, 1.0])
-    assert findings(found)[-1] == (
-        "The gates let 10% to 100% of the prefixed attention through; the shares contain that."
-    )
+    assert lines(found)[-1] == ("The gates let 10% to 100% of the prefixed attention through; the shares contain that.")
     _, found = made(base, (1, 1), [-0.1, 0.5, 0.25, 1.5])
-    assert findings(found)[-1] == (
+    assert lines(found)[-1] == (
         "4 of 8 gates lie outside 0 to 1, where a share can be negative or more than everything."
     )
-    spread = replace(found, virtual_tokens=tuple(replace(found.virtual_tokens[0], index=i) for i in range(5)))
+    token = only(found).virtual_tokens[0]
+    place = replace(only(found), virtual_tokens=tuple(replace(token, index=i) for i in range(5)))
+    spread = replace(found, placements=(place,))
     assert any(
         sentence.startswith("3 of its 5 virtual tokens take half of what the prefix gets; number 0 most, 20% of it.")
-        for sentence in findings(spread)
+        for sentence in lines(spread)
     )
     _, found = made(base, most=1, within=1)
-    assert not any("as the text grows" in sentence for sentence in findings(found))
-    assert not any("training went" in sentence for sentence in findings(made(base, most=8, within=20)[1]))
+    assert not any("as the text grows" in sentence for sentence in lines(found))
+    assert not any("training went" in sentence for sentence in lines(made(base, most=8, within=20)[1]))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +145,7 @@ def test_the_page_says_it_all_and_loads_nothing(base, changes):
     found = replace(found, name="<b>bold</b>")
     page = render_diagnosis(found)
     text = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
-    assert all(sentence in text for sentence in findings(found))
+    assert all(line in text for line in lines(found))
     assert page.count("<svg") == 6
     assert "<b>bold" not in page
     assert "http" not in page
@@ -151,11 +162,11 @@ def test_a_run_is_diagnosed_on_its_own_held_out_texts(run):
     told = []
     done = diagnose_run(run.folder, rows=5, report=lambda *now: told.append(now))
     examples = heldout_texts(recipe.data, base.tokenizer, max_tokens=125, count=5)
-    mass = measure_mass(base, prefix, examples, within=recipe.data.max_tokens)
-    found = done.diagnosis
-    assert [layer.share for layer in found.layers] == pytest.approx([site.mean for site in mass.sites], rel=1e-4)
-    assert sum(token.share for token in found.virtual_tokens) == pytest.approx(found.share, rel=1e-3)
-    assert 0 < found.share < 1
+    (mass,) = measure_mass(base, prefix, examples, within=recipe.data.max_tokens).placements
+    found, place = done.diagnosis, only(done.diagnosis)
+    assert [layer.share for layer in place.layers] == pytest.approx([site.mean for site in mass.sites], rel=1e-4)
+    assert sum(token.share for token in place.virtual_tokens) == pytest.approx(place.share, rel=1e-3)
+    assert 0 < place.share < 1
     assert (found.texts, found.prefix_hash) == (len(examples), run.prefix.card.content_hash)
     assert told[-1] == ("diagnosing", len(examples), len(examples), "texts read")
     assert read_json(run.folder / "diagnosis.json") == json.loads(json.dumps(asdict(found)))
@@ -176,8 +187,8 @@ def test_an_artefact_alone_is_diagnosed_into_another_folder(run, tmp_path):
     done = diagnose_run(bare, out=out, tokens=5, report=quiet)
     assert sorted(path.name for path in bare.iterdir()) == ["prefix.json", "prefix.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == ["diagnosis.html", "diagnosis.json"]
-    assert done.diagnosis.points[-1].last == 5
-    assert done.diagnosis.points[-1].texts == done.diagnosis.texts  # all of them are that long
+    assert only(done.diagnosis).points[-1].last == 5
+    assert only(done.diagnosis).points[-1].texts == done.diagnosis.texts  # all of them are that long
 
 
 @pytest.mark.parametrize(
@@ -227,6 +238,6 @@ def test_a_written_diagnosis_can_be_read_again(base, tmp_path):
 
 def test_a_file_where_a_folder_is_to_go_is_refused_before_anything_slow(run, tmp_path, monkeypatch):
     (tmp_path / "taken").touch()
-    monkeypatch.setattr("prefixkit.lab.diagnosis.load_run_base", lambda *_: pytest.fail("loaded the base model"))
+    monkeypatch.setattr("prefixkit.lab.diagnosis_run.load_run_base", lambda *_: pytest.fail("loaded the base model"))
     with pytest.raises(EvaluationError, match="--out: .*taken is a file; give a folder"):
         diagnose_run(run.folder, out=tmp_path / "taken", report=quiet)

@@ -17,16 +17,21 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from prefixkit.config import Format, Recipe, load_recipe, validate_recipe
-from prefixkit.data import Collator, build_examples
+from prefixkit.config import Format, Placement, Recipe, load_recipe, validate_recipe
+from prefixkit.data import Collator, build_examples, heldout_texts
 from prefixkit.data.rows import Row
-from prefixkit.errors import DataError, ModelError
+from prefixkit.errors import DataError, EvaluationError, ModelError
 from prefixkit.evaluation import heldout_loss
+from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.evaluation.fluency import fluency_losses
 from prefixkit.evaluation.systems import System, SystemName
 from prefixkit.files import read_json
 from prefixkit.generation import encode_prompts, generate_texts
 from prefixkit.injection import attach
+from prefixkit.lab.diagnosis import read_diagnosis
+from prefixkit.lab.diagnosis_page import render_diagnosis
+from prefixkit.lab.diagnosis_run import diagnose_run
+from prefixkit.lab.findings import lines
 from prefixkit.lab.run import load_run_base, train_run
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.specials import opening_ids
@@ -130,6 +135,42 @@ def test_generate_answers_through_the_command_line(recipe: Recipe, tmp_path: Pat
     assert [line["prompt"] for line in lines] == ["film : plot"] * 2
     assert lines[0]["text"] == lines[1]["text"]
     assert f"film : plot\n{lines[0]['text']}" in told
+
+
+def test_a_run_is_diagnosed_in_every_placement(recipe: Recipe, tmp_path: Path) -> None:
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    told = prefixkit("diagnose", str(run.folder), "--rows", "5")
+    found = read_diagnosis(run.folder / "diagnosis.json")
+    base, prefix, _ = load_run_base(run.folder)
+    texts = heldout_texts(recipe.data, base.tokenizer, max_tokens=64, count=5, start=base.start_token_id)
+    mass = measure_mass(base, prefix, texts, within=recipe.data.max_tokens)
+    assert {place.placement for place in found.placements} == set(Placement)
+    assert found.without == ()
+    assert found.texts == len(texts) == 5
+    for place, measured in zip(found.placements, mass.placements, strict=True):
+        assert [layer.share for layer in place.layers] == pytest.approx([s.mean for s in measured.sites], rel=1e-4)
+        assert sum(token.share for token in place.virtual_tokens) == pytest.approx(place.share, rel=1e-3)
+        assert place.points[-1].last == measured.lengths[len(place.points) - 1]
+    sources = sorted((len(example.source_ids or ()) for example in texts), reverse=True)
+    assert {place.points[-1].last for place in found.placements if place.placement is not Placement.DECODER_SELF} == {
+        sources[2]  # half of five
+    }
+    page = (run.folder / "diagnosis.html").read_text(encoding="utf-8")
+    assert page == render_diagnosis(found)
+    assert told.splitlines()[:-1] == lines(found)
+    assert told.splitlines()[0] == "Encoder self-attention:"
+
+
+def test_the_length_asked_for_is_that_of_the_longer_text(recipe: Recipe, tmp_path: Path) -> None:
+    run = train_run(recipe, tmp_path / "run", report=quiet)
+    found = diagnose_run(run.folder, tokens=8, report=quiet).diagnosis
+    assert max(place.points[-1].last for place in found.placements) == 8
+    with pytest.raises(EvaluationError, match=r"no held-out text of .*pairs.jsonl has 60 tokens, the longest has 1\d;"):
+        diagnose_run(run.folder, tokens=60, report=quiet)
+    special = len(load_run_base(run.folder)[0].tokenizer("")["input_ids"])
+    if special > 1:  # BART's
+        with pytest.raises(EvaluationError, match="--tokens: 2 leaves no room for text beside 2 special tokens; give"):
+            diagnose_run(run.folder, tokens=2, report=quiet)
 
 
 @pytest.fixture

@@ -14,8 +14,12 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from prefixkit.classification import classify
 from prefixkit.config import Recipe, load_recipe, validate_recipe
-from prefixkit.errors import ConfigError, DataError, UnsupportedModelError
+from prefixkit.data import heldout_texts
+from prefixkit.errors import ConfigError, DataError, EvaluationError, UnsupportedModelError
+from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.files import read_json
+from prefixkit.lab.diagnosis import read_diagnosis
+from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.run import evaluate_run, load_run_base, train_run
 from prefixkit.prefix import HeadKind, Prefix
 
@@ -165,7 +169,6 @@ def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) ->
     assert f"{run.scores['accuracy']:.3f}" in again.stdout
     refused = {
         ("generate", folder): "this prefix learned labels, and writes no text; see `prefixkit classify`",
-        ("diagnose", folder): "attention mass is measured in decoder-only models",
         ("export", "peft", folder, str(tmp_path / "out")): "PEFT's format cannot say a classification head",
     }
     for arguments, message in refused.items():
@@ -174,6 +177,40 @@ def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) ->
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "form"), [("bert", "classes"), ("bert", "tags"), ("llama", "classes")])
+def test_a_run_that_learned_labels_is_diagnosed(
+    kind: str, form: str, bert_dir: Path, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    base_dir = bert_dir if kind == "bert" else tiny_llama_dir
+    source = write_rows(tmp_path / "rows.jsonl", tags=form == "tags")
+    run = train_run(make_recipe(base_dir, source, form, train={"steps": 4}), tmp_path / "run", report=quiet)
+    told = call("diagnose", str(run.folder), "--rows", "6")
+    assert told.returncode == 0, told.stderr
+    found = read_diagnosis(run.folder / "diagnosis.json")
+    (place,) = found.placements
+    assert (found.texts, found.without) == (6, ())
+    assert place.placement == ("encoder_self" if kind == "bert" else "decoder_self")
+    base, prefix, recipe = load_run_base(run.folder)
+    texts = heldout_texts(recipe.data, base.tokenizer, max_tokens=60, count=6, reads_both_ways=kind == "bert")
+    assert all(example.input_ids[-1] == 2 and not example.loss_tokens for example in texts)  # whole, and closed
+    (measured,) = measure_mass(base, prefix, texts, within=recipe.data.max_tokens).placements
+    assert [layer.share for layer in place.layers] == pytest.approx([site.mean for site in measured.sites], rel=1e-4)
+    if kind == "bert":
+        assert [point.first for point in place.points] == [3, 4, 8, len(texts[2].input_ids)]
+    assert "Its share" in told.stdout
+    assert ":" not in told.stdout.splitlines()[0]  # one placement needs no name
+    assert (run.folder / "diagnosis.html").is_file()
+
+
+def test_too_few_tokens_for_a_text_are_refused(bert_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", tags=False)
+    run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
+    with pytest.raises(EvaluationError, match="--tokens: 2 leaves no room for text beside 2 special tokens; give more"):
+        diagnose_run(run.folder, tokens=2, report=quiet)
+    with pytest.raises(EvaluationError, match="--tokens: prefix 0 [+] text 65 exceed the model's context of 64; give"):
+        diagnose_run(run.folder, tokens=65, report=quiet)
 
 
 @pytest.mark.parametrize(

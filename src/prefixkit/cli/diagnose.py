@@ -24,14 +24,14 @@ def diagnose(
 ) -> None:
     """Measure how much attention each layer and head gives a prefix, and how it thins out as text grows."""
     from prefixkit.cli.rendering import progress
-    from prefixkit.lab.diagnosis import diagnose_run
-    from prefixkit.lab.findings import findings
+    from prefixkit.lab.diagnosis_run import diagnose_run
+    from prefixkit.lab.findings import lines
 
     with progress() as report:
         done = diagnose_run(folder, rows=rows, tokens=tokens, out=out, report=report)
     if as_json:
         typer.echo(json.dumps(asdict(done.diagnosis)))
         return
-    for sentence in findings(done.diagnosis):
-        typer.echo(sentence)
+    for line in lines(done.diagnosis):
+        typer.echo(line)
     typer.echo(f"page: {done.page}")

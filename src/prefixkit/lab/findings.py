@@ -1,6 +1,10 @@
-"""A diagnosis in plain words: one sentence per finding, for the terminal and the page."""
+"""A diagnosis in plain words: one sentence per finding, placement by placement, for the terminal and the page."""
 
-from prefixkit.lab.diagnosis import Diagnosis
+from dataclasses import dataclass
+
+from prefixkit.config import Placement
+from prefixkit.lab.diagnosis import Diagnosis, Lengths, PlacementDiagnosis
+from prefixkit.lab.inspection import STACK_NAMES
 
 #: A head that gives the prefix less than this of its attention is said to ignore it.
 IGNORES = 0.01
@@ -8,8 +12,62 @@ IGNORES = 0.01
 SHORT = 2 / 3
 
 
-def findings(found: Diagnosis) -> list[str]:
-    """Return what was found, the most important first."""
+@dataclass(frozen=True)
+class Findings:
+    """What was found in one placement, the most important first."""
+
+    title: str
+    """Names the placement; empty where the model has no other."""
+    sentences: tuple[str, ...]
+
+
+def findings(found: Diagnosis) -> tuple[Findings, ...]:
+    """Return what was found, placement by placement; those without virtual tokens come last."""
+    measured = [Findings(title(found, place.placement), tuple(_sentences(place))) for place in found.placements]
+    without = [Findings(title(found, placement), ("It has no virtual tokens.",)) for placement in found.without]
+    return (*measured, *without)
+
+
+def lines(found: Diagnosis) -> list[str]:
+    """Return what was found line by line, sentences behind the name of their placement."""
+    told = []
+    for group in findings(found):
+        told += [f"{group.title}:"] if group.title else []
+        told += [f"  {sentence}" if group.title else sentence for sentence in group.sentences]
+    return told
+
+
+def title(found: Diagnosis, placement: Placement) -> str:
+    """Return the name of a placement; nothing where the model has no other to tell it from."""
+    name = STACK_NAMES[placement]
+    return name[0].upper() + name[1:] if len(found.placements) + len(found.without) > 1 else ""
+
+
+def percent(share: float) -> str:
+    """Write a share the way it is read: 41%, 3.2%, 0.05%."""
+    size = abs(100 * share)
+    return f"{100 * share:.{0 if size >= 9.95 or size == 0 else 1 if size >= 0.1 else 2}f}%"
+
+
+def ignoring_heads(found: PlacementDiagnosis) -> int:
+    """Return how many heads of layers with virtual tokens give the prefix less than 1% of their attention."""
+    return sum(abs(share) < IGNORES for layer in found.active for share in layer.heads)
+
+
+def num_heads(found: PlacementDiagnosis) -> int:
+    """Return how many heads those layers have."""
+    return sum(len(layer.heads) for layer in found.active)
+
+
+def at(placement: Placement, point: Lengths) -> str:
+    """Say where on a curve a point is."""
+    if placement is Placement.DECODER_SELF:
+        return f"at token {point.last}"
+    where = "beside sources of" if placement is Placement.CROSS else "in texts of"
+    return f"{where} {point.last} token{'' if point.last == 1 else 's'}"
+
+
+def _sentences(found: PlacementDiagnosis) -> list[str]:
     return [
         *_overall(found),
         *_layers(found),
@@ -20,31 +78,18 @@ def findings(found: Diagnosis) -> list[str]:
     ]
 
 
-def percent(share: float) -> str:
-    """Write a share the way it is read: 41%, 3.2%, 0.05%."""
-    size = abs(100 * share)
-    return f"{100 * share:.{0 if size >= 9.95 or size == 0 else 1 if size >= 0.1 else 2}f}%"
-
-
-def ignoring_heads(found: Diagnosis) -> int:
-    """Return how many heads of layers with virtual tokens give the prefix less than 1% of their attention."""
-    return sum(abs(share) < IGNORES for layer in found.active for share in layer.heads)
-
-
-def num_heads(found: Diagnosis) -> int:
-    """Return how many heads those layers have."""
-    return sum(len(layer.heads) for layer in found.active)
-
-
-def _overall(found: Diagnosis) -> list[str]:
+def _overall(found: PlacementDiagnosis) -> list[str]:
     beside = "more" if found.share > found.uniform else "less"
+    who, what = "A token of text", "its attention"
+    if found.placement is Placement.CROSS:
+        who, what = "A token that is written", "its attention to the source"
     return [
-        f"A token of text gives the prefix {percent(found.share)} of its attention, {beside} than the "
+        f"{who} gives the prefix {percent(found.share)} of {what}, {beside} than the "
         f"{percent(found.uniform)} it would give if it spread it evenly over everything in sight."
     ]
 
 
-def _layers(found: Diagnosis) -> list[str]:
+def _layers(found: PlacementDiagnosis) -> list[str]:
     sentences = []
     if len(found.active) > 1:
         most = max(found.active, key=lambda layer: layer.share)
@@ -59,7 +104,7 @@ def _layers(found: Diagnosis) -> list[str]:
     return sentences
 
 
-def _heads(found: Diagnosis) -> list[str]:
+def _heads(found: PlacementDiagnosis) -> list[str]:
     shares = [share for layer in found.active for share in layer.heads]
     devoted = sum(share > 0.5 for share in shares)
     return [
@@ -68,23 +113,26 @@ def _heads(found: Diagnosis) -> list[str]:
     ]
 
 
-def _dilution(found: Diagnosis) -> list[str]:
+def _dilution(found: PlacementDiagnosis) -> list[str]:
     points = [found.points.index(point) for point in found.points if point.last <= found.within]
     trained, end = max(points, default=0), len(found.points) - 1
     if end == 0:
         return []
-    steps = [f"{percent(found.by_length[0])} for the first token of a text"]
+    first = "for the first token of a text"
+    if found.placement is not Placement.DECODER_SELF:
+        first = at(found.placement, found.points[0])
+    steps = [f"{percent(found.by_length[0])} {first}"]
     if 0 < trained < end:
-        steps.append(
-            f"{percent(found.by_length[trained])} at token {found.points[trained].last}, as far as training went"
-        )
-    last = f"{percent(found.by_length[end])} at token {found.points[end].last}"
+        where = at(found.placement, found.points[trained])
+        steps.append(f"{percent(found.by_length[trained])} {where}, as far as training went")
+    last = f"{percent(found.by_length[end])} {at(found.placement, found.points[end])}"
     steps.append(f"{last} (evenly spread: {percent(found.uniform_by_length[end])})")
-    verb = "falls as the text grows" if found.by_length[end] < found.by_length[0] else "does not fall as the text grows"
-    return [f"Its share {verb}: {', '.join(steps)}."]
+    verb = "falls" if found.by_length[end] < found.by_length[0] else "does not fall"
+    grows = "source" if found.placement is Placement.CROSS else "text"
+    return [f"Its share {verb} as the {grows} grows: {', '.join(steps)}."]
 
 
-def _virtual_tokens(found: Diagnosis) -> list[str]:
+def _virtual_tokens(found: PlacementDiagnosis) -> list[str]:
     tokens = sorted(found.virtual_tokens, key=lambda token: -token.share)
     whole = sum(token.share for token in tokens)
     if len(tokens) < 2 or tokens[-1].share < 0 or not whole:
@@ -113,7 +161,7 @@ def _virtual_tokens(found: Diagnosis) -> list[str]:
     return sentences
 
 
-def _gates(found: Diagnosis) -> list[str]:
+def _gates(found: PlacementDiagnosis) -> list[str]:
     gates = [gate for layer in found.active for gate in layer.gate]
     if not gates:
         return []
