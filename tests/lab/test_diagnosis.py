@@ -132,6 +132,11 @@ def test_findings_of_special_prefixes(base):
         sentence.startswith("3 of its 5 virtual tokens take half of what the prefix gets; number 0 most, 20% of it.")
         for sentence in lines(spread)
     )
+    even = replace(found, placements=(replace(only(found), share=0.1801, uniform=0.1799),))
+    assert lines(even)[0] == (
+        "A token of text gives the prefix 18% of its attention, as much as it would give if it spread it evenly over "
+        "everything in sight."
+    )
     _, found = made(base, most=1, within=1)
     assert not any("as the text grows" in sentence for sentence in lines(found))
     assert not any("training went" in sentence for sentence in lines(made(base, most=8, within=20)[1]))

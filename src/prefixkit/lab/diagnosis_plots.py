@@ -76,8 +76,9 @@ def dilution_plot(found: Diagnosis, place: PlacementDiagnosis, *, name: str, wid
         axes = figure.add_subplot()
         for layer in place.active:
             axes.plot(lengths, layer.by_length, color=PREFIX, alpha=0.22, linewidth=0.9)
-        marker = "" if place.placement is Placement.DECODER_SELF else "o"  # where texts were cut
-        axes.plot(lengths, place.by_length, color=PREFIX, linewidth=2.4, marker=marker, markersize=5)
+        axes.plot(lengths, place.by_length, color=PREFIX, linewidth=2.4)
+        if place.placement is not Placement.DECODER_SELF:  # the lengths texts were cut to
+            axes.plot(lengths, place.by_length, "o", color=PREFIX, markersize=5.5, clip_on=False)
         axes.plot(lengths, place.uniform_by_length, color=FAINT, linestyle=(0, (2, 2)), linewidth=1.4)
         if len(lengths) > 1:
             axes.set_xscale("log")

@@ -79,13 +79,16 @@ def _sentences(found: PlacementDiagnosis) -> list[str]:
 
 
 def _overall(found: PlacementDiagnosis) -> list[str]:
-    beside = "more" if found.share > found.uniform else "less"
+    share, evenly = percent(found.share), percent(found.uniform)
+    beside = f"{'more' if found.share > found.uniform else 'less'} than the {evenly}"
+    if share == evenly:
+        beside = "as much as"
     who, what = "A token of text", "its attention"
     if found.placement is Placement.CROSS:
         who, what = "A token that is written", "its attention to the source"
     return [
-        f"{who} gives the prefix {percent(found.share)} of {what}, {beside} than the "
-        f"{percent(found.uniform)} it would give if it spread it evenly over everything in sight."
+        f"{who} gives the prefix {share} of {what}, {beside} it would give if it spread it evenly over everything in "
+        "sight."
     ]
 
 
