@@ -71,7 +71,7 @@ def make_pairs(model: PreTrainedModel, make_prefix: Any) -> Pairs:
         mask = torch.ones_like(source["input_ids"])
         mask[1, -1:], mask[2, -2:] = 0, 0
         source = source | {"attention_mask": mask}
-    first = [3, 2, 4, 0, 1, 2, 3, 1][:sites]
+    first = ([3, 2, 4, 0, 1, 2, 3, 1] * 3)[:sites]
     return Pairs(model, [make_prefix(model, first, seed=1), None, make_prefix(model, 2, seed=2, gated=True)], source)
 
 

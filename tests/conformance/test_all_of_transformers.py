@@ -26,14 +26,14 @@ SIZES = GROUPED | GPT | EXPERTS | {
 MOST_NUMBERS = 30_000_000
 
 
-def build_tiny(model_type):
+def build_tiny(model_type, automodel=AutoModelForCausalLM, sizes=SIZES):
     """A tiny model of a type, or a skip that says why there is none."""
-    settings = dict(SIZES)
+    settings = dict(sizes)
     while True:
         try:
             config = CONFIG_MAPPING[model_type](**settings)
             with torch.device("meta"):
-                numbers = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+                numbers = sum(weight.numel() for weight in automodel.from_config(config).parameters())
             break
         except Exception as error:
             refused = [key for key in settings if re.search(rf"\b{key}\b", str(error))]
@@ -44,7 +44,7 @@ def build_tiny(model_type):
         pytest.skip(f"no tiny configuration by common sizes: {numbers:,} numbers")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).double().eval()
+        model = automodel.from_config(config).double().eval()
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")
     return model.requires_grad_(False)

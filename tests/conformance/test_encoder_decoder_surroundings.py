@@ -1,0 +1,114 @@
+"""What stands around an encoder-decoder: training, low precision, pipelines, device maps, LoRA, batching."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from accelerate import cpu_offload, dispatch_model
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import pipeline
+
+from conformance.encoder_families import ENCODER_DECODERS, build
+from conformance.pairs import Pairs, make_pairs
+from conformance.scene import SIX
+from prefixkit.errors import InjectionError, UnsupportedModelError
+from prefixkit.injection import attach
+from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
+
+pytestmark = pytest.mark.slow
+#: T5 does not scale its attention scores; without a prefix, too, its rounding errors come to 19 units.
+UNITS = 40
+
+
+@pytest.fixture
+def core(core_encoder_decoder, make_prefix):
+    """Three rows of a core family, on a model of their own that may be wrapped, compiled or moved."""
+    return make_pairs(build(ENCODER_DECODERS[core_encoder_decoder]), make_prefix)
+
+
+@pytest.mark.cell("precision")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_low_precision_stays_within_rounding_of_float64(
+    encoder_decoder, dtype, attention, cell, make_prefix, make_states, make_ids
+):
+    low = build(ENCODER_DECODERS[encoder_decoder], attention=attention).to(dtype)
+    source = {name: value.to(dtype) if value.is_floating_point() else value
+              for name, value in make_pairs(low, make_prefix).source.items()}  # fmt: skip
+    prefix = Prefix.from_states(make_states(low, 3).map(lambda t: t.to(dtype)), base=BaseCard(id="tiny"))
+    with attach(low, [prefix, None, prefix]):
+        found = low(**source, decoder_input_ids=make_ids(3, 4)).logits.double()
+    exact = low.double()  # the same weights, bit for bit
+    source = {name: value.double() if value.is_floating_point() else value for name, value in source.items()}
+    same = Prefix.from_states(prefix.states.map(Tensor.double), base=BaseCard(id="tiny"))
+    with attach(exact, [same, None, same]):
+        expected = exact(**source, decoder_input_ids=make_ids(3, 4)).logits
+    error = (found - expected).norm() / expected.norm()
+    cell.exact(float(error) <= UNITS * torch.finfo(dtype).eps, True)
+
+
+@pytest.mark.cell("checkpointing")
+def test_reentrant_checkpointing_is_refused(encoder_decoder, cell, make_prefix, make_states, make_ids):
+    model = build(ENCODER_DECODERS[encoder_decoder])
+    source, states = make_pairs(model, make_prefix).source, make_states(model, 2)
+    encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
+    reproduce(encoder, states)
+    model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=True))
+    with (
+        attach(model.train(), encoder),
+        cell.refused(InjectionError, "use_reentrant=True gives a prefix wrong gradients or none; enable it with"),
+    ):
+        model(**source, labels=make_ids(3, 4), use_cache=False)
+
+
+@pytest.mark.cell("flex")
+def test_flex_attention_is_refused(encoder_decoder, cell):
+    model = build(ENCODER_DECODERS[encoder_decoder])
+    model.config._attn_implementation_internal = "flex_attention"
+    with cell.refused(UnsupportedModelError, "attention implementation 'flex_attention' is not supported; load the"):
+        attach(model, None)
+
+
+@pytest.mark.cell("generate-batch")
+def test_continuous_batching_is_refused(core_encoder_decoder, core, cell, make_ids):
+    with (
+        attach(core.model, core.rows[0]),
+        cell.refused(InjectionError, "generate_batch: continuous batching reads no prefix; call generate"),
+    ):
+        core.model.generate_batch(make_ids(2, 5).tolist(), max_new_tokens=3)
+
+
+@pytest.mark.cell("pipeline")
+def test_transformers_has_no_pipeline_left(core_encoder_decoder, core, cell):
+    if core.model.main_input_name == "input_features":
+        pytest.skip("a pipeline for speech needs a feature extractor; it calls generate")
+    with cell.refused(KeyError, "The task text2text-generation has been removed from transformers"):
+        pipeline("text2text-generation", model=core.model)
+
+
+@pytest.mark.cell("device-map")
+@pytest.mark.parametrize("kind", ["hooks on every module", "weights offloaded"])
+def test_accelerates_hooks(core_encoder_decoder, kind, core, cell, all_float64):
+    bare = Pairs(copy.deepcopy(core.model), core.rows, core.source)  # the loops know no hooks
+    if kind == "weights offloaded":
+        cpu_offload(core.model, torch.device("cpu"))
+    else:
+        dispatch_model(core.model, {"": "cpu"}, force_hooks=True)
+    if kind == "weights offloaded" and core_encoder_decoder == "whisper":
+        with cell.refused(NotImplementedError, "Cannot copy out of meta tensor"):  # without a prefix
+            core.model.generate(**core.source, **SIX)
+        return
+    bare.check(cell, core.generate(), is_greedy=True)
+
+
+@pytest.mark.cell("lora")
+def test_a_prefix_of_the_base_model_beside_a_lora(core_encoder_decoder, core, cell, all_float64):
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        tuned = get_peft_model(core.model, config).double().eval()
+    output = Pairs(tuned, core.rows, core.source).generate()
+    Pairs(copy.deepcopy(tuned).merge_and_unload(), core.rows, core.source).check(cell, output, is_greedy=True)
