@@ -126,7 +126,7 @@ def _general(message: str) -> str:
 
     Where the message is a whole module printed, what is said of it stands in the last line.
     """
-    message = message.strip("'").splitlines()[-1].removeprefix(") ")
+    message = re.sub(r"^'(.*)'$", r"\1", message).splitlines()[-1].removeprefix(") ")  # a KeyError's is quoted
     message = re.sub(rf"^{_MODEL}: ", "", message)
     message = re.sub(r"(size of tensor [ab]) \(\d+\)", r"\1", message)
     return re.sub(rf"\b{_MODEL}\b", "MODEL", re.sub(r"\b[0-9a-f]{12}\b", "...", message))
