@@ -10,7 +10,7 @@ OLDEST := 5.23.0
 NEWEST := 5.24.0
 MODEL_TESTS := tests/conformance tests/injection tests/prefix tests/models tests/classification tests/training
 
-.PHONY: demo test test-all test-oldest test-newest lint setup format clean
+.PHONY: demo test test-all test-quantised test-oldest test-newest lint setup format clean
 
 demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
@@ -20,6 +20,14 @@ test: setup lint
 
 test-all: setup lint
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# Bases quantised by torchao and bitsandbytes, laid over .venv: every import of torchao writes to stderr.
+test-quantised: setup
+	@rm -rf .versions/$@
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
+	  $$(grep -E '^(torchao|bitsandbytes)==' constraints.txt)
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 \
+	  tests/injection/test_quantised.py tests/models/test_quantised_folders.py
 
 # The oldest transformers the project allows, and the newest, laid over .venv, against all that touches a model.
 test-oldest test-newest: setup
