@@ -155,6 +155,12 @@ def cache_of(call: Mapping[str, Any]) -> Any:
     return call.get("past_key_values") if cache is None else cache
 
 
+def cache_room(cache: Any) -> int | None:
+    """Return how many tokens a static cache has room for; None for a cache that grows, and for none."""
+    rooms = [getattr(layer, "max_cache_len", None) for layer in getattr(cache, "layers", ())]
+    return max((room for room in rooms if room is not None), default=None)
+
+
 def cache_argument(stack: nn.Module, cache: Any) -> dict[str, Any]:
     """Return the keyword argument that hands a decoder stack's forward its cache, under the name it has there."""
     names = inspect.signature(stack.forward).parameters

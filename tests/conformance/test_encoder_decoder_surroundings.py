@@ -83,8 +83,6 @@ def test_continuous_batching_is_refused(core_encoder_decoder, core, cell, make_i
 
 @pytest.mark.cell("pipeline")
 def test_transformers_has_no_pipeline_left(core_encoder_decoder, core, cell):
-    if core.model.main_input_name == "input_features":
-        pytest.skip("a pipeline for speech needs a feature extractor; it calls generate")
     with cell.refused(KeyError, "The task text2text-generation has been removed from transformers"):
         pipeline("text2text-generation", model=core.model)
 

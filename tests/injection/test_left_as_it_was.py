@@ -5,10 +5,12 @@ import io
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from conformance.encoder_families import ENCODER_DECODERS, build, source_of
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
+from prefixkit.models.inspect import inspect_model
 
 
 @pytest.fixture
@@ -40,17 +42,18 @@ def test_stacks_with_attentions_of_their_own_get_them_back(t5):
     assert [part.config._attn_implementation for part in parts] == before
 
 
+@pytest.mark.parametrize("is_inspected", [True, False])
 def test_a_model_that_shares_its_configuration_with_one_in_use_is_refused_and_left_alone(
-    make_model, make_prefix, make_ids
+    is_inspected, make_model, make_prefix, make_ids
 ):
     model, ids = make_model("llama", fresh=True), make_ids(1, 5)
     other = type(model)(model.config).double().eval().requires_grad_(False)
     plain, prefix = other(input_ids=ids).logits, make_prefix(model, 3)
-    with attach(other, make_prefix(other, 3)):  # inspected, so that nothing but the check below can notice
-        pass
+    if is_inspected:
+        attach(other, make_prefix(other, 3)).detach()
     with attach(model, prefix):
         with pytest.raises(InjectionError, match="shares its configuration with one to which a prefix is attached"):
-            attach(other, make_prefix(other, 3))
+            attach(other, prefix)
         with pytest.raises(InjectionError, match="or is that model's own; give each model a configuration of its own"):
             other(input_ids=ids)
     assert torch.equal(other(input_ids=ids).logits, plain)
@@ -118,3 +121,31 @@ def test_generating_from_nothing_is_one_row(make_model, make_prefix):
         model.generate(**options)
     with attach(model, [prefix]):
         assert len(model.generate(**options)) == 2
+
+
+def test_encoder_outputs_say_how_many_rows_there_are(make_prefix, make_ids):
+    model = build(ENCODER_DECODERS["t5"])
+    rows, source = [make_prefix(model, 3), make_prefix(model, 2, seed=5)], source_of(model, 2)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    with attach(model, rows):
+        expected = model.generate(**source, **options)
+        outputs = model.get_encoder()(**source)
+        found = model.generate(encoder_outputs=outputs, **options)
+    assert torch.equal(found, expected)
+
+
+def test_a_mask_as_wide_as_a_static_cache_is_taken(make_model, make_prefix, make_ids):
+    model, ids, mask = make_model("llama"), make_ids(2, 7), torch.zeros(2, 16, dtype=torch.long)
+    mask[:, :7] = 1
+    with attach(model, make_prefix(model, 3)):
+        expected = model(input_ids=ids).logits
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        found = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_inspecting_leaves_the_attention_of_each_stack_alone():
+    model = build(ENCODER_DECODERS["t5"])
+    model.get_decoder().set_attn_implementation("eager")
+    inspect_model(model)
+    assert [part.config._attn_implementation for part in (model, model.get_decoder())] == ["sdpa", "eager"]

@@ -163,3 +163,18 @@ def test_models_inspected_in_several_threads_are_told_apart(make_model):
 
     with ThreadPoolExecutor(len(models)) as pool:
         assert list(pool.map(run, models)) == expected
+
+
+def test_one_model_inspected_in_several_threads_beside_one_that_runs_it(make_model, make_ids):
+    model, ids = make_model("llama", fresh=True), make_ids(1, 5)
+    expected, geometry = model(input_ids=ids).logits, inspect_model(make_model("llama")).geometry
+    start = threading.Barrier(6)
+
+    def run(is_inspector):
+        start.wait(60)
+        if is_inspector:
+            return inspect_model(model).geometry == geometry
+        return all(torch.equal(model(input_ids=ids).logits, expected) for _ in range(20))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(run, [True, True, False, True, False, True]))

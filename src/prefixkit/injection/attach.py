@@ -67,14 +67,14 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
     """
     base: PreTrainedModel = plain_model(model)
     with _changing:
-        anatomy = inspect_model(base)
-        if any(has_slot(module) for module in anatomy.attention):
+        if any(has_slot(module) for module in base.modules()):
             raise InjectionError("a prefix is attached to this model already; detach it first")
         if implementation_of(base) in NAMES.values():
             raise InjectionError(
                 "this model shares its configuration with one to which a prefix is attached; give it a copy: "
                 "config=copy.deepcopy(config)"
             )
+        anatomy = inspect_model(base)
         source, rows = _to_attach(base, anatomy, prefix, position_offset)
         return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows))
 

@@ -160,7 +160,7 @@ class Passes:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
         bank, self.current.bank = self.current.bank, None
-        self._whole.last = bank
+        self._whole.last = None if bank is None else bank.detach()
         if output is None or bank is None:
             return
         self._caches.leave(output, partial(self._tokens, bank))
@@ -193,7 +193,8 @@ class Passes:
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):
             if self._rows is not None and isinstance(inputs, Tensor) and len(inputs) != self._rows:
                 raise _wrong_rows(self._rows, len(inputs))
-        if self._rows not in (None, 1) and not args and all(kwargs.get(name) is None for name in names):
+        given = [outputs, *args[:1], *(kwargs.get(name) for name in names)]
+        if self._rows not in (None, 1) and all(each is None for each in given):
             raise _wrong_rows(self._rows, 1)  # it would begin one text, and repeat it
         if outputs is not None:
             self._check_encoded(outputs, self._source.read())

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prefixkit.compat import cache_of
+from prefixkit.compat import cache_of, cache_room
 from prefixkit.errors import InjectionError
 from prefixkit.models.inspect import Anatomy
 
@@ -135,6 +135,8 @@ def check_scale(scale_switch: int | None, most: int) -> None:
 def check_mask(call: dict[str, Any], most: int) -> None:
     """Refuse an attention mask with more columns than there are tokens, which the model would cut at its end.
 
+    Columns for the whole room of a static cache are taken.
+
     Args:
         call: the keyword arguments of the model's forward.
         most: tokens in the cache and of the call.
@@ -142,8 +144,8 @@ def check_mask(call: dict[str, Any], most: int) -> None:
     Raises:
         InjectionError: it has; perhaps columns for the prefix, as PEFT wants them.
     """
-    mask = call.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > most:
+    mask, room = call.get("attention_mask"), cache_room(cache_of(call))
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > most and mask.shape[1] != room:
         raise InjectionError(
             f"attention_mask has {mask.shape[1]} columns for {most} tokens; give one per token of text, none for the "
             "prefix"

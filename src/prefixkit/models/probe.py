@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from prefixkit.compat import (
+    attention_settings,
     eager_attention,
     eager_mask,
     implementation_of,
+    restore_attention,
     sdpa_attention,
     sdpa_mask,
     skipping_sdpa_mask,
@@ -82,14 +84,11 @@ def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor], *, use_ca
         RuntimeError, ValueError, TypeError, AttributeError: whatever the model raises on these inputs.
     """
     calls: list[AttentionCall] = []
-    implementation = implementation_of(model)
 
     def watch(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> None:
         calls.append(AttentionCall(module, query, key, value, attention_mask, options))
-        own = eager_attention(module) if implementation == "eager" else sdpa_attention
-        return own(module, query, key, value, attention_mask, **options)
 
     with _standing_in(model, watch) as masks:
         output = model(**inputs, use_cache=use_cache) if use_cache else model(**inputs)
@@ -102,7 +101,7 @@ def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor], *, use_ca
 def first_query(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """Return the query of the first attention layer, `[b, h, t, d]`; no later layer runs."""
 
-    def leave(module: nn.Module, query: Tensor, *_: Any, **__: Any) -> Any:
+    def leave(module: nn.Module, query: Tensor, *_: Any, **__: Any) -> None:
         raise _Enough(query)
 
     with _standing_in(model, leave):
@@ -114,9 +113,15 @@ def first_query(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def _standing_in(model: PreTrainedModel, attend: Callable[..., Any]) -> Iterator[list[Tensor]]:
-    """Put a function in the place of a model's attention; yields the list that the masks made are added to."""
-    implementation = implementation_of(model)
+def _standing_in(model: PreTrainedModel, look: Callable[..., None]) -> Iterator[list[Tensor]]:
+    """Let a function look at each call of a model's attention in this thread; yields the masks made, as they are."""
+    with _one_at_a_time, _with_name(model, look) as masks:
+        yield masks
+
+
+@contextmanager
+def _with_name(model: PreTrainedModel, look: Callable[..., None]) -> Iterator[list[Tensor]]:
+    implementation, prober = implementation_of(model), get_ident()
     name = _NAMES[implementation]
     masks: list[Tensor] = []
     # On the meta device there are no numbers to find out from that a mask hides nothing and can be left out.
@@ -125,17 +130,24 @@ def _standing_in(model: PreTrainedModel, attend: Callable[..., Any]) -> Iterator
 
     def make(*args: Any, **options: Any) -> Tensor | None:
         mask: Tensor | None = mask_function(*args, **options)
-        masks.extend([] if mask is None else [mask])
+        masks.extend([] if mask is None or get_ident() != prober else [mask])
         return mask
 
-    with _one_at_a_time, evaluating(model):
+    def attend(module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        if get_ident() == prober:
+            look(module, *args, **options)
+        own = eager_attention(module) if implementation == "eager" else sdpa_attention
+        return own(module, *args, **options)
+
+    with evaluating(model):
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, make)
+        settings = attention_settings(model)
         model.set_attn_implementation(name)
         try:
             yield masks
         finally:
-            model.set_attn_implementation(implementation)
+            restore_attention(settings)
             masks.clear()
 
 
