@@ -432,3 +432,15 @@ def test_a_prefix_that_learned_labels_does_not_lose_its_head(
     Prefix.from_states(prefix.states, base=prefix.card.base, head=head).save(tmp_path / "labels")
     with pytest.raises(ArtefactError, match="its prefix learned labels and has a head, which would be lost here; use"):
         PeftModel.from_pretrained(model, tmp_path / "labels", is_trainable=is_trainable)
+
+
+def test_gradient_checkpointing_disabled_lets_go_of_the_base_model(base: PreTrainedModel, batch: Batch) -> None:
+    model = perturbed(base).train()
+    model.gradient_checkpointing_enable()
+    model(**batch).loss.backward()
+    with pytest.raises(InjectionError, match="a prefix is attached to this model already"):
+        attach(base, None)
+    model.gradient_checkpointing_disable()
+    assert not base.is_activation_checkpointing
+    attach(base, None).detach()
+    copy.deepcopy(model)(**batch).loss.backward()

@@ -41,7 +41,11 @@ _WITHOUT_EFFECT = frozenset(
         "pooler_hidden_act", "problem_type", "sparse_pred_ignore_index", "sparse_prediction", "summary_activation",
         "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
         # defaults of generation
-        "begin_suppress_tokens", "early_stopping", "length_penalty", "max_length", "num_beams", "suppress_tokens",
+        "bad_words_ids", "begin_suppress_tokens", "do_sample", "early_stopping", "length_penalty", "max_length",
+        "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beams", "num_return_sequences", "output_scores",
+        "remove_invalid_values", "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+        # of other programs, and of training
+        "loss_type", "output_past", "prefix", "tokenizer_name", "torchscript",
     }
 )  # fmt: skip
 #: Nor can special tokens' ids; where positions begin behind the padding token's, the position table says so.

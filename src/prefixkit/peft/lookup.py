@@ -1,6 +1,6 @@
 """What a `PeftModel` gives of its base model under the base model's own names.
 
-The base model has nothing attached between calls, so that a method of its own that runs it would run it without the
+The base model reads nothing between calls, so that a method of its own that runs it would run it without the
 prefix. Which methods do cannot be told by looking, and transformers adds new ones; so the rule is the other way round.
 What only holds data is given; of methods and parts, those alone that are known not to run the layers.
 """
@@ -27,9 +27,9 @@ _ELSEWHERE = {
 }
 #: Methods of transformers' models that look, count or set, and never run a layer that reads a prefix.
 _RUN_NOTHING = frozenset({
-    "activation_checkpointing_disable", "add_model_tags", "can_generate", "compute_transition_scores",
+    "add_model_tags", "can_generate", "compute_transition_scores",
     "disable_input_require_grads", "enable_input_require_grads", "get_input_embeddings", "get_memory_footprint",
-    "get_output_embeddings", "gradient_checkpointing_disable", "loss_function", "num_parameters",
+    "get_output_embeddings", "loss_function", "num_parameters",
     "prepare_decoder_input_ids_from_labels", "resize_token_embeddings", "set_attn_implementation", "tie_weights",
     "warn_if_padding_and_no_attention_mask",
 })  # fmt: skip

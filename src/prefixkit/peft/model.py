@@ -243,6 +243,19 @@ class PeftModel(nn.Module):
         """Do the same by its older name."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
+    def activation_checkpointing_disable(self) -> None:
+        """Keep activations again, and let go of the base model, which layers to be run again had kept attached.
+
+        Raises:
+            InjectionError: a call is under way.
+        """
+        calls_of(self.base_model).detach()
+        self.base_model.activation_checkpointing_disable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Do the same by its older name."""
+        self.activation_checkpointing_disable()
+
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Return the encoder's parameters and places alone: a Trainer's checkpoints hold no base model."""
         if self.encoder is None:
@@ -278,7 +291,10 @@ class PeftModel(nn.Module):
         return look_up(self.base_model, name)
 
     def _reading(self, prefix: PrefixEncoder | Prefix | None) -> AbstractContextManager[None]:
-        """Let the base model read a prefix; afterwards it is plain again."""
+        """Let the base model read a prefix; afterwards it reads nothing.
+
+        Under gradient checkpointing it keeps its hooks, for layers that are run again in a backward pass.
+        """
         offset = self._position_offset if isinstance(prefix, PrefixEncoder) else None
         wanted = Wanted(None) if self in _disabled.get() else Wanted(prefix, offset)
         return calls_of(self.base_model).reading(self, self.base_model, wanted)
