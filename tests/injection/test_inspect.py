@@ -1,8 +1,13 @@
 """A model is asked how it can take a prefix, and refused by name with the reason if it cannot."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
@@ -19,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from conformance.encoder_families import ENCODER_DECODERS, ENCODERS, build
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.inspect import inspect_model
 
@@ -131,3 +137,16 @@ def _gpt2(implementation: str, **options: bool) -> PreTrainedModel:
 def test_a_model_that_cannot_take_a_prefix_is_refused_with_the_reason(model: object, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         inspect_model(model())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_a_model_that_was_inspected_is_not_kept_alive(name):
+    """Its anatomy holds the module that runs its stacks, which may be the model itself."""
+    known = build(ENCODER_DECODERS[name]) if name in ENCODER_DECODERS else build(ENCODERS[name], AutoModel)
+    inspect_model(known)
+    copied = copy.deepcopy(known)
+    assert inspect_model(copied).stacks[0] is not inspect_model(known).stacks[0]
+    gone = weakref.ref(known)
+    del known
+    gc.collect()
+    assert gone() is None

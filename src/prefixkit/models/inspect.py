@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +70,26 @@ class Anatomy:
         return self.stacks[-1]
 
 
-#: Per model: its anatomy, and the modules it had then, by identity.
-_known: WeakKeyDictionary[PreTrainedModel, tuple[Anatomy, tuple[int, ...]]] = WeakKeyDictionary()
+_ATTRIBUTE = "_prefixkit_anatomy"
+#: What the names of our attention functions begin with.
+_OURS = "prefixkit_"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A model's anatomy, kept on the model itself, which it must not outlive; copies and files of the model lack it.
+
+    Attributes:
+        anatomy: as it was found.
+        modules: those the model had then, by identity.
+    """
+
+    anatomy: Anatomy
+    modules: tuple[int, ...]
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Become None in a copy or a file."""
+        return type(None), ()
 
 
 def inspect_model(model: PreTrainedModel) -> Anatomy:
@@ -81,16 +98,18 @@ def inspect_model(model: PreTrainedModel) -> Anatomy:
     Raises:
         UnsupportedModelError: the model cannot take a prefix; the message names the model and says why.
     """
-    if model in _known and not _is_rebuilt(model):
+    known: _Known | None = vars(model).get(_ATTRIBUTE)
+    if known is not None and (runs_ours(model) or known.modules == _modules(model)):
         _check_implementation(model)  # it can be set again at any time
-    else:
-        _known[model] = _inspect(model), _modules(model)
-    return _known[model][0]
+        return known.anatomy
+    anatomy = _inspect(model)
+    setattr(model, _ATTRIBUTE, _Known(anatomy, _modules(model)))
+    return anatomy
 
 
-def _is_rebuilt(model: PreTrainedModel) -> bool:
-    """Whether layers were pruned or replaced since; not asked while a prefix is attached, which keeps its layers."""
-    return not implementation_of(model).startswith("prefixkit_") and _known[model][1] != _modules(model)
+def runs_ours(model: PreTrainedModel) -> bool:
+    """Whether a model's attention is ours at present: a prefix is attached, which keeps its layers, or it is probed."""
+    return implementation_of(model).startswith(_OURS)
 
 
 def _modules(model: nn.Module) -> tuple[int, ...]:
@@ -126,7 +145,7 @@ def text_inputs(model: PreTrainedModel, source: Tensor, target: Tensor) -> dict[
 def _check_implementation(model: PreTrainedModel) -> None:
     """Refuse attention implementations a prefix cannot be prepended for; what is attached already is ours."""
     name, implementation = type(model).__name__, implementation_of(model)
-    if implementation.startswith("prefixkit_"):
+    if runs_ours(model):
         return
     if implementation not in _IMPLEMENTATIONS:
         raise UnsupportedModelError(

@@ -5,9 +5,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefixkit.compat import implementation_of
 from prefixkit.errors import DataError, InjectionError
-from prefixkit.models.inspect import inspect_model, text_inputs
+from prefixkit.models.inspect import inspect_model, runs_ours, text_inputs
 from prefixkit.models.probe import watch_attention
 from prefixkit.prefix import PrefixStates, SiteStates
 
@@ -44,7 +43,7 @@ def text_states(model: PreTrainedModel, token_ids: Int[Tensor, "p"]) -> PrefixSt
             f"prefix.init.kind: {type(model).__name__} reads {model.main_input_name}, no text, so its prefix cannot "
             "start from one; set it to random"
         )
-    if implementation_of(model).startswith("prefixkit_"):
+    if runs_ours(model):
         raise InjectionError("a prefix is attached to this model; detach it before reading the states of a text")
     calls = watch_attention(model, text_inputs(model, token_ids[None], token_ids[None])).calls
     return PrefixStates(anatomy.geometry, tuple(SiteStates(c.key[0].clone(), c.value[0].clone()) for c in calls))
