@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
 from conformance.encoder_families import ENCODER_DECODERS, build
+from conformance.foreign import FOREIGN_PAIRS, before_and_after
 from conformance.pairs import Pairs, cannot_cache, cannot_generate, make_pairs
 from conformance.scene import SIX
 from prefixkit.errors import InjectionError
@@ -142,23 +143,11 @@ def test_guidance_is_refused(cell, pairs, make_ids):
         pairs.generate(guidance_scale=1.5, negative_prompt_ids=make_ids(3, 4, seed=7))
 
 
-FOREIGN = {
-    "filled without": "hold text that was read without this prefix; start with an empty cache",
-    "filled under another": "filled under another prefix than the one attached; start with an empty cache",
-    "left by its prefix": "filled under a prefix that is no longer attached; attach it again",
-    "another's encoder": "filled under another prefix than the one attached; start with an empty cache",
-}
-
-
 @pytest.mark.cell("foreign-cache")
-@pytest.mark.parametrize("filled", FOREIGN)
+@pytest.mark.parametrize("filled", FOREIGN_PAIRS)
 def test_a_foreign_cache_is_refused(cell, filled, pairs, make_ids):
-    model, (first, _, second) = pairs.model, pairs.rows
-    ids = make_ids(3, 4)
-    before, after = {
-        "filled without": (None, first), "filled under another": (second, first), "left by its prefix": (first, None),
-        "another's encoder": (second, first),
-    }[filled]  # fmt: skip
+    model, ids = pairs.model, make_ids(3, 4)
+    before, after = before_and_after(filled, pairs.rows)
     given = None
     if cannot_cache(model):  # the decoder's own, made by hand
         given = EncoderDecoderCache(*(copy.deepcopy(EMPTY) for _ in range(2)))
@@ -166,5 +155,5 @@ def test_a_foreign_cache_is_refused(cell, filled, pairs, make_ids):
         cache = model(**pairs.source, decoder_input_ids=ids, past_key_values=given, use_cache=True).past_key_values
     if filled == "another's encoder":
         cache = EncoderDecoderCache(copy.deepcopy(EMPTY), cache.cross_attention_cache)
-    with attach(model, after), cell.refused(InjectionError, FOREIGN[filled]):
+    with attach(model, after), cell.refused(InjectionError, FOREIGN_PAIRS[filled]):
         model(**pairs.source, decoder_input_ids=ids, past_key_values=cache)

@@ -9,6 +9,7 @@ from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from transformers import CompileConfig, pipeline
 
+from conformance.foreign import FOREIGN, before_and_after
 from conformance.scene import LOGITS, SIX, check_greedy, make_scene
 from prefixkit.errors import InjectionError, UnsupportedModelError
 from prefixkit.injection import attach
@@ -148,20 +149,11 @@ def test_flex_attention_is_refused(any_family, cell, make_model):
         attach(model, None)
 
 
-FOREIGN = {
-    "filled without": "hold text that was read without this prefix; start with an empty cache",
-    "filled under another": "filled under another prefix than the one attached; start with an empty cache",
-    "left by its prefix": "filled under a prefix that is no longer attached; attach it again",
-}
-
-
 @pytest.mark.cell("foreign-cache")
 @pytest.mark.parametrize("filled", FOREIGN)
 def test_a_foreign_cache_is_refused(any_family, filled, cell, scene):
-    model, (first, _, second) = scene.model, scene.rows
-    before, after = {
-        "filled without": (None, first), "filled under another": (second, first), "left by its prefix": (first, None)
-    }[filled]  # fmt: skip
+    model = scene.model
+    before, after = before_and_after(filled, scene.rows)
     with attach(model, before):
         cache = model(input_ids=scene.ids[:, :4], use_cache=True).past_key_values
     with attach(model, after), cell.refused(InjectionError, FOREIGN[filled]):
