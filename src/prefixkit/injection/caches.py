@@ -8,6 +8,9 @@ attached again, or until they are emptied.
 An encoder-decoder's cache is two: of the decoder's own text, and of what its cross-attention reads of the encoder's.
 The second is written once, and belongs to the prefix if that has virtual tokens in the encoder. Taken out of the pair
 and put into a fresh one, it is refused under another prefix; after `detach` nobody looks, as with `encoder_outputs`.
+
+What a mark cannot tell: rows put into another order by hand (`reorder_cache`) while each has a prefix of its own, and
+layers moved by hand from a marked cache into a new one. Both are the caller's to keep right.
 """
 
 import copy
