@@ -52,8 +52,7 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
         model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder; or a
             `PeftModel` around one, whose LoRA or other adapters then work beside the prefix.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
-            encoder to train; or None, which leaves the model alone. With one per row, the rows of a cache that is
-            passed back must stand in the order they were read in.
+            encoder to train; or None, which leaves the model alone.
         position_offset: for a prefix encoder, the position of the first text token; left out,
             `Geometry.text_position`.
 

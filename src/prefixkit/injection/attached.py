@@ -31,7 +31,7 @@ class Saved:
         """What changes when something else is to be read."""
         return self.bank, ()
 
-    def token(self, read: Bank, *, of_pass: bool = False) -> object:
+    def token(self, read: Bank, *, of_pass: bool = False) -> Bank | None:
         """What tells these prefixes from others: their numbers."""
         return self.bank
 
@@ -55,7 +55,7 @@ class InTraining:
         """
         return self.encoder, tuple(parameter._version for parameter in self.encoder.parameters())
 
-    def token(self, read: Bank, *, of_pass: bool = False) -> object:
+    def token(self, read: Bank, *, of_pass: bool = False) -> Bank | None:
         """What tells this prefix, as it is now, from others and from itself after another step: its numbers.
 
         Args:
@@ -83,7 +83,7 @@ class Nothing:
         """What changes when something else is to be read."""
         return None, ()
 
-    def token(self, read: Bank, *, of_pass: bool = False) -> object:
+    def token(self, read: Bank, *, of_pass: bool = False) -> Bank | None:
         """What is read under it belongs to no prefix."""
         return None
 

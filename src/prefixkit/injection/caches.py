@@ -1,20 +1,21 @@
 """Which prefix a cache was filled under, so that it is not continued under another, or under none.
 
 A cache holds the text's keys and values, and every one of them was computed by a token that read the prefix. Continued
-under another prefix, or after `detach`, it would give plausible text that belongs to neither. So each cache that
-passes through a model with a prefix is marked; after `detach` the marked ones refuse to grow until the same prefix is
-attached again, or until they are emptied.
+under another prefix, or after `detach`, it would give plausible text that belongs to neither. So each layer of a cache
+that passes through a model with a prefix is marked; after `detach` the marked ones refuse to grow until the same
+prefix is attached again, or until they are emptied. A mark goes where its layer goes, into a copy of the cache or into
+another cache, and keeps up with rows that are put into another order, chosen or repeated.
 
 An encoder-decoder's cache is two: of the decoder's own text, and of what its cross-attention reads of the encoder's.
 The second is written once, and belongs to the prefix if that has virtual tokens in the encoder. Taken out of the pair
 and put into a fresh one, it is refused under another prefix; after `detach` nobody looks, as with `encoder_outputs`.
 
-What a mark cannot tell: rows put into another order by hand (`reorder_cache`) while each has a prefix of its own, and
-layers moved by hand from a marked cache into a new one. Both are the caller's to keep right.
+What a mark cannot tell: tensors taken out of one cache by hand and put into another.
 """
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -26,28 +27,62 @@ from prefixkit.errors import InjectionError
 from prefixkit.prefix import Bank
 
 _ATTRIBUTE = "_prefixkit_filled"
+#: Methods of a layer that move its rows.
+_MOVES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 
-class Filled:
-    """The mark on one cache.
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the rows of a batch read.
 
-    Args:
-        cache: the cache it stands on.
-        token: tells prefixes apart: a bank.
-        known: where the caches of the present handle are remembered, without keeping them alive.
-        cross: the cache of the encoder's keys and values that stands beside it, if that belongs to the prefix too.
+    Attributes:
+        bank: the prefixes.
+        entries: which of them each row reads; None where there is one, for however many rows.
     """
 
-    def __init__(self, cache: Cache, token: object, known: "WeakSet[Cache]", cross: Cache | None = None) -> None:
-        self.cache, self.token, self.known = ref(cache), token, known
-        self.cross = None if cross is None else ref(cross)
-        known.add(cache)
+    bank: Bank
+    entries: tuple[int, ...] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Filled":
-        """A copied cache bears a mark of its own."""
-        copied = memo.get(id(self.cache()))
-        cross = None if self.cross is None else copy.deepcopy(self.cross(), memo)
-        return self if copied is None else Filled(copied, self.token, self.known, cross)
+    def is_same(self, other: "Read | None") -> bool:
+        """Whether each row reads the same entry of one bank here and there."""
+        return other is not None and self.bank is other.bank and self.entries == other.entries
+
+    def is_like(self, other: "Read | None") -> bool:
+        """Whether each row reads the same numbers here and there."""
+        return other is not None and (self.is_same(other) or self.row_by_row().equals(other.row_by_row()))
+
+    def row_by_row(self) -> Bank:
+        """Return the bank with one entry per row, or the one for all."""
+        if self.entries in (None, tuple(range(len(self.bank)))):
+            return self.bank
+        return self.bank.rows(torch.tensor(self.entries))
+
+
+class Mark:
+    """The mark on one layer of a cache.
+
+    Args:
+        layer: of the cache; not kept alive.
+        read: what its rows were computed under.
+        known: where the layers filled under the present handle are remembered, without keeping them alive.
+        beside: the layer of the encoder's keys and values that goes with it, if that belongs to the prefix too.
+    """
+
+    def __init__(self, layer: Any, read: Read, known: "WeakSet[Any]", beside: Any = None) -> None:
+        self.layer, self.read, self.known = ref(layer), read, known
+        self.beside = None if beside is None else ref(beside)
+        known.add(layer)
+        setattr(layer, _ATTRIBUTE, self)
+        if read.entries is not None:
+            for move in _MOVES:
+                if hasattr(type(layer), move):
+                    setattr(layer, move, getattr(self, move))  # an instance attribute that shadows the method
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Mark":
+        """A copied layer bears a mark of its own."""
+        copied = memo.get(id(self.layer()))
+        beside = None if self.beside is None else copy.deepcopy(self.beside(), memo)
+        return self if copied is None else Mark(copied, self.read, self.known, beside)
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled: what reads the file could not tell which prefix the cache needs.
@@ -59,81 +94,94 @@ class Filled:
             "past_key_values filled under a prefix cannot be saved; save the prefix and the text instead"
         )
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Stand in for the layer's: let each row take the place of another."""
+        self._move("reorder_cache", beam_idx, lambda entries: entries[beam_idx.cpu()])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Stand in for the layer's: keep some of the rows."""
+        self._move("batch_select_indices", indices, lambda entries: entries[indices.cpu()])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Stand in for the layer's: repeat each row."""
+        self._move("batch_repeat_interleave", repeats, lambda entries: entries.repeat_interleave(repeats))
+
+    def _move(self, name: str, how: Any, move: Callable[[Tensor], Tensor]) -> None:
+        layer = self.layer()
+        getattr(type(layer), name)(layer, how)
+        entries = move(torch.tensor(self.read.entries))
+        self.read = Read(self.read.bank, tuple(entries.tolist()))
+
+    def stands_for(self, read: Read | None, known: "WeakSet[Any]") -> bool:
+        """Whether a mark of this reading, made under this handle, would be no other."""
+        return self.read.is_same(read) and self.known is known and "update" not in vars(self.layer())
+
+    def close(self) -> None:
+        """Let the layer grow no more."""
+        self.layer().update = self.refuse  # type: ignore[union-attr]  # known layers are alive
+
     def refuse(self, *args: Any, **options: Any) -> Any:
-        """Stand in for `Cache.update` once the prefix is detached.
+        """Stand in for the layer's `update` once the prefix is detached.
 
         Raises:
-            InjectionError: always, unless the cache has been emptied.
+            InjectionError: always, unless the layer has been emptied.
         """
-        cache = self.cache()
-        assert cache is not None
-        cross = None if self.cross is None else self.cross()
-        if any(each is not None and int(each.get_seq_length()) > 0 for each in (cache, cross)):
+        layer, beside = self.layer(), None if self.beside is None else self.beside()
+        if any(each is not None and _is_filled(each) for each in (layer, beside)):
             raise InjectionError(
                 "past_key_values were filled under a prefix that is no longer attached; attach it again, or start "
                 "with an empty cache"
             )
-        _unmark(cache)
-        return cache.update(*args, **options)
+        _unmark(layer)
+        return layer.update(*args, **options)  # type: ignore[union-attr]  # it is calling
 
 
 class Caches:
-    """The caches that were filled under one handle; they are not kept alive."""
+    """The layers of caches that were filled under one handle; they are not kept alive."""
 
     def __init__(self) -> None:
-        self._known: WeakSet[Cache] = WeakSet()
+        self._known: WeakSet[Any] = WeakSet()
 
-    def enter(self, cache: object, token: object, encoded: object) -> None:
-        """Mark a cache that is about to be filled; with None for a token, that is without a prefix, leave it unmarked.
+    def enter(self, cache: object, own: Read | None, encoded: Read | None) -> None:
+        """Mark a cache that is about to be filled; one that reads no prefix is left unmarked.
 
         Args:
             cache: what the stack was given.
-            token: of the prefix that is attached.
+            own: what its rows are about to read.
             encoded: the same, or None if none of its virtual tokens are in the encoder.
 
         Raises:
             InjectionError: it holds text read under another prefix, or under none.
         """
-        parts = list(_parts(cache, token, encoded))
-        for part, own in parts:
-            _check(part, own)
-        for part, own in parts:
-            filled: Filled | None = getattr(part, _ATTRIBUTE, None)
-            is_filled = int(part.get_seq_length()) > 0
-            if own is None:
-                _unmark(part)
-            elif not is_filled or filled is None or filled.known is not self._known or "update" in vars(part):
-                _unmark(part)
-                self._mark(part, own, parts)
+        layers = list(_layers(cache, own, encoded))
+        _check([(layer, read) for layer, read, _ in layers])
+        for layer, read, beside in layers:
+            mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+            if mark is None or not mark.stands_for(read, self._known):
+                _unmark(layer)
+                if read is not None:
+                    Mark(layer, read, self._known, beside)
 
-    def leave(self, output: Any, tokens: Callable[[], tuple[object, object]], given: object = None) -> None:
-        """Mark the caches that a forward pass, or `generate`, made by itself and returns; not without a prefix.
+    def leave(self, output: Any, reads: Callable[[], tuple[Read | None, Read | None]], given: object = None) -> None:
+        """Mark the layers that a forward pass, or `generate`, made by itself; not without a prefix.
 
         Args:
             output: what was returned; caches may stand in it at any depth.
-            tokens: gives what `enter` takes; asked only if there is a cache to mark.
+            reads: gives what `enter` takes; asked only if there is a layer to mark.
             given: a cache of the caller's; it was marked when a forward pass went on from it, or holds nothing of it.
         """
         for cache in _caches_in(output):
-            if cache is given or all(hasattr(part, _ATTRIBUTE) for part, _ in _parts(cache, None, None)):
-                continue
-            parts = list(_parts(cache, *tokens()))
-            for part, own in parts:
-                if own is not None and not hasattr(part, _ATTRIBUTE):
-                    self._mark(part, own, parts)
-
-    def _mark(self, part: Cache, token: object, parts: list[tuple[Cache, object]]) -> None:
-        """Mark one; where it is a decoder's own text, remember the encoder's beside it."""
-        cross = next((other for other, own in parts if other is not part and own is not None), None)
-        beside = cross if part is parts[-1][0] else None
-        setattr(part, _ATTRIBUTE, Filled(part, token, self._known, beside))
+            if cache is not given and any(not hasattr(layer, _ATTRIBUTE) for layer, *_ in _layers(cache, None, None)):
+                for layer, read, beside in _layers(cache, *reads()):
+                    if read is not None and not hasattr(layer, _ATTRIBUTE):
+                        Mark(layer, read, self._known, beside)
 
     def close(self) -> None:
         """Let none of them grow without its prefix."""
-        for cache in list(self._known):
-            filled = getattr(cache, _ATTRIBUTE, None)
-            if filled is not None:
-                setattr(cache, "update", filled.refuse)  # noqa: B010 - an instance attribute that shadows the method
+        for layer in list(self._known):
+            mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+            if mark is not None:
+                mark.close()
 
 
 def _caches_in(output: Any) -> Iterator[Cache]:
@@ -145,43 +193,46 @@ def _caches_in(output: Any) -> Iterator[Cache]:
             yield from _caches_in(part)
 
 
-def _parts(cache: object, token: object, encoded: object) -> Iterator[tuple[Cache, object]]:
-    """Yield the caches that one is made of, each with the token of what it holds; the decoder's own text last."""
+def _layers(cache: object, own: Read | None, encoded: Read | None) -> Iterator[tuple[Any, Read | None, Any]]:
+    """Yield a cache's layers that hold keys, each with what it was read under, and the encoder's beside it."""
     cross = getattr(cache, "cross_attention_cache", None)
-    if isinstance(cross, Cache):
-        yield cross, encoded
-    own = getattr(cache, "self_attention_cache", cache)
-    if isinstance(own, Cache):
-        yield own, token
+    text = getattr(cache, "self_attention_cache", cache)
+    beside = list(cross.layers) if isinstance(cross, Cache) else []
+    for layer in beside:
+        yield layer, encoded, None
+    if isinstance(text, Cache):
+        for index, layer in enumerate(text.layers):
+            if hasattr(layer, "get_seq_length"):
+                yield layer, own, beside[index] if encoded is not None and index < len(beside) else None
 
 
-def _check(cache: Cache, token: object) -> None:
-    filled: Filled | None = getattr(cache, _ATTRIBUTE, None)
-    if int(cache.get_seq_length()) == 0 or (filled is None and token is None):
-        return
-    if filled is None:
-        raise InjectionError("past_key_values hold text that was read without this prefix; start with an empty cache")
-    if not is_same(filled.token, token):
-        raise InjectionError(
-            "past_key_values were filled under another prefix than the one attached; start with an empty cache"
-        )
+def _check(layers: list[tuple[Any, Read | None]]) -> None:
+    """Refuse layers that hold what was read otherwise; what many layers have in common is compared once."""
+    agreed: set[tuple[int, object, int]] = set()
+    for layer, read in layers:
+        mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+        if mark is None:
+            if read is not None and _is_filled(layer):
+                raise _refusal("hold text that was read without this prefix;")
+            continue
+        was, pair = mark.read, (id(mark.read.bank), mark.read.entries, id(read))
+        if was.is_same(read) or pair in agreed or not _is_filled(layer):
+            continue
+        if not was.is_like(read):
+            if read is not None and was.bank.equals(read.bank):
+                raise _refusal("hold their rows in another order than the prefixes; attach those in the same order, or")
+            raise _refusal("were filled under another prefix than the one attached;")
+        agreed.add(pair)
 
 
-def _unmark(cache: Cache) -> None:
-    vars(cache).pop("update", None)
-    vars(cache).pop(_ATTRIBUTE, None)
+def _refusal(why: str) -> InjectionError:
+    return InjectionError(f"past_key_values {why} start with an empty cache")
 
 
-def is_same(one: object, other: object) -> bool:
-    """Whether two tokens speak of the same prefixes; banks are compared by their numbers."""
-    if one is other or not (isinstance(one, Bank) and isinstance(other, Bank)):
-        return one is other
-    pairs = [(getattr(a, part), getattr(b, part)) for a, b in zip(one.sites, other.sites, strict=True)
-             for part in ("key", "value", "mask", "gate")]  # fmt: skip
-    return all(_are_equal(a, b) for a, b in [(one.offsets, other.offsets), *pairs])
+def _is_filled(layer: Any) -> bool:
+    return int(layer.get_seq_length()) > 0
 
 
-def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is other or one is None or other is None:
-        return one is other
-    return one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+def _unmark(layer: Any) -> None:
+    for name in ("update", *_MOVES, _ATTRIBUTE):
+        vars(layer).pop(name, None)

@@ -8,24 +8,22 @@ tokens in the encoder is marked. After `detach` nobody looks at marks: a bare mo
 from typing import Any
 
 from prefixkit.errors import InjectionError
-from prefixkit.injection.caches import is_same
+from prefixkit.prefix import Bank
 
 _ATTRIBUTE = "_prefixkit_encoded_under"
 
 
-def mark(output: Any, token: object) -> None:
-    """Write on an encoder's output under which prefix it was computed.
+def mark(output: Any, token: Bank | None) -> None:
+    """Write on an encoder's output under which prefix it was computed: on its tensor, so on none of other rows.
 
     Args:
         output: what the encoder returned; its first entry is the last hidden state.
         token: tells prefixes apart, as for caches.
     """
-    for marked in (output, output[0]):  # either may be handed on without the other; `generate` puts repeated rows in it
-        if not isinstance(marked, tuple):
-            setattr(marked, _ATTRIBUTE, token)
+    setattr(output[0], _ATTRIBUTE, token)
 
 
-def check(outputs: Any, token: object, *, needs_mark: bool) -> None:
+def check(outputs: Any, token: Bank | None, *, needs_mark: bool) -> None:
     """Refuse an encoder's output that was computed under another prefix.
 
     Args:
@@ -36,10 +34,10 @@ def check(outputs: Any, token: object, *, needs_mark: bool) -> None:
     Raises:
         InjectionError: it was.
     """
-    marked = getattr(outputs, _ATTRIBUTE, None) or getattr(outputs[0], _ATTRIBUTE, None)
+    marked: Bank | None = getattr(outputs[0], _ATTRIBUTE, None)
     if marked is None and not needs_mark:
         return
-    if not is_same(marked, token):
+    if marked is None or token is None or not marked.equals(token):
         raise InjectionError(
             "encoder_outputs were computed without the prefix that is attached; compute them inside attach(), "
             "or give the model what its encoder is to read"

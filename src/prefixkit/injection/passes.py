@@ -20,7 +20,7 @@ from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
 from prefixkit.injection.attached import Attached, Stamp
 from prefixkit.injection.attention import NAMES
-from prefixkit.injection.caches import Caches
+from prefixkit.injection.caches import Caches, Read
 from prefixkit.injection.positions import text_positions
 from prefixkit.injection.requests import check_request
 from prefixkit.injection.slots import BANK, Current, Users
@@ -32,12 +32,16 @@ class _Whole(local):
     """The bank of all stacks while one module runs both, in the calling thread; and what it was read from.
 
     Attributes:
-        last: the bank of the last forward pass of a stack, once that is over.
+        present: what the rows of a stack read in the forward pass under way; None between passes.
+        last: the same of the last forward pass, once that is over.
+        cache: what the caller gave the stack to fill in the forward pass under way.
         sources: how many rows the encoder read in the present `generate`; 0 before it has read any.
     """
 
     bank: Bank | None = None
-    last: Bank | None = None
+    present: Read | None = None
+    last: Read | None = None
+    cache: Any = None
     stamp: Stamp = (None, ())
     sources: int = 0
 
@@ -111,6 +115,7 @@ class Passes:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         self._users.enter()
+        self._whole.present, self._whole.cache = None, None
         if any(layer_implementation(layer, self._model) not in NAMES.values() for layer in self._anatomy.attention):
             raise InjectionError(
                 "the attention implementation was changed while a prefix was attached, so nothing would read it; "
@@ -125,13 +130,15 @@ class Passes:
         bank = self._whole.bank
         if bank is None or not self._is_whole_current():
             bank = self._source.read()
-        if cache_of(call) is not None:
-            self._caches.enter(cache_of(call), *self._tokens(bank))
+        read = Read(bank)
         if self._rows is not None:
             if stack is not self._anatomy.stack and self._generating.has_me():
                 self._check_sources(len(inputs))
-            bank = bank.rows(self._row_index(len(inputs)))
-        self.current.bank = bank
+            read = Read(bank, self._entries(len(inputs)))
+        if cache_of(call) is not None:
+            self._caches.enter(cache_of(call), *self._marks(read))
+        self._whole.present, self._whole.cache = read, cache_of(call)
+        bank = self.current.bank = read.row_by_row()
         if self._anatomy.geometry.moves_text:
             call |= {"position_ids": text_positions(call, bank.offsets, inputs, self._anatomy)}
         return (), call | {BANK: bank}
@@ -150,30 +157,32 @@ class Passes:
         (one, changes), (other, now) = self._whole.stamp, self._source.stamp
         return one is other and changes == now
 
-    def _tokens(self, bank: Bank) -> tuple[object, object]:
+    def _marks(self, read: Read) -> tuple[Read | None, Read | None]:
         """What is written on a cache of the decoder's own text, and on one of the encoder's keys and values."""
-        token = self._source.token(bank)
-        return token, token if self._is_in_encoder(bank) else None
+        token = self._source.token(read.bank)
+        mark = None if token is None else Read(token, read.entries)
+        return mark, mark if self._is_in_encoder(read.bank) else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
-        bank, self.current.bank = self.current.bank, None
-        self._whole.last = None if bank is None else bank.detach()
-        if output is None or bank is None:
+        read, cache = self._whole.present, self._whole.cache
+        self._whole.present, self._whole.cache, self.current.bank = None, None, None
+        self._whole.last = None if read is None else Read(read.bank.detach(), read.entries)
+        if read is None:
             return
-        self._caches.leave(output, partial(self._tokens, bank))
-        if stack is not self._anatomy.stack and self._is_in_encoder(bank):
-            encoded.mark(output, self._source.token(bank, of_pass=True))
+        self._caches.leave([cache, output], partial(self._marks, read))
+        if output is not None and stack is not self._anatomy.stack and self._is_in_encoder(read.bank):
+            encoded.mark(output, self._source.token(read.bank, of_pass=True))
 
-    def _row_index(self, batch: int) -> Tensor:
+    def _entries(self, batch: int) -> tuple[int, ...]:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
         assert self._rows is not None
         repeats, rest = divmod(batch, self._rows)
         if rest or repeats == 0 or (repeats > 1 and not self._generating.has_me()):
             raise _wrong_rows(self._rows, batch)
-        return torch.arange(self._rows).repeat_interleave(repeats)
+        return tuple(row for row in range(self._rows) for _ in range(repeats))
 
     def generate(self, own: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the model's `generate`, inside which rows may be repeated for beams.
@@ -204,9 +213,9 @@ class Passes:
             if own is None:
                 own = partial(getattr(type(self._model), "generate"), self._model)  # noqa: B009 - a mixin may add it
             output = own(*args, **kwargs)
-        bank = self._whole.last
-        if bank is not None:  # Whisper puts what it returns together anew
-            self._caches.leave(output, partial(self._tokens, bank), given=kwargs.get("past_key_values"))
+        last = self._whole.last
+        if last is not None:  # Whisper puts what it returns together anew
+            self._caches.leave(output, partial(self._marks, last), given=kwargs.get("past_key_values"))
         return output
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from prefixkit.errors import InjectionError
 from prefixkit.prefix.states import PrefixStates, SiteStates
@@ -54,6 +55,24 @@ class SiteBank:
             None if self.gate is None else self.gate.to(device, dtype),
         )
 
+    def padded(self, length: int) -> "SiteBank":
+        """Return the bank with at least as many columns as it has; those added are zero, and masked."""
+        columns = length - self.length
+        seen = torch.ones_like(self.key[:, 0, :, 0], dtype=torch.bool) if self.mask is None else self.mask
+        return SiteBank(
+            functional.pad(self.key, (0, 0, 0, columns)),
+            functional.pad(self.value, (0, 0, 0, columns)),
+            functional.pad(seen, (0, columns)),
+            self.gate,
+        )
+
+    def equals(self, other: "SiteBank") -> bool:
+        """Whether each row reads the same numbers in both, whatever they are padded to."""
+        length = max(self.length, other.length)
+        one, two = self.padded(length), other.padded(length)
+        pairs = [(one.key, two.key), (one.value, two.value), (one.mask, two.mask), (one.gate, two.gate)]
+        return all(_are_equal(a, b) for a, b in pairs)
+
     def detach(self) -> "SiteBank":
         """Return the bank without the way its numbers came about."""
         return SiteBank(
@@ -80,6 +99,11 @@ class Bank:
     def rows(self, index: Int[Tensor, "b"]) -> "Bank":
         """Return a bank with one entry per row of a batch."""
         return Bank(tuple(site.rows(index.to(site.key.device)) for site in self.sites), self.offsets[index])
+
+    def equals(self, other: "Bank") -> bool:
+        """Whether each row reads the same in both: an entry of its own, or one that speaks for all rows."""
+        sites = zip(self.sites, other.sites, strict=True)
+        return _are_equal(self.offsets, other.offsets) and all(one.equals(two) for one, two in sites)
 
     def detach(self) -> "Bank":
         """Return the bank without the way its numbers came about."""
@@ -118,7 +142,7 @@ def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
         tensors = [
             some.key.new_zeros(some.key.shape[0], longest, some.key.shape[2])
             if entry is None
-            else torch.nn.functional.pad(getattr(entry, part), (0, 0, 0, longest - entry.length))
+            else functional.pad(getattr(entry, part), (0, 0, 0, longest - entry.length))
             for entry in entries
         ]
         return torch.stack(tensors)
@@ -133,3 +157,15 @@ def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
     if known is not None:
         gate = torch.stack([torch.ones_like(known) if g is None else g for g in gates])  # [n, h]
     return SiteBank(padded("key"), padded("value"), mask, gate)
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Compare row by row; no gate at all is one that is wide open."""
+    known = other if one is None else one
+    if known is None:
+        return True
+    one, other = (torch.ones_like(known) if part is None else part for part in (one, other))
+    fits = one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
+    return (
+        fits and (len(one) == len(other) or 1 in (len(one), len(other))) and bool((one == other.to(one.device)).all())
+    )
