@@ -116,7 +116,10 @@ def test_the_position_offset_of_prefix_and_encoder_is_used(make_model, make_pref
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(make_model, make_prefix, make_states):
     model, other = make_model("llama"), make_model("gpt2")
     foreign = PrefixEncoder(make_states(other, 2).geometry, (2, 2, 2))
+    with torch.inference_mode():
+        frozen = PrefixEncoder(make_states(model, 2).geometry, (2, 2, 2))
     cases = [
+        ((model, frozen), {}, "made under torch.inference_mode.., so no gradient reaches it; make it outside"),
         ((model, foreign), {}, "the encoder was made for a model of another geometry"),
         ((model, []), {}, "no rows: give one prefix"),
         ((model, [make_prefix(model, 2)]), {"position_offset": 1}, "a saved prefix brings its own; give it for an enc"),

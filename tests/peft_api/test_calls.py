@@ -5,7 +5,8 @@ import gc
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
+from time import sleep
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from prefixkit import PeftModel, PrefixTuningConfig, get_peft_model
 from prefixkit.errors import InjectionError
+from prefixkit.peft.calls import calls_of
 
 TOKENS: dict[str, Any] = {
     "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True
@@ -240,4 +242,64 @@ def test_under_gradient_checkpointing_the_last_of_two_models_to_go_leaves_the_ba
     assert base.config._attn_implementation != "sdpa"
     del second, loss
     gc.collect()
+    assert base.config._attn_implementation == "sdpa"
+
+
+def test_a_thread_that_was_about_to_run_the_base_model_is_refused_and_the_call_it_met_ends_well(
+    model: PeftModel, base: PreTrainedModel, batch: Batch
+) -> None:
+    """The hooks stay in place between calls; the base model's own begins before the call, and meets it within."""
+    expected = logits(model, batch)
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()(**batch).loss.backward()
+    model.eval()
+    stack: Any = base.model
+    is_there, may_go = Event(), Event()
+    outsiders: list[int] = []
+
+    def pause(*_: Any) -> None:
+        if get_ident() in outsiders:
+            is_there.set()
+            assert may_go.wait(60)
+
+    def outside() -> Tensor:
+        outsiders.append(get_ident())
+        return logits(base, batch)
+
+    hook = stack.register_forward_pre_hook(pause, prepend=True)
+    with under_way(outside, is_there, may_go) as found, under_way(*generating(model, batch)) as inside:
+        may_go.set()
+        while not found:
+            sleep(0.01)
+    hook.remove()
+    with pytest.raises(InjectionError, match="another thread is running this base model with a prefix; join it first"):
+        raise found["error"]
+    assert "error" not in inside
+    assert torch.equal(logits(model, batch), expected)
+
+
+def test_a_model_that_is_collected_waits_for_no_thread_that_attaches(base: PreTrainedModel, batch: Batch) -> None:
+    model = new(base, 1).train()
+    model.gradient_checkpointing_enable()
+    model(**batch).loss.backward()
+    calls, is_there, may_go = calls_of(base), Event(), Event()
+
+    def hold() -> None:  # as a thread would that is beginning a call
+        with calls._lock:
+            is_there.set()
+            assert may_go.wait(60)
+
+    with under_way(hold, is_there, may_go):
+        del model
+        gc.collect()  # comes back
+    for _ in range(500):
+        if base.config._attn_implementation == "sdpa":
+            break
+        sleep(0.01)
+    assert base.config._attn_implementation == "sdpa"
+
+
+def test_an_error_in_the_last_call_leaves_nothing_attached(model: PeftModel, base: PreTrainedModel) -> None:
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[10**6]]))
     assert base.config._attn_implementation == "sdpa"

@@ -353,6 +353,13 @@ def test_what_it_does_not_do_is_said(base: PreTrainedModel) -> None:
     for name in ("push_to_hub", "merge_and_unload", "add_adapter"):
         with pytest.raises(AttributeError, match=f"prefixkit's PeftModel has no {name}: "):
             getattr(model, name)
+    model.set_adapter("default")
+    assert model.active_adapters == [model.active_adapter] == ["default"]
+    with pytest.raises(
+        ConfigError, match="adapter_name: expected \"default\", got 'b'; one model holds one prefix here"
+    ):
+        model.set_adapter("b")
+    model.set_input_embeddings(model.get_input_embeddings())
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = model.no_such_thing
     with pytest.raises(ConfigError, match="safe_serialization=False: would write a pickle; leave it out"):

@@ -45,7 +45,13 @@ Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
 _changing = RLock()
 
 
-def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None = None) -> "Handle":
+def attach(
+    model: nn.Module,
+    prefix: Attachable,
+    *,
+    position_offset: int | None = None,
+    guard: Callable[[], object] = lambda: None,
+) -> "Handle":
     """Make a frozen model read a prefix.
 
     Args:
@@ -55,6 +61,8 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
             encoder to train; or None, which leaves the model alone.
         position_offset: for a prefix encoder, the position of the first text token; left out,
             `Geometry.text_position`.
+        guard: called at the start of each forward pass that is about to read something, in the thread that runs it;
+            it may raise to keep a thread out.
 
     Returns:
         A handle: a context manager, or call its `detach`.
@@ -76,7 +84,7 @@ def attach(model: nn.Module, prefix: Attachable, *, position_offset: int | None 
             )
         anatomy = inspect_model(base)
         source, rows = _to_attach(base, anatomy, prefix, position_offset)
-        return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows))
+        return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows, guard))
 
 
 def _to_attach(
@@ -130,18 +138,34 @@ class Handle(AbstractContextManager["Handle"]):
         source, rows = _to_attach(self._model, self._anatomy, prefix, position_offset)
         self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
 
-    def detach(self) -> None:
+    def rest(self) -> None:
+        """Let the model read nothing from now on, as `switch(None)` does, whatever threads are running it.
+
+        For a caller whose guard has let no other thread read: one that did would go on without its prefix.
+        """
+        if self._passes is not None:
+            self._passes.switch(Nothing(self._anatomy.geometry), None)
+
+    def detach(self, *, wait: bool = True) -> None:
         """Restore the model; calling it again does nothing.
 
+        Args:
+            wait: for other threads that are attaching or detaching at this moment.
+
         Raises:
-            InjectionError: another thread is running the model; the prefix stays attached.
+            InjectionError: another thread is running the model, or there is something to wait for; the prefix stays
+                attached.
         """
-        with _changing:
+        if not _changing.acquire(blocking=wait):
+            raise InjectionError("another thread is attaching a prefix or detaching one; call detach() again")
+        try:
             if self._passes is None or not self._restore:
                 return
             _require_alone(self._passes, "detach")
             self._undo()
             self._passes.close()
+        finally:
+            _changing.release()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -102,12 +102,16 @@ def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncode
 
     Raises:
         UnsupportedModelError: the model passes it no gradient.
-        InjectionError: it has another geometry.
+        InjectionError: it has another geometry, or was made under `torch.inference_mode`.
         ConfigError: a position for a model whose text keeps its positions.
     """
     check_differentiable(model)
     if encoder.geometry != anatomy.geometry:
         raise InjectionError("the encoder was made for a model of another geometry")
+    if any(parameter.is_inference() for parameter in encoder.parameters()):
+        raise InjectionError(
+            "the encoder was made under torch.inference_mode(), so no gradient reaches it; make it outside"
+        )
     position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
     return InTraining(encoder, position)
 

@@ -18,7 +18,7 @@ from prefixkit.compat import cache_of, checkpoints_reentrantly, layer_implementa
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
 from prefixkit.injection import encoded
-from prefixkit.injection.attached import Attached, Stamp
+from prefixkit.injection.attached import Attached, Nothing, Stamp
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches, Read
 from prefixkit.injection.positions import text_positions
@@ -32,6 +32,7 @@ class _Whole(local):
     """The bank of all stacks while one module runs both, in the calling thread; and what it was read from.
 
     Attributes:
+        source: what the last forward pass of a stack read from.
         present: what the rows of a stack read in the forward pass under way; None between passes.
         last: the same of the last forward pass, once that is over.
         cache: what the caller gave the stack to fill in the forward pass under way.
@@ -39,6 +40,7 @@ class _Whole(local):
     """
 
     bank: Bank | None = None
+    source: Any = None
     present: Read | None = None
     last: Read | None = None
     cache: Any = None
@@ -54,13 +56,17 @@ class Passes:
         anatomy: its sites.
         source: gives the bank of a forward pass.
         rows: number of rows the bank describes, or None for one prefix shared by all rows.
+        guard: called in each forward pass that is about to read a prefix; it may raise.
 
     Attributes:
         current: the bank of the forward pass under way, which the slots read.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, source: Attached, rows: int | None) -> None:
-        self._model, self._anatomy, self._source, self._rows = model, anatomy, source, rows
+    def __init__(
+        self, model: PreTrainedModel, anatomy: Anatomy, source: Attached, rows: int | None, guard: Callable[[], object]
+    ) -> None:
+        self._model, self._anatomy, self._guard = model, anatomy, guard
+        self._attached = source, rows  # replaced in one go, and read in one go, whatever other threads do
         self.current, self._caches = Current(), Caches()
         self._users, self._generating = Users(), Users()
         self._whole = _Whole()
@@ -75,7 +81,14 @@ class Passes:
 
     def switch(self, source: Attached, rows: int | None) -> None:
         """Read something else from the next forward pass on."""
-        self._source, self._rows = source, rows
+        self._attached = source, rows
+
+    def _read(self) -> tuple[Attached, int | None]:
+        """Return what the calling thread is to read, and how many rows it is for."""
+        source, rows = self._attached
+        if not isinstance(source, Nothing):
+            self._guard()
+        return source, rows
 
     def close(self) -> None:
         """Forget all forward passes; caches that were filled in them grow no longer."""
@@ -89,15 +102,16 @@ class Passes:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # bookkeeping, no arithmetic worth a graph
     def before_pass(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the prefix encoder once for both stacks."""
-        bank = self._source.read()
-        self._whole.bank, self._whole.stamp = bank, self._source.stamp
+        source, _ = self._read()
+        bank = source.read()
+        self._whole.bank, self._whole.stamp = bank, source.stamp
         if not self._generating.has_me():  # it encodes by itself, and repeats rows for beams
             call = inspect.signature(root.forward).bind_partial(*args).arguments | kwargs
-            self._check_encoded(call.get("encoder_outputs"), bank)
+            self._check_encoded(call.get("encoder_outputs"), source, bank)
 
-    def _check_encoded(self, outputs: Any, bank: Bank) -> None:
+    def _check_encoded(self, outputs: Any, source: Attached, bank: Bank) -> None:
         if outputs is not None:
-            token = self._source.token(bank, of_pass=True)
+            token = source.token(bank, of_pass=True)
             encoded.check(outputs, token, needs_mark=self._is_in_encoder(bank))
 
     def _is_in_encoder(self, bank: Bank) -> bool:
@@ -127,17 +141,18 @@ class Passes:
         if inputs is None:  # the stack says what it misses; if it does not, its layers find no bank
             self.current.bank = None
             return None
+        source, rows = self._read()
         bank = self._whole.bank
-        if bank is None or not self._is_whole_current():
-            bank = self._source.read()
+        if bank is None or not self._is_whole_current(source):
+            bank = source.read()
         read = Read(bank)
-        if self._rows is not None:
+        if rows is not None:
             if stack is not self._anatomy.stack and self._generating.has_me():
                 self._check_sources(len(inputs))
-            read = Read(bank, self._entries(len(inputs)))
+            read = Read(bank, self._entries(rows, len(inputs)))
         if cache_of(call) is not None:
-            self._caches.enter(cache_of(call), *self._marks(read))
-        self._whole.present, self._whole.cache = read, cache_of(call)
+            self._caches.enter(cache_of(call), *self._marks(source, read))
+        self._whole.source, self._whole.present, self._whole.cache = source, read, cache_of(call)
         bank = self.current.bank = read.row_by_row()
         if self._anatomy.geometry.moves_text:
             call |= {"position_ids": text_positions(call, bank.offsets, inputs, self._anatomy)}
@@ -152,14 +167,14 @@ class Passes:
             )
         self._whole.sources = batch
 
-    def _is_whole_current(self) -> bool:
+    def _is_whole_current(self, source: Attached) -> bool:
         """Whether the bank of both stacks is of the pass under way, not left by one that Ctrl-C ended."""
-        (one, changes), (other, now) = self._whole.stamp, self._source.stamp
+        (one, changes), (other, now) = self._whole.stamp, source.stamp
         return one is other and changes == now
 
-    def _marks(self, read: Read) -> tuple[Read | None, Read | None]:
+    def _marks(self, source: Attached, read: Read) -> tuple[Read | None, Read | None]:
         """What is written on a cache of the decoder's own text, and on one of the encoder's keys and values."""
-        token = self._source.token(read.bank)
+        token = source.token(read.bank)
         mark = None if token is None else Read(token, read.entries)
         return mark, mark if self._is_in_encoder(read.bank) else None
 
@@ -167,22 +182,21 @@ class Passes:
     def after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Mark the cache that a forward pass returns; called after a failed one too."""
         self._users.leave()
-        read, cache = self._whole.present, self._whole.cache
+        source, read, cache = self._whole.source, self._whole.present, self._whole.cache
         self._whole.present, self._whole.cache, self.current.bank = None, None, None
         self._whole.last = None if read is None else Read(read.bank.detach(), read.entries)
         if read is None:
             return
-        self._caches.leave([cache, output], partial(self._marks, read))
+        self._caches.leave([cache, output], partial(self._marks, source, read))
         if output is not None and stack is not self._anatomy.stack and self._is_in_encoder(read.bank):
-            encoded.mark(output, self._source.token(read.bank, of_pass=True))
+            encoded.mark(output, source.token(read.bank, of_pass=True))
 
-    def _entries(self, batch: int) -> tuple[int, ...]:
+    def _entries(self, rows: int, batch: int) -> tuple[int, ...]:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""
-        assert self._rows is not None
-        repeats, rest = divmod(batch, self._rows)
+        repeats, rest = divmod(batch, rows)
         if rest or repeats == 0 or (repeats > 1 and not self._generating.has_me()):
-            raise _wrong_rows(self._rows, batch)
-        return tuple(row for row in range(self._rows) for _ in range(repeats))
+            raise _wrong_rows(rows, batch)
+        return tuple(row for row in range(rows) for _ in range(repeats))
 
     def generate(self, own: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the model's `generate`, inside which rows may be repeated for beams.
@@ -196,17 +210,18 @@ class Passes:
             InjectionError: the batch has other rows than the prefixes, an encoder's output is not of this prefix, or
                 the settings ask for what cannot be had.
         """
+        source, rows = self._read()
         check_request(self._model, args, kwargs)
         names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
         outputs = kwargs.get("encoder_outputs")
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):
-            if self._rows is not None and isinstance(inputs, Tensor) and len(inputs) != self._rows:
-                raise _wrong_rows(self._rows, len(inputs))
+            if rows is not None and isinstance(inputs, Tensor) and len(inputs) != rows:
+                raise _wrong_rows(rows, len(inputs))
         given = [outputs, *args[:1], *(kwargs.get(name) for name in names)]
-        if self._rows not in (None, 1) and all(each is None for each in given):
-            raise _wrong_rows(self._rows, 1)  # it would begin one text, and repeat it
+        if rows not in (None, 1) and all(each is None for each in given):
+            raise _wrong_rows(rows, 1)  # it would begin one text, and repeat it
         if outputs is not None:
-            self._check_encoded(outputs, self._source.read())
+            self._check_encoded(outputs, source, source.read())
         if not self._generating.has_me():
             self._whole.sources = 0
         with self._users, self._generating:
@@ -215,7 +230,8 @@ class Passes:
             output = own(*args, **kwargs)
         last = self._whole.last
         if last is not None:  # Whisper puts what it returns together anew
-            self._caches.leave(output, partial(self._marks, last), given=kwargs.get("past_key_values"))
+            marks = partial(self._marks, self._whole.source, last)
+            self._caches.leave(output, marks, given=kwargs.get("past_key_values"))
         return output
 
 

@@ -7,10 +7,9 @@ callback of another would wait for ever.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from threading import RLock, get_ident
-from typing import Any
+from threading import RLock, Thread, get_ident
 from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import torch
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel
 
 from prefixkit.errors import InjectionError
 from prefixkit.injection import Handle, attach
-from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import Prefix, PrefixEncoder, PrefixStates
 
 _known: WeakKeyDictionary[PreTrainedModel, "Calls"] = WeakKeyDictionary()
@@ -71,7 +69,6 @@ class Calls:
         self._depths: dict[int, int] = {}  # of calls within calls, by thread
         self._wanted = Wanted(None)
         self._handle: Handle | None = None
-        self._guards: list[Any] = []
         self._owners: WeakSet[nn.Module] = WeakSet()
 
     @contextmanager
@@ -92,7 +89,7 @@ class Calls:
                 self._begin(owner, base, wanted)
             elif not wanted.is_met_by(self._wanted):
                 raise self._busy()
-            self._depths[me] = self._depths.get(me, 0) + 1
+            self._depths[me] = self._depths.get(me, 0) + 1  # from here on the guard lets this thread in
         try:
             yield
         finally:
@@ -103,51 +100,56 @@ class Calls:
                 if not self._depths:
                     self._end(base)
 
-    def detach(self) -> None:
+    def detach(self, *, wait: bool = True) -> None:
         """Leave nothing attached.
 
+        Args:
+            wait: for other threads that are beginning or ending a call, attaching or detaching.
+
         Raises:
-            InjectionError: a call is under way.
+            InjectionError: a call is under way, or there is something to wait for.
         """
-        with self._lock:
+        if not self._lock.acquire(blocking=wait):
+            raise self._busy()
+        try:
             if self._depths:
                 raise self._busy()
             if self._handle is not None:
-                self._handle.detach()
+                self._handle.detach(wait=wait)
                 self._handle = None
-                self._unguard()
+        finally:
+            self._lock.release()
 
     def _begin(self, owner: nn.Module, base: PreTrainedModel, wanted: Wanted) -> None:
-        if self._handle is not None:
-            self._handle.switch(wanted.prefix, position_offset=wanted.position_offset)
-        elif wanted.prefix is not None:
-            self._handle = attach(base, wanted.prefix, position_offset=wanted.position_offset)
-        self._wanted = wanted
         if owner not in self._owners:
             self._owners.add(owner)
             finalize(owner, self._forget)  # the base model may outlive it
-        if wanted.prefix is not None and not self._guards:
-            stacks = inspect_model(base).stacks
-            self._guards = [stack.register_forward_pre_hook(self._refuse_others, prepend=True) for stack in stacks]
+        offset = wanted.position_offset
+        if self._handle is not None:
+            self._handle.switch(wanted.prefix, position_offset=offset)
+        elif wanted.prefix is not None:
+            self._handle = attach(base, wanted.prefix, position_offset=offset, guard=self._refuse_others)
+        self._wanted = wanted
 
     def _end(self, base: PreTrainedModel) -> None:
-        if self._handle is not None:
-            self._handle.switch(None)
-            if not base.is_activation_checkpointing:  # its layers may run again, in a backward pass
-                self._handle.detach()
-                self._handle = None
         self._wanted = Wanted(None)
-        self._unguard()  # only now: if something stays attached, nobody reads it unasked
-
-    def _unguard(self) -> None:
-        while self._guards:
-            self._guards.pop().remove()
+        if self._handle is not None:
+            self._handle.rest()
+            if not base.is_activation_checkpointing:  # its layers may run again, in a backward pass
+                with suppress(InjectionError):  # a thread that is being refused is still in: the next call takes it off
+                    self._handle.detach()
+                    self._handle = None
 
     def _forget(self) -> None:
-        if not any(True for _ in self._owners):
-            self.detach()
+        """Take off what the last owner left, in whatever thread collects garbage: it may hold any lock, so wait not."""
+        if any(True for _ in self._owners):
+            return
+        try:
+            self.detach(wait=False)
+        except InjectionError:
+            Thread(target=self.detach, daemon=True).start()
 
-    def _refuse_others(self, stack: nn.Module, args: tuple[Any, ...]) -> None:
+    def _refuse_others(self) -> None:
         if get_ident() not in self._depths:
             raise InjectionError(
                 "another thread is running this base model with a prefix; join it first, or call a copy of the model"

@@ -16,7 +16,6 @@ _BATCHING = "continuous batching reads no prefix; call generate"
 _ELSEWHERE = {
     "add_adapter": _ONE_PREFIX,
     "load_adapter": _ONE_PREFIX,
-    "set_adapter": _ONE_PREFIX,
     "delete_adapter": _ONE_PREFIX,
     "merge_adapter": "a prefix cannot be merged into weights",
     "merge_and_unload": "a prefix cannot be merged into weights",
@@ -30,8 +29,8 @@ _RUN_NOTHING = frozenset({
     "add_model_tags", "can_generate", "compute_transition_scores",
     "disable_input_require_grads", "enable_input_require_grads", "get_input_embeddings", "get_memory_footprint",
     "get_output_embeddings", "loss_function", "num_parameters",
-    "prepare_decoder_input_ids_from_labels", "resize_token_embeddings", "set_attn_implementation", "tie_weights",
-    "warn_if_padding_and_no_attention_mask",
+    "prepare_decoder_input_ids_from_labels", "resize_token_embeddings", "set_attn_implementation",
+    "set_input_embeddings", "set_output_embeddings", "tie_weights", "warn_if_padding_and_no_attention_mask",
 })  # fmt: skip
 
 

@@ -219,6 +219,20 @@ class PeftModel(nn.Module):
         finally:
             _disabled.reset(token)
 
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of what is active: the one prefix."""
+        return [self.active_adapter]
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Do nothing: there is one prefix, and it is active.
+
+        Raises:
+            ConfigError: another name than ``"default"``.
+        """
+        if adapter_name != "default":
+            raise ConfigError(one_prefix(adapter_name))
+
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many numbers are trained, and how many there are."""
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
