@@ -1,8 +1,6 @@
 """A run on an encoder-decoder, from pairs to scores, through the same commands."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from prefixkit.lab.run import load_run_base, train_run
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.specials import opening_ids
 from prefixkit.prefix import Prefix
+from processes import prefixkit
 
 NAMES = ["film", "story", "plot", "cast", "music", "score", "actor", "scene"]
 
@@ -122,16 +121,11 @@ def test_the_shipped_recipe_trains_on_rows_of_its_columns(model_dir: Path, tmp_p
     assert "instruction.heldout_nll" in read_json(run.folder / "scores.json")
 
 
-def prefixkit(*arguments: str) -> str:
-    command = [sys.executable, "-m", "prefixkit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
 def test_generate_answers_through_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
     run = train_run(recipe, tmp_path / "run", report=quiet)
     asked = ["generate", str(run.folder), "-p", "film : plot", "--temperature", "0"]
-    told = prefixkit(*asked, "--base")
-    lines = [json.loads(line) for line in prefixkit(*asked, "-n", "2", "--json").splitlines()]
+    told = prefixkit(*asked, "--base").stdout
+    lines = [json.loads(line) for line in prefixkit(*asked, "-n", "2", "--json").stdout.splitlines()]
     assert [line["prompt"] for line in lines] == ["film : plot"] * 2
     assert lines[0]["text"] == lines[1]["text"]
     assert f"film : plot\n{lines[0]['text']}" in told
@@ -139,7 +133,7 @@ def test_generate_answers_through_the_command_line(recipe: Recipe, tmp_path: Pat
 
 def test_a_run_is_diagnosed_in_every_placement(recipe: Recipe, tmp_path: Path) -> None:
     run = train_run(recipe, tmp_path / "run", report=quiet)
-    told = prefixkit("diagnose", str(run.folder), "--rows", "5")
+    told = prefixkit("diagnose", str(run.folder), "--rows", "5").stdout
     found = read_diagnosis(run.folder / "diagnosis.json")
     base, prefix, _ = load_run_base(run.folder)
     texts = heldout_texts(recipe.data, base.tokenizer, max_tokens=64, count=5, start=base.start_token_id)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.run import evaluate_run, load_run_base, train_run
 from prefixkit.prefix import HeadKind, Prefix
+from processes import prefixkit
 
 GOOD, BAD = ["great", "wonderful", "excellent", "superb"], ["awful", "terrible", "boring", "dull"]
 PLAIN = "the film was a story with an actor and it is movie about people".split()
@@ -123,7 +122,7 @@ def test_a_run_learns_to_tag_words(bert_dir: Path, tmp_path: Path) -> None:
     assert run.prefix.head.labels == ("B-BAD", "B-GOOD", "O")
     line = json.loads((run.folder / "predictions.jsonl").read_text().splitlines()[0])
     pairs = zip(line["text"].split(), line["predicted"], strict=True)
-    assert call("classify", str(run.folder), line["text"]).stdout.split() == [
+    assert prefixkit("classify", str(run.folder), line["text"]).stdout.split() == [
         f"{word}/{label}" for word, label in pairs
     ]
     assert line["words"] == line["text"].split()
@@ -151,28 +150,23 @@ def test_a_finished_run_is_measured_again_and_resumed(bert_dir: Path, tmp_path: 
         train_run(other, run.folder, resume=True, report=quiet)
 
 
-def call(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prefixkit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, input=text, timeout=120)
-
-
 def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) -> None:
     recipe = make_recipe(bert_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes", train={"steps": 40})
     run = train_run(recipe, tmp_path / "run", report=quiet)
     folder = str(run.folder)
-    lines = [json.loads(line) for line in call("classify", folder, "--json", text="great film\n\nawful film\n")
+    lines = [json.loads(line) for line in prefixkit("classify", folder, "--json", given=b"great film\n\nawful film\n")
              .stdout.splitlines()]  # fmt: skip
     assert [line["text"] for line in lines] == ["great film", "awful film"]
     assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in lines)
-    assert "head                   sequence, 2 labels: a, b" in call("show", folder).stdout
-    again = call("train", str(run.folder / "recipe.yaml"), "--resume", "--out", folder)
+    assert "head                   sequence, 2 labels: a, b" in prefixkit("show", folder).stdout
+    again = prefixkit("train", str(run.folder / "recipe.yaml"), "--resume", "--out", folder)
     assert f"{run.scores['accuracy']:.3f}" in again.stdout
     refused = {
         ("generate", folder): "this prefix learned labels, and writes no text; see `prefixkit classify`",
         ("export", "peft", folder, str(tmp_path / "out")): "PEFT's format cannot say a classification head",
     }
     for arguments, message in refused.items():
-        done = call(*arguments)
+        done = prefixkit(*arguments)
         assert done.returncode == 1
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
@@ -186,7 +180,7 @@ def test_a_run_that_learned_labels_is_diagnosed(
     base_dir = bert_dir if kind == "bert" else tiny_llama_dir
     source = write_rows(tmp_path / "rows.jsonl", tags=form == "tags")
     run = train_run(make_recipe(base_dir, source, form, train={"steps": 4}), tmp_path / "run", report=quiet)
-    told = call("diagnose", str(run.folder), "--rows", "6")
+    told = prefixkit("diagnose", str(run.folder), "--rows", "6")
     assert told.returncode == 0, told.stderr
     found = read_diagnosis(run.folder / "diagnosis.json")
     (place,) = found.placements
@@ -223,22 +217,21 @@ def test_what_cannot_be_read_from_stdin_is_said_in_one_line(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tags=False)
     run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
-    command = [sys.executable, "-m", "prefixkit", "classify", str(run.folder)]
-    done = subprocess.run(command, capture_output=True, check=False, input=given, timeout=120)
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode().strip() == f"error: {message}"
+    done = prefixkit("classify", str(run.folder), given=given)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip() == f"error: {message}"
 
 
 def test_lines_end_where_people_end_them(bert_dir: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", tags=False)
     run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
-    out = call("classify", str(run.folder), "--json", text="great\u2028film\r\nawful\x0cfilm\n").stdout
+    out = prefixkit("classify", str(run.folder), "--json", given="great\u2028film\r\nawful\x0cfilm\n".encode()).stdout
     assert [json.loads(line)["text"] for line in out.split("\n") if line] == ["great\u2028film", "awful\x0cfilm"]
 
 
 def test_a_prefix_that_learned_text_is_not_asked_for_labels(recipe: Recipe, tmp_path: Path) -> None:
     run = train_run(recipe, tmp_path / "run", report=quiet)
-    done = call("classify", str(run.folder), "the film")
+    done = prefixkit("classify", str(run.folder), "the film")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("this prefix learned text, and has no head; see `prefixkit generate`")
 

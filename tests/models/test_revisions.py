@@ -1,15 +1,17 @@
 """A hub model is loaded at one commit, and the commit is kept; a hub's cache on disk stands in for the hub."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
+import processes
+from prefixkit.cli.main import main
 from prefixkit.errors import ModelError
 from prefixkit.export import to_peft
 from prefixkit.models import load_base_model
@@ -34,6 +36,12 @@ def hub(tmp_path: Path, tiny_llama_dir: Path, make_tiny_llama: Any, monkeypatch:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
+
+
+def main_at_hub() -> None:
+    """Run the command line with the environment's cache, which huggingface_hub looks up when it is imported."""
+    huggingface_hub.constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
+    main()
 
 
 @pytest.mark.parametrize(("asked", "commit", "licence"), [(None, FIRST, "unknown"), ("v2", SECOND, "mit"),
@@ -61,8 +69,7 @@ def test_a_prefix_imported_at_a_revision_is_used_at_it(hub: Path, tmp_path: Path
     to_peft(Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=card), tmp_path / "checkpoint", model)
 
     def prefixkit(*arguments: str) -> str:
-        command = [sys.executable, "-m", "prefixkit", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+        done = processes.run(main_at_hub, *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

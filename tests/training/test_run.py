@@ -2,15 +2,15 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
 
+import processes
 from prefixkit.config import Recipe, dump_recipe
 from prefixkit.errors import DivergedError, TrainingError
 from prefixkit.models.fingerprint import weights_hash
@@ -18,6 +18,7 @@ from prefixkit.prefix import Head, PrefixStates
 from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix, trainer
 from prefixkit.training.checkpoint import read_own
 from prefixkit.training.monitor import Monitor
+from training import kill_me
 
 Load = Callable[[Recipe], Any]
 Make = Callable[..., Recipe]
@@ -96,11 +97,9 @@ def test_gradient_checkpointing_trains_the_same_prefix_and_is_taken_off_again(
     assert_close_and_moved(results[0], results[1], base, recipe, data)
 
 
-def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> subprocess.CompletedProcess[str]:
+def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> CompletedProcess[str]:
     """Train in a process of its own, see kill_me.py."""
-    script = str(Path(__file__).parent / "kill_me.py")
-    command = [sys.executable, script, str(recipe), str(folder), str(last), *map(str, fail_at)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return processes.run(kill_me.main, str(recipe), str(folder), str(last), *map(str, fail_at))
 
 
 LABELS = {"batch_size": 5}
