@@ -14,13 +14,15 @@ _ATTRIBUTE = "_prefixkit_encoded_under"
 
 
 def mark(output: Any, token: Bank | None) -> None:
-    """Write on an encoder's output under which prefix it was computed: on its tensor, so on none of other rows.
+    """Write on an encoder's output under which prefix it was computed.
 
     Args:
         output: what the encoder returned; its first entry is the last hidden state.
         token: tells prefixes apart, as for caches.
     """
-    setattr(output[0], _ATTRIBUTE, token)
+    for marked in (output, output[0]):  # either may be handed on without the other; `generate` puts repeated rows in it
+        if not isinstance(marked, tuple):
+            setattr(marked, _ATTRIBUTE, token)
 
 
 def check(outputs: Any, token: Bank | None, *, needs_mark: bool) -> None:
@@ -32,12 +34,14 @@ def check(outputs: Any, token: Bank | None, *, needs_mark: bool) -> None:
         needs_mark: that prefix has virtual tokens in the encoder, so an output without a mark is another's too.
 
     Raises:
-        InjectionError: it was.
+        InjectionError: it was, or its rows may stand in another order than their prefixes.
     """
-    marked: Bank | None = getattr(outputs[0], _ATTRIBUTE, None)
+    on_states: Bank | None = getattr(outputs[0], _ATTRIBUTE, None)
+    marked = on_states or getattr(outputs, _ATTRIBUTE, None)
     if marked is None and not needs_mark:
         return
-    if marked is None or token is None or not marked.equals(token):
+    has_other_rows = on_states is None and marked is not None and len(marked) > 1
+    if marked is None or token is None or has_other_rows or not marked.equals(token):
         raise InjectionError(
             "encoder_outputs were computed without the prefix that is attached; compute them inside attach(), "
             "or give the model what its encoder is to read"
