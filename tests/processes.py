@@ -12,9 +12,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import MappingProxyType
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["prefixkit.cli.main", "prefixkit.lab.run", "prefixkit.lab.report", "training.kill_me"])
+_context.set_forkserver_preload(
+    ["prefixkit.cli.main", "prefixkit.lab.run", "prefixkit.lab.report", "training.kill_me", "training.share"]
+)
 
 
 def prefixkit(*arguments: str, cwd: Path | None = None, given: bytes = b"") -> "CompletedProcess[str]":
@@ -31,7 +34,12 @@ def prefixkit(*arguments: str, cwd: Path | None = None, given: bytes = b"") -> "
 
 
 def run(
-    main: Callable[[], object], *arguments: str, cwd: Path | None = None, given: bytes = b"", seconds: float = 120
+    main: Callable[[], object],
+    *arguments: str,
+    cwd: Path | None = None,
+    given: bytes = b"",
+    environ: Mapping[str, str] = MappingProxyType({}),
+    seconds: float = 120,
 ) -> "CompletedProcess[str]":
     """Run a function without arguments as a program.
 
@@ -40,12 +48,15 @@ def run(
         arguments: what stands behind the program's name in `sys.argv`.
         cwd: the folder to run it in; the present one if left out.
         given: what it reads on stdin.
+        environ: what its environment has beside the present one.
         seconds: how long it may take.
     """
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("in", "out", "err")]
         streams[0].write_bytes(given)
-        process = _context.Process(target=_enter, args=(main, arguments, cwd or Path.cwd(), streams, dict(os.environ)))
+        process = _context.Process(
+            target=_enter, args=(main, arguments, cwd or Path.cwd(), streams, os.environ | environ)
+        )
         process.start()
         process.join(seconds)
         if process.exitcode is None:

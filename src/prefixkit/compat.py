@@ -218,6 +218,15 @@ def checkpoints_reentrantly(stack: nn.Module) -> bool:
     return False
 
 
+def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
+    """Keep parameters and buffers out of what torch's DDP sends to all processes when it wraps a module.
+
+    Frozen weights are the same everywhere already; sent, they would be written to, and no longer be shared by what has
+    them mapped into memory.
+    """
+    module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
+
+
 def refusal_of_tracker(name: str) -> str | None:
     """Say why transformers' Trainer cannot report to a tracker, such as ``wandb``; None if it can."""
     from transformers.integrations.integration_utils import (

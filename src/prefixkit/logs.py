@@ -13,11 +13,16 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def configure(*, debug: bool = False) -> None:
-    """Send prefixkit's log to stderr; called by the command line only."""
+def configure(*, debug: bool = False, quiet: bool = False) -> None:
+    """Send prefixkit's log to stderr; called by the command line only.
+
+    Args:
+        debug: with everything, and where it comes from.
+        quiet: warnings alone.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
     logger = logging.getLogger("prefixkit")
     logger.handlers = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     logger.propagate = False

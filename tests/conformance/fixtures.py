@@ -25,6 +25,7 @@ KINDS = {
     "encoder_decoder": list(ENCODER_DECODERS),
     "core_encoder_decoder": ["t5", "bart", "whisper"],
     "encoder": list(ENCODERS),
+    "core_encoder": ["bert", "modernbert"],
 }
 
 
@@ -34,6 +35,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         marked = any(fixture in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
         if fixture in metafunc.fixturenames and not marked:
             metafunc.parametrize(fixture, names)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make test-all` what is marked ``every_family`` and runs over a family off the core.
+
+    Keywords of the mark name a case that is tried for every family by default: ``every_family(padded="left")``.
+    """
+    core = {*CORE, *KINDS["core_encoder_decoder"], *KINDS["core_encoder"]}
+    for item in items:
+        mark, call = item.get_closest_marker("every_family"), getattr(item, "callspec", None)
+        if mark is None or call is None:
+            continue
+        family = next(call.params[name] for name in ("any_family", "encoder_decoder", "encoder") if name in call.params)
+        kept = mark.kwargs and all(call.params[name] == value for name, value in mark.kwargs.items())
+        if family not in core and not kept:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

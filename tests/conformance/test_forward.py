@@ -38,6 +38,7 @@ def expected_with_gradients(make_model, make_states, make_ids):
     return compute
 
 
+@pytest.mark.every_family(padded="left")
 @pytest.mark.cell("forward")
 @pytest.mark.parametrize("padded", PADDINGS)
 @pytest.mark.parametrize(("any_family", "attention"), ATTENTIONS)
@@ -58,6 +59,7 @@ def test_logits_and_gradients_equal_the_loops(
     cell.exact(parts, list(gradients))
 
 
+@pytest.mark.every_family(padded="left")
 @pytest.mark.cell("mixed")
 @pytest.mark.parametrize("padded", PADDINGS)
 def test_every_row_of_a_mixed_batch_reads_its_own_prefix(any_family, padded, cell, scene):

@@ -26,18 +26,21 @@ def test_greedy(cell, scene):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("no-cache")
 def test_without_a_cache(cell, scene):
     check_greedy(cell, scene, generate(scene, use_cache=False, **LOGITS))
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("static")
 def test_with_a_static_cache(cell, scene):
     check_greedy(cell, scene, generate(scene, cache_implementation="static", **LOGITS))
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("chunked")
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_with_a_prompt_read_in_chunks(cell, chunk, scene):
@@ -45,6 +48,7 @@ def test_with_a_prompt_read_in_chunks(cell, chunk, scene):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("embeds")
 def test_from_embeddings(cell, scene):
     embeds = scene.model.get_input_embeddings()(scene.ids)
@@ -58,6 +62,7 @@ def test_from_embeddings(cell, scene):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("continued")
 @pytest.mark.parametrize("copied", [False, True])
 def test_going_on_from_a_returned_cache(cell, copied, scene):
@@ -73,6 +78,7 @@ def test_going_on_from_a_returned_cache(cell, copied, scene):
     check_greedy(cell, scene, second)
 
 
+@pytest.mark.every_family
 @pytest.mark.cell("beams")
 @pytest.mark.parametrize("returned", [pytest.param(1, marks=slow), 3])
 def test_beams(cell, returned, scene):
@@ -98,6 +104,7 @@ def check_scores(cell, scene, row, continuations, scores):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("beam-sampling")
 def test_beam_sampling(cell, scene):
     with torch.random.fork_rng():
@@ -110,6 +117,7 @@ def test_beam_sampling(cell, scene):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("sampling")
 @pytest.mark.parametrize("returned", [1, 2])
 def test_sampling(cell, returned, scene):
@@ -122,6 +130,7 @@ def test_sampling(cell, returned, scene):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("assisted")
 @pytest.mark.parametrize("assistant", ["another model", "itself"])
 def test_assisted(cell, assistant, any_family, scene):
@@ -130,6 +139,7 @@ def test_assisted(cell, assistant, any_family, scene):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("lookup")
 def test_prompt_lookup(cell, scene):
     repeated = Scene(scene.family, scene.model, scene.rows, scene.ids[:, [0, 1, 2, 0, 1, 2, 0, 1, 2]], scene.mask)
@@ -148,6 +158,7 @@ def check_one_row(cell, scene, **settings):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("guidance")
 def test_guidance_reads_the_prefix_on_both_sides(cell, scene, make_ids):
     negative = make_ids(3, 4, seed=7)
@@ -166,6 +177,7 @@ def test_guidance_reads_the_prefix_on_both_sides(cell, scene, make_ids):
 
 
 @slow
+@pytest.mark.every_family
 @pytest.mark.cell("quantised")
 def test_with_a_quantised_cache(cell, scene, make_prefix):
     """A quantised cache is not exact by itself: the loops read the same one, under prefixes that move no position."""

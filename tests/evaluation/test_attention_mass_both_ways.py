@@ -107,6 +107,7 @@ def check_causal(found, prefix, alone):
             close(site.uniform_by_length[n], p / (p + n + 1))
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("gated", [False, True])
 def test_an_encoder_is_read_at_every_length(encoder, gated, make_prefix, around):
     model = build(ENCODERS[encoder], AutoModel)
@@ -129,6 +130,7 @@ def columns_of(model, prefix, examples):
     ]  # fmt: skip
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("gated", [False, True])
 def test_an_encoder_decoder_is_read_at_every_length(encoder_decoder, gated, make_prefix, around):
     if encoder_decoder == "whisper":  # it hears; see below

@@ -99,6 +99,7 @@ def check(model: PreTrainedModel, rows: list[Any], readings: list[Reading], call
                     assert float(norms[b, t]) == pytest.approx(sum(lengths) / len(lengths), abs=1e-6)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("gated", [False, True])
 def test_shares_equal_a_slow_loop_in_every_family(make_model, make_prefix, make_ids, any_family, gated):
     for attention in FAMILIES[any_family].attentions:
@@ -159,6 +160,7 @@ def padded(source: dict[str, Tensor]) -> dict[str, Tensor]:
     return source | {"attention_mask": mask}
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_all_attentions_of_an_encoder_decoder_are_told(encoder_decoder, attention, gated, make_prefix, make_ids):
@@ -170,6 +172,7 @@ def test_all_attentions_of_an_encoder_decoder_are_told(encoder_decoder, attentio
         check_family(model, prefix, inputs)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_all_layers_of_an_encoder_are_told(encoder, attention, gated, make_prefix, make_ids):

@@ -56,8 +56,9 @@ def options(
 ) -> None:
     """Options before the command."""
     from prefixkit.logs import configure
+    from prefixkit.processes import is_first
 
-    configure(debug=debug)
+    configure(debug=debug, quiet=not is_first())
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from prefixkit.lab.run import Report, Run
 from prefixkit.logs import talk
+from prefixkit.processes import is_first
 
 #: Measure, what it says, digits.
 _ROWS = (
@@ -37,7 +38,8 @@ def progress() -> Iterator[Report]:
     """Yield a function that draws progress bars on stderr; silent where stderr is no terminal."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"), console=talk, transient=False, disable=not talk.is_terminal,
+        TextColumn("{task.fields[words]}"), console=talk, transient=False,
+        disable=not (talk.is_terminal and is_first()),
     )  # fmt: skip
     tasks: dict[str, TaskID] = {}
 

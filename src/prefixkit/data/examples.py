@@ -7,7 +7,7 @@ it is the text's own first token, which is then read but not learned.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +50,10 @@ class Example:
     labels: Ids
     source_ids: Ids | None = None
     words: tuple[str, ...] = ()
+
+    def without_loss(self) -> "Example":
+        """Return the example with nothing to predict."""
+        return replace(self, labels=(NO_LOSS,) * len(self.labels))
 
     @property
     def num_tokens(self) -> int:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from prefixkit import processes
 from prefixkit.config import Recipe, validate_recipe
 from prefixkit.data import PreparedData, prepare
-from prefixkit.errors import ArtefactError, TrainingError
+from prefixkit.errors import ArtefactError, ConfigError, TrainingError
 from prefixkit.evaluation import (
     check_context,
     evaluate,
@@ -25,6 +26,7 @@ from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.folder import (
     PREDICTIONS,
     RECIPE,
+    REPORT,
     RUN,
     SAMPLES,
     SCORES,
@@ -68,7 +70,7 @@ class Run:
 
 
 def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False, report: Report) -> Run:
-    """Run a recipe.
+    """Run a recipe; in several processes at once if `torchrun` or `accelerate launch` started them.
 
     Args:
         recipe: what to run.
@@ -81,6 +83,7 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
         PrefixkitError: with one line that says what is wrong; what was saved before stays.
         KeyboardInterrupt: Ctrl-C; go on with `resume`.
     """
+    processes.join()
     check_run(folder, recipe, resume=resume, overwrite=overwrite)
     if resume and _is_measured(folder, recipe):
         log.info("%s is finished already", folder)
@@ -88,11 +91,16 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
     check_trackers(recipe.train.report_to)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     base, data = _load(recipe)
-    open_run(folder, recipe, overwrite=overwrite)  # only now: what cannot be loaded costs no run
+    _check_alike(base, data)
+    if processes.is_first():
+        open_run(folder, recipe, overwrite=overwrite)  # only now: what cannot be loaded costs no run
+    processes.wait()
     _check_unchanged(folder, base, data)
     if "content_hash" not in read_record(folder / RUN):
         _train(recipe, folder, base, data, report)
-    _measure(recipe, folder, base, data, report)
+    if processes.is_first():
+        _measure(recipe, folder, base, data, report)
+    processes.wait()
     return _finished(folder)
 
 
@@ -103,6 +111,8 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
         ArtefactError: the run is not trained to its end.
         TrainingError: the data or the base model are no longer those it was trained on.
     """
+    if processes.count() > 1:
+        raise ConfigError("measuring a run takes one process; start it without torchrun or accelerate launch")
     Prefix.load(folder)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     base, data = _load(recipe)
@@ -160,7 +170,10 @@ def _recipe_of(folder: Path, prefix: Prefix) -> Recipe:
 
 def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
     before = weights_hash(base.model)
-    write_json(folder / RUN, {"name": recipe.name, "data_hash": data.hash, "base_weights_hash": {"before": before}})
+    processes.wait()  # each has looked whether there is a record already
+    if processes.is_first():
+        started = {"name": recipe.name, "data_hash": data.hash, "base_weights_hash": {"before": before}}
+        write_json(folder / RUN, started)
     card = BaseCard(id=base.id, revision=base.revision, fingerprint=fingerprint(base.model))
 
     def measure(states: PrefixStates, head: Head | None) -> float:
@@ -181,6 +194,14 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
     after = weights_hash(base.model)
     if after != before:
         raise TrainingError("the base model's weights changed during training; this is a bug, nothing was saved")
+    if processes.is_first():
+        _save(recipe, folder, base, data, outcome, card, before)
+
+
+def _save(
+    recipe: Recipe, folder: Path, base: Base, data: PreparedData, outcome: Outcome, card: BaseCard, weights: str
+) -> None:
+    """Write the artefact, the encoder to train on from, and the record."""
     machine = describe_machine()
     training = TrainingCard(
         recipe=recipe.model_dump(mode="json"),
@@ -188,7 +209,7 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         steps=outcome.steps,
         data_hash=data.hash,
         trained_parameters=outcome.trained_parameters,
-        base_weights_hash=before,
+        base_weights_hash=weights,
         versions=machine.versions,
     )
     licence = recipe.licence or base.licence
@@ -200,7 +221,19 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         path.write_bytes(save(outcome.encoder.state_dict()))
     prefix = prefix.save(folder)
     record = _record(recipe, base, data, outcome, prefix)
-    write_json(folder / RUN, record | {"base_weights_hash": {"before": before, "after": after}})
+    write_json(folder / RUN, record | {"base_weights_hash": {"before": weights, "after": weights}})
+
+
+def _check_alike(base: Base, data: PreparedData) -> None:
+    """All processes must have loaded the same."""
+    if processes.count() > 1:
+        mine = data.hash, weights_hash(base.model)
+        alike = mine == processes.from_first(mine)
+        (others,) = processes.totals(not alike)
+        if others:
+            raise TrainingError(
+                "the processes of this run loaded different data or base models; give all the same files"
+            )
 
 
 def _check_unchanged(folder: Path, base: Base, data: PreparedData) -> None:
@@ -243,6 +276,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "data_counts": asdict(data.counts),
         "machine": asdict(machine),
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "versions": machine.versions,
         "content_hash": prefix.card.content_hash,
     }  # fmt: skip
@@ -283,4 +317,5 @@ def _is_measured(folder: Path, recipe: Recipe) -> bool:
 
 def _finished(folder: Path) -> Run:
     scores = {k: v for k, v in read_record(folder / SCORES).items() if isinstance(v, int | float)}
-    return Run(folder, Prefix.load(folder), scores, write_report(folder))
+    report = write_report(folder) if processes.is_first() else folder / REPORT
+    return Run(folder, Prefix.load(folder), scores, report)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from prefixkit import processes
 from prefixkit.config import Dtype
 from prefixkit.errors import ConfigError, did_you_mean
 from prefixkit.logs import get_logger
@@ -92,7 +93,7 @@ def choose_threads(requested: int | None = None) -> int:
     """Return how many threads to compute with.
 
     The physical cores this process may use, by its affinity and by the quota of its control group: a second
-    thread on a core, or a thread without a core, slows matrix products down.
+    thread on a core, or a thread without a core, slows matrix products down. Processes of one run share them.
 
     Args:
         requested: taken if given, but never more than that.
@@ -102,7 +103,7 @@ def choose_threads(requested: int | None = None) -> int:
     """
     if requested is not None and requested < 1:
         raise ConfigError(f"train.threads: expected at least 1, got {requested}")
-    usable = usable_cores()
+    usable = max(1, usable_cores() // processes.count_here())
     return usable if requested is None else min(requested, usable)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefixkit import processes
 from prefixkit.errors import DivergedError
 from prefixkit.files import write_text
 from prefixkit.logs import get_logger
@@ -69,7 +70,9 @@ class HeldOut(TrainerCallback):
 
     def _look(self, step: int) -> None:
         head = None if self._model.head is None else self._model.head.materialise()
-        self.latest = self._measure(self._model.encoder.materialise(), head)
+        loss = self._measure(self._model.encoder.materialise(), head) if processes.is_first() else None
+        self.latest = processes.from_first(loss)
+        assert self.latest is not None
         if not math.isfinite(self.latest):
             raise DivergedError(f"step {step}: held-out loss is {self.latest}; lower train.learning_rate")
         if self.progress.best_loss is None or self.latest < self.progress.best_loss:
@@ -99,7 +102,8 @@ class Metrics(TrainerCallback):
     ) -> None:
         """Cut the file back to the step the run starts from."""
         kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step and state.global_step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        if processes.is_first():
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         if kept:
             self.tokens, self.seconds = kept[-1]["tokens"], kept[-1]["seconds"]
         else:
@@ -134,6 +138,8 @@ class Metrics(TrainerCallback):
         self._report(state.global_step, state.max_steps, message)
 
     def _append(self, line: dict[str, Any]) -> None:
+        if not processes.is_first():
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -150,14 +156,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class StopAfterStep(TrainerCallback):
-    """Turns Ctrl-C into a checkpoint and an orderly end after the present step."""
+    """Turns Ctrl-C into a checkpoint and an orderly end after the present step.
+
+    Attributes:
+        asked: this process was interrupted.
+        is_due: one of all processes was, before they took the present step.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.is_due = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop, if asked to."""
-        if self.asked:
+        if self.is_due:
             control.should_save = True
             control.should_training_stop = True
 

@@ -56,10 +56,8 @@ def checkpoint_folder(run: Path) -> Path:
 
 
 def staging(folder: Path) -> Path:
-    """Return the folder a checkpoint is written to before it is whole; what was left there is removed."""
-    path = folder / _STAGING
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+    """Return the folder a checkpoint is written to before it is whole."""
+    return folder / _STAGING
 
 
 def publish(staged: Path, folder: Path, keep: int) -> Path:

@@ -130,8 +130,8 @@ def labelling_loss(
         labels: the number of a class where there is one, `NO_LOSS` elsewhere.
     """
     hidden, scored = last_hidden_state(model, batch), labels != NO_LOSS
-    if head.pooling is Pooling.MEAN:  # one label per row
-        states = mean_state(hidden, batch["attention_mask"], head.weight.dtype)  # [b, e]
+    if head.pooling is Pooling.MEAN:  # one label per row, or none
+        states = mean_state(hidden, batch["attention_mask"], head.weight.dtype)[scored.any(dim=1)]  # [k, e]
     else:
         states = hidden[scored]  # [k, e]
     return nn.functional.cross_entropy(head(states), labels[scored], reduction="sum")

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.compat import leave_out_of_ddp
 from prefixkit.data import NO_LOSS
 from prefixkit.injection import attach
 from prefixkit.models.weights import input_device, is_offloaded
@@ -48,6 +49,7 @@ class PrefixModel(nn.Module):
             # Under this name transformers' Trainer and accelerate look for models they must not move.
             self.hf_device_map = {f"base.{name}": place for name, place in placed.items()}
             self.hf_device_map |= {name: str(input_device(base)) for name in ("encoder", "head")}
+        leave_out_of_ddp(self, [f"base.{name}" for name, _ in (*base.named_parameters(), *base.named_buffers())])
         self._is_recomputing = False
         self._handle = attach(base, encoder, position_offset=position_offset)
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
 
+from prefixkit import processes
 from prefixkit.compat import refusal_of_tracker
 from prefixkit.config import OnDivergence, Recipe, TrainConfig
-from prefixkit.data import Collator, Example, LengthGroupedSampler
+from prefixkit.data import Collator, Example, LengthGroupedSampler, Shares
 from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
@@ -147,21 +148,22 @@ def _run_once(
     stop = StopAfterStep()
     trainer = PrefixTrainer(
         model,
-        sampler=_sampler(examples, config),
+        batches=Shares(_order(examples, config), share=processes.rank(), of=processes.count()),
         heldout=heldout,
         metrics=metrics,
         monitor=Monitor(config.divergence.loss_ratio, config.divergence.norm_ratio, config.max_grad_norm),
+        stop=stop,
         learning_rate=rate,
         head_rate=recipe.head.learning_rate * slower,
         args=_arguments(config, checkpoint_folder(folder), rate, base),
-        train_dataset=list(examples),
+        train_dataset=[*examples, examples[0].without_loss()],  # the last one is `Shares.IDLE`
         data_collator=Collator(base.tokenizer.pad_token_id),
         callbacks=[heldout, metrics, stop],
     )
     trainer.remove_callback(PrinterCallback)  # stdout is data
     with stop.listening():
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    if stop.asked and not _is_over(trainer.state.global_step, progress, config):
+    if stop.is_due and not _is_over(trainer.state.global_step, progress, config):
         raise KeyboardInterrupt
     assert heldout.best is not None
     return _outcome(model, heldout.best, progress, trainer.state.global_step, folder)
@@ -201,7 +203,7 @@ def _roll_back(error: DivergedError, progress: Progress, config: TrainConfig, fo
     return Progress(rollbacks=rollbacks)
 
 
-def _sampler(examples: Sequence[Example], config: TrainConfig) -> LengthGroupedSampler:
+def _order(examples: Sequence[Example], config: TrainConfig) -> LengthGroupedSampler:
     return LengthGroupedSampler(
         [example.num_tokens for example in examples],
         batch_size=config.batch_size,
@@ -228,6 +230,8 @@ def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> Tr
         bf16=config.autocast,
         activation_checkpointing=config.gradient_checkpointing,
         use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and processes.count() > 1 else None,
+        ddp_find_unused_parameters=False,
         save_strategy="steps",
         save_steps=config.checkpoint_every,
         save_total_limit=config.keep_checkpoints,

@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import Trainer
 
-from prefixkit.data import NO_LOSS
+from prefixkit import processes
+from prefixkit.data import NO_LOSS, Batches, Shares
 from prefixkit.errors import TrainingError
-from prefixkit.training.callbacks import HeldOut, Metrics
+from prefixkit.training.callbacks import HeldOut, Metrics, StopAfterStep
 from prefixkit.training.checkpoint import Progress, publish, read_own, staging, write_own
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
@@ -24,10 +25,11 @@ class PrefixTrainer(Trainer):
 
     Args:
         model: the model in training.
-        sampler: order of the examples; depends on the seed and the epoch alone, so that resuming is exact.
+        batches: which examples this process reads; depends on the seed and the epoch alone, so that resuming is exact.
         heldout: held-out loss and early stopping.
         metrics: counts tokens.
         monitor: looks at every step before it is taken.
+        stop: takes Ctrl-C.
         learning_rate: peak rate, rollbacks included.
         head_rate: likewise, of the classification head's parameters; there may be none.
         options: what transformers' Trainer takes.
@@ -37,26 +39,35 @@ class PrefixTrainer(Trainer):
         self,
         model: PrefixModel,
         *,
-        sampler: Sampler[int],
+        batches: Shares,
         heldout: HeldOut,
         metrics: Metrics,
         monitor: Monitor,
+        stop: StopAfterStep,
         learning_rate: float,
         head_rate: float,
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
-        self._sampler, self._heldout, self._metrics, self._monitor = sampler, heldout, metrics, monitor
+        self._batches, self._monitor = batches, monitor
+        self._heldout, self._metrics, self._stop = heldout, metrics, stop
         self._peak_rate, self._head_rate = learning_rate, head_rate
-        self._step_loss = 0.0
+        self._step_loss, self._step_tokens = 0.0, 0
 
     @property
     def progress(self) -> Progress:
         """What a checkpoint keeps of our own callbacks."""
         return self._heldout.progress
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self._sampler
+    def get_train_dataloader(self) -> Batches:
+        """Read what is this process's own; accelerate would cut other batches."""
+        pin_memory = self.args.dataloader_pin_memory
+        return Batches(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            pin_memory=pin_memory,
+        )
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Give the classification head, where there is one, a rate of its own."""
@@ -75,9 +86,10 @@ class PrefixTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Take one forward and backward pass, adding up loss and tokens of the optimiser step."""
-        self._metrics.tokens += int(inputs["attention_mask"].sum())
+        scored = inputs["labels"] != NO_LOSS
+        self._step_tokens += int(inputs["attention_mask"].sum(dim=1)[scored.any(dim=1)].sum())
         if "decoder_input_ids" in inputs:
-            self._metrics.tokens += int((inputs["labels"] != NO_LOSS).sum())
+            self._step_tokens += int(scored.sum())
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += float(loss)
         return loss
@@ -85,7 +97,11 @@ class PrefixTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Look at loss and gradient norm; the optimiser's step comes only after this returns."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        loss, self._step_loss = self._step_loss, 0.0
+        loss, tokens, stops = processes.totals(self._step_loss, self._step_tokens, self._stop.asked)
+        self._step_loss, self._step_tokens = 0.0, 0
+        self._metrics.tokens += int(tokens)
+        self._stop.is_due = stops > 0  # in all processes after the same step
+        loss /= processes.count()  # of which each has multiplied its own by their number
         self._monitor.check(self.state.global_step + 1, loss, float(norm))
         return norm
 
@@ -93,10 +109,18 @@ class PrefixTrainer(Trainer):
         """Save aside, then rename: whatever goes wrong, the last whole checkpoint stays."""
         folder = Path(str(self.args.output_dir))
         staged = staging(folder)
+        if processes.is_first():
+            shutil.rmtree(staged, ignore_errors=True)
+        processes.wait()
         self.args.output_dir = str(staged)
         try:
             super()._save_checkpoint(model, trial)
-            publish(staged / f"checkpoint-{self.state.global_step}", folder, self.args.save_total_limit or 1)
+            processes.wait()  # each has left its random state
+            if processes.is_first():
+                publish(staged / f"checkpoint-{self.state.global_step}", folder, self.args.save_total_limit or 1)
+            processes.wait()
+        except torch.distributed.DistError:
+            raise
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             is_full = shutil.disk_usage(folder).free < _FULL_BYTES
             reason = "the disk is full" if is_full else " ".join(str(error).split())
@@ -106,7 +130,8 @@ class PrefixTrainer(Trainer):
             ) from None
         finally:
             self.args.output_dir = str(folder)
-            shutil.rmtree(staged, ignore_errors=True)
+            if processes.is_first():
+                shutil.rmtree(staged, ignore_errors=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the encoder, not the base model."""

@@ -1,0 +1,143 @@
+"""Several processes train one prefix: each reads its share of every batch, and together they do what one does."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import processes
+from prefixkit.config import Recipe, dump_recipe
+from prefixkit.data import LengthGroupedSampler, Shares
+from prefixkit.errors import ConfigError
+from prefixkit.files import read_json
+from prefixkit.prefix import Prefix
+from prefixkit.training import checkpoint_folder, checkpoints, read_metrics
+from training import share
+
+Make = Callable[..., Recipe]
+
+
+def run_together(count: int, *arguments: str) -> list["CompletedProcess[str]"]:
+    """Run `share` in processes that find each other as those of torchrun do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
+              "LOCAL_WORLD_SIZE": str(count)}  # fmt: skip
+
+    def run(rank: int) -> "CompletedProcess[str]":
+        own = {} if count == 1 else shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        return processes.run(share.main, *arguments, environ=own)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+@pytest.fixture
+def write(make_recipe: Make, tmp_path: Path) -> Callable[..., Path]:
+    def write(**sections: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        sections["train"] = {"keep_checkpoints": 20} | sections.get("train", {})
+        path.write_text(dump_recipe(make_recipe(**sections)), encoding="utf-8")
+        return path
+
+    return write
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Two runs read the same and learned the same, up to the order of summation."""
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (one, other))
+    assert [line["step"] for line in lines] == [line["step"] for line in others] == list(range(len(lines)))
+    assert [line["tokens"] for line in lines] == [line["tokens"] for line in others]
+    for key in ("loss", "grad_norm", "learning_rate", "heldout_loss"):
+        found = [line[key] for line in lines if key in line]
+        assert len(found) >= 3
+        assert found == pytest.approx([line[key] for line in others if key in line], rel=2e-3)
+    states, other_states = (Prefix.load(folder).states for folder in (one, other))
+    for site, its in zip(states.sites, other_states.sites, strict=True):
+        torch.testing.assert_close(site.key, its.key, rtol=0, atol=2e-3)
+    start, end = (load_file(checkpoints(checkpoint_folder(one))[i] / "encoder.safetensors") for i in (0, -1))
+    assert max(float((end[name] - start[name]).abs().max()) for name in end) > 0.02  # far more than they may differ
+
+
+@pytest.mark.parametrize(
+    ("count", "sections"),
+    [
+        (2, {"train": {"batch_size": 4, "accumulation": 2}}),
+        (3, {"train": {"batch_size": 4, "steps": 26}}),  # shares of two rows and one, and none of the short last batch
+        (2, {"train": {"batch_size": 5, "gradient_checkpointing": True}, "head": {"dropout": 0.0},
+             "data": {"format": "classes", "keep_label": None, "prompt": ""}}),
+    ],
+)  # fmt: skip
+def test_processes_together_do_what_one_does_alone(
+    count: int, sections: dict[str, Any], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = str(write(**sections))
+    folders = [tmp_path / "one", tmp_path / "many"]
+    for number, folder in zip((1, count), folders, strict=True):
+        for done in run_together(number, recipe, str(folder)):
+            assert done.returncode == 0, done.stderr
+    assert_alike(*folders)
+    records = [read_json(folder / "run.json") for folder in folders]
+    assert [record["processes"] for record in records] == [1, count]
+    assert records[0]["base_weights_hash"] == records[1]["base_weights_hash"]
+    assert records[0]["tokens"] == records[1]["tokens"]
+    assert (folders[1] / "report.html").is_file()
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
+    dying: int, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe, whole, killed = str(write()), tmp_path / "whole", tmp_path / "killed"
+    assert [done.returncode for done in run_together(2, recipe, str(whole))] == [0, 0]
+    codes = [done.returncode for done in run_together(2, recipe, str(killed), "5", str(dying))]
+    assert codes[dying] == -9
+    assert codes[1 - dying] != 0  # it has nobody to talk to
+    assert [done.returncode for done in run_together(2, recipe, str(killed))] == [0, 0]
+    assert Prefix.load(killed).card.content_hash == Prefix.load(whole).card.content_hash
+    timeless = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder / "metrics.jsonl")]
+                for folder in (whole, killed)]  # fmt: skip
+    assert timeless[0] == timeless[1]
+
+
+def test_more_processes_than_rows_in_a_batch_are_refused(write: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = str(write(train={"batch_size": 1}))
+    for done in run_together(2, recipe, str(tmp_path / "run")):
+        assert done.returncode == 1
+        assert "train.batch_size: 2 processes cannot share batches of 1; raise it, or start at most 1" in done.stderr
+
+
+def test_shares_of_every_batch_are_the_whole_batch() -> None:
+    order = LengthGroupedSampler([3, 5, 1, 8, 2, 2, 9, 4, 7], 4, seed=0)
+    order.set_epoch(3)
+    (whole,) = [list(Shares(order))]
+    assert [len(batch) for batch in whole] == [4, 4, 1]
+    shares = [list(Shares(order, share=rank, of=3)) for rank in range(3)]
+    assert [sorted(row for share in shares for row in share[step] if row != Shares.IDLE) for step in range(3)] == (
+        [sorted(batch) for batch in whole]
+    )
+    assert [share[2] for share in shares[1:]] == [[Shares.IDLE]] * 2
+    with pytest.raises(ConfigError, match="5 processes cannot share batches of 4"):
+        Shares(order, of=5)
+
+
+@pytest.mark.slow
+def test_torchrun_runs_a_recipe(write: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = str(write())
+    assert run_together(1, recipe, str(tmp_path / "alone"))[0].returncode == 0
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*starter, "-m", "prefixkit", "train", recipe, "--out", str(tmp_path / "many"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["folder"] == str(tmp_path / "many")  # said once
+    assert_alike(tmp_path / "alone", tmp_path / "many")
