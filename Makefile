@@ -10,7 +10,7 @@ OLDEST := 5.23.0
 NEWEST := 5.24.0
 MODEL_TESTS := tests/conformance tests/injection tests/prefix tests/models tests/classification tests/training
 
-.PHONY: demo test test-all test-quantised test-oldest test-newest lint setup format clean
+.PHONY: demo test test-all test-quantised test-ray test-oldest test-newest lint setup format clean
 
 demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
@@ -28,6 +28,13 @@ test-quantised: setup
 	  $$(grep -E '^(torchao|bitsandbytes)==' constraints.txt)
 	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 \
 	  tests/injection/test_quantised.py tests/models/test_quantised_folders.py
+
+# Sweeps on Ray, laid over .venv with what Ray needs.
+test-ray: setup
+	@rm -rf .versions/$@
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
+	  $$(grep -E '^(ray|attrs|jsonschema|jsonschema-specifications|msgpack|protobuf|referencing|rpds-py)==' constraints.txt)
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest tests/lab/test_sweep_on_ray.py
 
 # The oldest transformers the project allows, and the newest, laid over .venv, against all that touches a model.
 test-oldest test-newest: setup

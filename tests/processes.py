@@ -7,12 +7,14 @@ caught in files. `python -m prefixkit` itself is started where that is what is t
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import MappingProxyType
+from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -28,9 +30,24 @@ def prefixkit(*arguments: str, cwd: Path | None = None, given: bytes = b"") -> "
         cwd: the folder to run it in; the present one if left out.
         given: what it reads on stdin.
     """
-    from prefixkit.cli.main import main
+    return run(prefixkit_main, *arguments, cwd=cwd, given=given)
 
-    return run(main, *arguments, cwd=cwd, given=given)
+
+def prefixkit_main() -> None:
+    """Be the command line; with a step in PREFIXKIT_TEST_DIES_AT, die by SIGKILL once it is in metrics.jsonl."""
+    from prefixkit.cli.main import main
+    from prefixkit.training.callbacks import Metrics
+
+    if (step := os.environ.get("PREFIXKIT_TEST_DIES_AT")) is not None:
+        append = Metrics._append
+
+        def dying(self: Metrics, line: dict[str, Any]) -> None:
+            append(self, line)
+            if line["step"] == int(step):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Metrics._append = dying  # type: ignore[method-assign]
+    main()
 
 
 def run(

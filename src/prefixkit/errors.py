@@ -69,6 +69,10 @@ class EvaluationError(PrefixkitError):
     """A measurement cannot be made on what was given."""
 
 
+class SweepError(PrefixkitError):
+    """Some trials of a sweep failed; the others' results are kept."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean "x"?'`` for the closest known word, or an empty string."""
     matches = get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -60,7 +60,7 @@ def from_first(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
-def totals(*numbers: float) -> Sequence[float]:
+def totals(*numbers: float | int) -> Sequence[float | int]:
     """Return the sums of each number over all processes."""
     if count() == 1:
         return numbers

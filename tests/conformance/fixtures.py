@@ -48,7 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark, call = item.get_closest_marker("every_family"), getattr(item, "callspec", None)
         if mark is None or call is None:
             continue
-        family = next(call.params[name] for name in ("any_family", "encoder_decoder", "encoder") if name in call.params)
+        family = next(
+            call.params[name] for name in ("any_family", "encoder_decoder", "encoder", "name") if name in call.params
+        )
         kept = mark.kwargs and all(call.params[name] == value for name, value in mark.kwargs.items())
         if family not in core and not kept:
             item.add_marker(pytest.mark.slow)

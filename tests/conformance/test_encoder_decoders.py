@@ -62,6 +62,7 @@ def test_the_geometry_tells_the_three_attentions_apart(model):
     assert not anatomy.geometry.moves_text
 
 
+@pytest.mark.every_family(placements=list(PLACEMENTS))
 @pytest.mark.cell("placements")
 @pytest.mark.parametrize("placements", SUBSETS, ids="+".join)
 def test_each_placement_alone_and_together(cell, model, placements, make_prefix, make_ids):
@@ -80,6 +81,7 @@ def test_each_placement_alone_and_together(cell, model, placements, make_prefix,
     assert torch.equal(model(**inputs).logits, plain)
 
 
+@pytest.mark.every_family(attention="sdpa")
 @pytest.mark.cell("gradients")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_gradients(cell, encoder_decoder, attention, all_float64, make_states, make_ids):
@@ -117,6 +119,7 @@ def check_rows(cell, model, make_prefix, **options):
         cell.exact(together[row * copies : (row + 1) * copies, : alone.shape[1]], alone)
 
 
+@pytest.mark.every_family(copies=1)
 @pytest.mark.cell("beams")
 @pytest.mark.parametrize("copies", [1, 2])
 def test_beams(cell, model, copies, make_prefix):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefixkit.config import Recipe, validate_recipe
+from prefixkit.config import Recipe, dump_recipe, validate_recipe
 from prefixkit.lab.run import Run, train_run
 
 WORDS = "the film was wonderful great dull i loved it and story".split()
@@ -48,3 +48,15 @@ def recipe(reviews: Path, tiny_llama_dir: Path) -> Recipe:
 @pytest.fixture
 def run(recipe: Recipe, tmp_path: Path) -> Run:
     return train_run(recipe, tmp_path / "run", report=quiet)
+
+
+@pytest.fixture
+def sweep_recipe(recipe: Recipe, tmp_path: Path) -> str:
+    """The file of a recipe that trains in a second, and gives up where it diverges."""
+    values = recipe.model_dump(mode="json")
+    values["train"] |= {"steps": 6, "evaluate_every": 3, "checkpoint_every": 1, "threads": None}
+    values["train"]["divergence"]["action"] = "stop"
+    values["evaluation"] |= {"samples": 0, "instruction": None}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_recipe(validate_recipe(values), only_changes=True), encoding="utf-8")
+    return str(path)

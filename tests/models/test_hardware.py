@@ -116,10 +116,31 @@ def cores(monkeypatch):
     ("allowed", "physical", "quota", "expected"),
     [(16, 8, None, 8), (3, 8, None, 3), (16, 8, 2.5, 3), (16, 8, 0.2, 1), (4, None, None, 4)],
 )
-def test_threads_are_the_physical_cores_this_process_may_use(cores, allowed, physical, quota, expected):
+def test_threads_are_the_physical_cores_this_process_may_use(cores, allowed, physical, quota, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores(allowed=allowed, physical=physical, quota=quota)
     assert usable_cores() == choose_threads() == choose_threads(99) == expected
     assert choose_threads(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "99"}, 8),
+        ({"OMP_NUM_THREADS": "0"}, 1),
+        ({"OMP_NUM_THREADS": "4,2"}, 8),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4),  # torchrun's own, unasked
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "16"}, 1),
+    ],
+)
+def test_threads_heed_the_environment_and_are_shared_by_processes(cores, environ, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    cores(allowed=16, physical=8, quota=None)
+    assert choose_threads() == expected
+    assert choose_threads(2) == min(2, expected)
 
 
 def test_no_threads_is_an_error():

@@ -89,6 +89,7 @@ def test_windowed_layers_are_named(tmp_path, config, layers, window):
     assert (stack.windowed_layers, stack.window_tokens) == (layers, window)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_surveyed_without_its_weights(tmp_path, name):
     family = FAMILIES[name]

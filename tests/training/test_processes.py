@@ -94,7 +94,7 @@ def test_processes_together_do_what_one_does_alone(
     assert (folders[1] / "report.html").is_file()
 
 
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize("dying", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
     dying: int, write: Callable[..., Path], tmp_path: Path
 ) -> None:

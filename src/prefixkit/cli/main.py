@@ -17,6 +17,7 @@ from prefixkit.cli import (
     inspect,
     recipes,
     show,
+    sweep,
     train,
 )
 from prefixkit.cli.failing import run_app
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
 app.command("generate")(generate.generate)
 app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
@@ -41,10 +43,11 @@ app.add_typer(importing.app, name="import")
 app.add_typer(recipes.app, name="recipes")
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         typer.echo(__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -1,13 +1,15 @@
 """What several commands show: progress on stderr, a table of scores on stdout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from prefixkit.lab.run import Report, Run
+from prefixkit.lab.sweep.run import Group
 from prefixkit.logs import talk
 from prefixkit.processes import is_first
 
@@ -50,6 +52,22 @@ def progress() -> Iterator[Report]:
 
     with bar:
         yield report
+
+
+def print_groups(groups: Sequence[Group], metric: str, folder: Path) -> None:
+    """Print what a sweep came to: per combination of settings the mean over seeds and its interval."""
+    table = Table(title=str(folder), title_justify="left")
+    keys = list(dict.fromkeys(key for group in groups for key, _ in group.settings))
+    for heading in (*keys, "seeds", "failed", metric, "95% interval"):
+        table.add_column(heading, justify="left" if heading in keys else "right")
+    for group in groups:
+        settings, interval = dict(group.settings), group.interval
+        table.add_row(
+            *(settings[key] for key in keys), str(len(group.values)), str(group.failed or ""),
+            "" if group.mean is None else f"{group.mean:.4f}",
+            "" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]",
+        )  # fmt: skip
+    Console(highlight=False).print(table)
 
 
 def print_scores(run: Run) -> None:

@@ -82,6 +82,15 @@ def share_interval(hits: Sequence[bool]) -> Interval | None:
     return Interval(float(found.low), float(found.high))
 
 
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Return Student's interval of the mean of a few values, such as one per seed; None below two."""
+    if len(values) < 2:
+        return None
+    center, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    margin = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * error
+    return Interval(center - margin, center + margin)
+
+
 def difference_interval(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> Interval | None:
     """Return the interval of `first - second`, two ratios over different items, each resampled by itself."""
     if min(len(first.parts), len(second.parts)) < 2:

@@ -91,6 +91,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def measured_with(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that scores depend on and that may change after training."""
+    return {name: getattr(recipe, name).model_dump(mode="json") for name in ("evaluation", "generation")}
+
+
+def is_measured(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run is at its end, its scores made with these settings."""
+    return read_record(folder / SCORES).get("measured_with") == measured_with(recipe)
+
+
 def _clear(folder: Path) -> None:
     """Empty a folder that `check_run` found to hold a run and nothing else."""
     for path in folder.iterdir() if folder.is_dir() else ():

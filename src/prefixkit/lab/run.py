@@ -32,6 +32,8 @@ from prefixkit.lab.folder import (
     SCORES,
     TRAINING,
     check_run,
+    is_measured,
+    measured_with,
     open_run,
     read_recipe,
     read_record,
@@ -85,7 +87,7 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
     """
     processes.join()
     check_run(folder, recipe, resume=resume, overwrite=overwrite)
-    if resume and _is_measured(folder, recipe):
+    if resume and is_measured(folder, recipe):
         log.info("%s is finished already", folder)
         return _finished(folder)
     check_trackers(recipe.train.report_to)
@@ -294,7 +296,7 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
         on_progress=lambda words, done, total: report("evaluating", done, total, words),
     )
     flat = evaluation.to_flat()
-    flat["measured_with"] = _measured_with(recipe)
+    flat["measured_with"] = measured_with(recipe)
     name, lines = (PREDICTIONS, evaluation.predictions) if data.classes else (SAMPLES, evaluation.samples)
     write_text(folder / name, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
     prefix.with_scores({key: value for key, value in flat.items() if isinstance(value, int | float)}).save(folder)
@@ -304,15 +306,6 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
     write_json(folder / RUN, record)
     write_json(folder / SCORES, flat)
     write_report(folder)
-
-
-def _measured_with(recipe: Recipe) -> dict[str, Any]:
-    """The settings that scores depend on and that may change after training."""
-    return {name: getattr(recipe, name).model_dump(mode="json") for name in ("evaluation", "generation")}
-
-
-def _is_measured(folder: Path, recipe: Recipe) -> bool:
-    return read_record(folder / SCORES).get("measured_with") == _measured_with(recipe)
 
 
 def _finished(folder: Path) -> Run:

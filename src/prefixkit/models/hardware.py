@@ -94,6 +94,7 @@ def choose_threads(requested: int | None = None) -> int:
 
     The physical cores this process may use, by its affinity and by the quota of its control group: a second
     thread on a core, or a thread without a core, slows matrix products down. Processes of one run share them.
+    OMP_NUM_THREADS is a limit too.
 
     Args:
         requested: taken if given, but never more than that.
@@ -104,6 +105,8 @@ def choose_threads(requested: int | None = None) -> int:
     if requested is not None and requested < 1:
         raise ConfigError(f"train.threads: expected at least 1, got {requested}")
     usable = max(1, usable_cores() // processes.count_here())
+    if processes.count_here() == 1 and os.environ.get("OMP_NUM_THREADS", "").isdigit():  # torchrun sets it to 1 unasked
+        usable = max(1, min(usable, int(os.environ["OMP_NUM_THREADS"])))
     return usable if requested is None else min(requested, usable)
 
 

@@ -1,0 +1,114 @@
+"""One trial: a run in a process of its own, so that none can take another down."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefixkit.config import dump_recipe
+from prefixkit.errors import PrefixkitError
+from prefixkit.files import write_text
+from prefixkit.lab.folder import SCORES, is_measured, read_record
+from prefixkit.lab.run import train_run
+from prefixkit.lab.sweep.plan import Trial
+
+#: The file of a sweep's folder that says what is in it.
+SWEEP = "sweep.json"
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a trial.
+
+    Attributes:
+        trial: which.
+        scores: of the run; empty where it failed.
+        error: why it failed; None where it did not.
+        seconds: that this attempt took; 0 where the run was there already.
+    """
+
+    trial: Trial
+    scores: dict[str, float]
+    error: str | None = None
+    seconds: float = 0.0
+
+
+#: Runs trials, in whatever order and place, and gives each result to the callback as it comes.
+Runner = Callable[[Sequence[Trial], Callable[[Result], None]], None]
+
+
+def run_apart(trial: Trial, threads: int | None = None) -> Result:
+    """Run a trial, or go on with it, by `prefixkit train` in a process of its own; a finished one is not run again.
+
+    Args:
+        trial: which.
+        threads: that its process may compute with; None for all there are.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the run saved a checkpoint first.
+    """
+    finished = finished_scores(trial)
+    if finished is not None:
+        return Result(trial, finished)
+    recipe, log = (trial.folder.with_name(f"{trial.folder.name}{ending}") for ending in (".yaml", ".log"))
+    write_text(recipe, dump_recipe(trial.recipe))
+    command = [
+        sys.executable,
+        "-m",
+        "prefixkit",
+        "train",
+        str(recipe),
+        "--out",
+        str(trial.folder),
+        "--resume",
+        "--json",
+    ]
+    environ = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    started = time.monotonic()
+    with log.open("w", encoding="utf-8") as stderr:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=environ, check=False)
+    seconds = time.monotonic() - started
+    if done.returncode == _INTERRUPTED:
+        raise KeyboardInterrupt
+    scores = finished_scores(trial) if done.returncode == 0 else None
+    if scores is None:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+        why = said if done.returncode > 0 else f"its process was killed (signal {-done.returncode})"
+        return Result(trial, {}, why, seconds)
+    return Result(trial, scores, seconds=seconds)
+
+
+def run_here(trial: Trial) -> Result:
+    """Do the same in this process: one that Ray has made for the trial, on a machine that may be another."""
+    home = trial.folder.parent
+    if not (home / SWEEP).is_file():
+        return Result(trial, {}, f"{home}: cannot be seen from here; give --out on a disk that all machines share")
+    finished = finished_scores(trial)
+    if finished is not None:
+        return Result(trial, finished)
+    started = time.monotonic()
+    try:
+        run = train_run(trial.recipe, trial.folder, resume=True, report=lambda *_: None)
+    except (PrefixkitError, OSError) as error:
+        return Result(trial, {}, " ".join(str(error).split()), time.monotonic() - started)
+    return Result(trial, run.scores, seconds=time.monotonic() - started)
+
+
+def finished_scores(trial: Trial) -> dict[str, float] | None:
+    """Return the scores of a trial's run, None where it is not at its end."""
+    if not is_measured(trial.folder, trial.recipe):
+        return None
+    scores: dict[str, Any] = read_record(trial.folder / SCORES)
+    return {key: value for key, value in scores.items() if isinstance(value, int | float)}
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """Return a result as a sweep's file keeps it."""
+    trial = result.trial
+    entry: dict[str, Any] = {"settings": dict(trial.settings), "seed": trial.seed, "folder": trial.folder.name}
+    return entry | ({"scores": result.scores} if result.error is None else {"error": result.error})

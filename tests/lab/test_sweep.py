@@ -1,0 +1,182 @@
+"""Sweeps: a process for every trial; failures are told and cost no other trial, and nothing runs twice."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+import processes
+from prefixkit.config import validate_recipe
+from prefixkit.errors import ConfigError
+from prefixkit.evaluation.intervals import mean_interval
+from prefixkit.files import read_json
+from prefixkit.lab.sweep import trial as trials_module
+from prefixkit.lab.sweep.local import on_this_machine
+from prefixkit.lab.sweep.on_ray import on_ray
+from prefixkit.lab.sweep.plan import Trial, plan
+from prefixkit.lab.sweep.run import run_sweep, sum_up, summary
+from prefixkit.lab.sweep.trial import Result, run_here
+from prefixkit.training import read_metrics
+
+
+def quiet(*_: Any) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let trials run in processes forked from one that has imported everything; the commands that were started."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], *, stderr: Any, env: Any, **_: Any) -> "CompletedProcess[str]":
+        assert command[:3] == [sys.executable, "-m", "prefixkit"]
+        commands.append(command[3:])
+        done = processes.run(processes.prefixkit_main, *command[3:], environ=dict(env))
+        stderr.write(done.stderr)
+        return done
+
+    monkeypatch.setattr(trials_module.subprocess, "run", run)
+    return commands
+
+
+def test_every_combination_is_planned_with_every_seed(sweep_recipe: str, tmp_path: Path) -> None:
+    grid = ["prefix.num_virtual_tokens=2,5", "prefix.layers=[0],[0,1]", "train.steps=4"]
+    trials = plan(sweep_recipe, grid, seeds=2, folder=tmp_path)
+    assert [trial.label for trial in trials] == [
+        f"num_virtual_tokens={tokens} layers={layers} seed={seed}"
+        for tokens in (2, 5) for layers in ("[0]", "[0,1]") for seed in (0, 1)
+    ]  # fmt: skip
+    assert {trial.recipe.train.steps for trial in trials} == {4}
+    assert [trial.recipe.prefix.num_virtual_tokens for trial in trials] == [2] * 4 + [5] * 4
+    assert len({trial.folder for trial in trials}) == 8
+    other = plan(sweep_recipe, [*grid[:2], "train.steps=5"], seeds=2, folder=tmp_path)
+    assert not {trial.folder for trial in trials} & {trial.folder for trial in other}  # another recipe, other folders
+
+
+@pytest.mark.parametrize(
+    ("grid", "seeds", "message"),
+    [
+        (
+            ["prefix.num_virtual_token=2,5"],
+            1,
+            'prefix.num_virtual_token: unknown key; did you mean "num_virtual_tokens"?',
+        ),
+        (["prefix.num_virtual_tokens=2,none"], 1, "prefix.num_virtual_tokens: "),
+        (
+            ["prefix.num_virtual_tokens"],
+            1,
+            "prefix.num_virtual_tokens: expected key=value,value,... such as prefix.num",
+        ),
+        (["train.steps=2", "train.steps=3"], 1, "train.steps: given twice; put all its values in one list"),
+        (["train.learning_rate=1e-2,0.01"], 1, "learning_rate=1e-2 seed=0: two values mean the same; leave one out"),
+        (["train.seed=1,2"], 1, "train.seed: --seeds says how many seeds each combination gets; leave it out"),
+        (["train.steps=2"], 0, "--seeds: expected at least 1, got 0"),
+    ],
+)
+def test_a_grid_with_a_mistake_is_refused_before_anything_runs(
+    grid: list[str], seeds: int, message: str, sweep_recipe: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(sweep_recipe, grid, seeds=seeds, folder=tmp_path / "sweep")
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_failed_trial_is_told_and_the_others_go_on_and_nothing_runs_twice(
+    sweep_recipe: str, tmp_path: Path, started: list[list[str]]
+) -> None:
+    folder = tmp_path / "sweep"
+    trials = plan(sweep_recipe, ["train.learning_rate=1e-2,1e30"], seeds=2, folder=folder)
+    told: list[tuple[int, int, str]] = []
+    results = run_sweep(trials, folder, on_this_machine(2), report=lambda *words: told.append(words))
+    assert [result.trial for result in results] == trials
+    assert [result.error is None for result in results] == [True, True, False, False]
+    assert all("step " in str(result.error) for result in results[2:])  # of the divergence
+    assert [done for done, _, _ in told] == [1, 2, 3, 4]
+    good, bad = sum_up(results, "heldout_nll")
+    assert good.values == tuple(result.scores["heldout_nll"] for result in results[:2])
+    assert good.values[0] != good.values[1]  # the seeds differ
+    assert good.interval == mean_interval(good.values)
+    assert (bad.mean, bad.interval, bad.failed) == (None, None, 2)
+    kept = read_json(folder / "sweep.json")
+    assert kept["planned"] == 4
+    assert [entry.get("error") is None for entry in kept["trials"]] == [True, True, False, False]
+    assert summary([good], "heldout_nll")[0]["settings"] == {"train.learning_rate": "1e-2"}
+    started.clear()
+    again = run_sweep(trials[:2], folder, on_this_machine(), report=quiet)
+    assert started == []
+    assert [result.scores for result in again] == [result.scores for result in results[:2]]
+    with pytest.raises(ConfigError, match="--metric: no run has bleu; they have .*heldout_nll"):
+        sum_up(results, "bleu")
+
+
+def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(
+    sweep_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[list[str]]
+) -> None:
+    folder = tmp_path / "sweep"
+    (whole,) = plan(sweep_recipe, ["train.steps=6"], seeds=1, folder=folder / "whole")
+    (trial,) = plan(sweep_recipe, ["train.steps=6"], seeds=1, folder=folder)
+    expected = run_sweep([whole], folder / "whole", on_this_machine(), report=quiet)[0]
+    monkeypatch.setenv("PREFIXKIT_TEST_DIES_AT", "4")
+    killed = run_sweep([trial], folder, on_this_machine(), report=quiet)[0]
+    assert killed.error == f"its process was killed (signal {signal.SIGKILL})"
+    assert [line["step"] for line in read_metrics(trial.folder / "metrics.jsonl")] == list(range(5))
+    monkeypatch.delenv("PREFIXKIT_TEST_DIES_AT")
+    done = run_sweep([trial], folder, on_this_machine(), report=quiet)[0]
+    assert done.scores == expected.scores
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(sweep_recipe: str, tmp_path: Path) -> None:
+    (trial,) = plan(sweep_recipe, ["train.steps=6"], seeds=1, folder=tmp_path / "elsewhere")
+    assert run_here(trial).error == (
+        f"{tmp_path / 'elsewhere'}: cannot be seen from here; give --out on a disk that all machines share"
+    )
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'^--on ray: Ray is not installed; pip install "prefixkit\[ray\]"$'):
+        on_ray()
+
+
+def test_the_command_sums_up_and_exits_1_where_a_trial_failed(
+    sweep_recipe: str, tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from prefixkit.cli.failing import run_app
+    from prefixkit.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    command = ["sweep", sweep_recipe, "train.learning_rate=1e-2,2e-2"]
+    assert run_app(app, [*command, "--seeds", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "learning_rate=2e-2 seed=1"
+    assert run_app(app, [*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["folder"] == "sweeps/tiny"
+    assert [group["settings"] for group in told["groups"]] == [
+        {"train.learning_rate": "1e-2"}, {"train.learning_rate": "2e-2"},
+    ]  # fmt: skip
+    assert run_app(app, ["sweep", sweep_recipe, "train.learning_rate=1e-2,1e30"]) == 1
+    out, err = capsys.readouterr()
+    assert "heldout_nll" in out
+    assert (
+        err.strip().splitlines()[-1].startswith("error: 1 of 2 trials failed; the first, learning_rate=1e30 seed=0: ")
+    )
+
+
+def test_students_interval_of_a_mean() -> None:
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    assert mean_interval([1.0]) is None
+    trial = Trial((), 0, validate_recipe({}), Path("x"))
+    assert sum_up([Result(trial, {"m": 3.0})], "m")[0].interval is None
+
+
+def test_the_module_that_trials_start_is_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "prefixkit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
