@@ -9,7 +9,7 @@ from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import pipeline
+from transformers import CompileConfig, pipeline
 
 from conformance.encoder_families import ENCODER_DECODERS, build
 from conformance.pairs import Pairs, make_pairs
@@ -70,6 +70,39 @@ def test_flex_attention_is_refused(encoder_decoder, cell):
     model.config._attn_implementation_internal = "flex_attention"
     with cell.refused(UnsupportedModelError, "attention implementation 'flex_attention' is not supported; load the"):
         attach(model, None)
+
+
+@pytest.mark.cell("compiled-forward")
+def test_one_compiled_model_follows_what_is_attached(core_encoder_decoder, core, cell, unchecked, make_ids):
+    """Compiled without a prefix, then run under one, another, mixed rows and none: never a stale one."""
+    inputs = {**core.source, "decoder_input_ids": make_ids(3, 4)}
+    first, _, third = core.rows
+    cases = [None, first, third, list(core.rows), None, first]
+    expected = []
+    for prefix in cases:
+        with attach(core.model, prefix):
+            expected.append(core.model(**inputs, use_cache=False).logits)
+    assert not torch.allclose(expected[1], expected[2])
+    compiled = torch.compile(core.model, backend="eager")  # all but the code generator
+    for prefix, logits in zip(cases, expected, strict=True):
+        with attach(core.model, prefix):
+            cell.exact(compiled(**inputs, use_cache=False).logits, logits, within=1e-5)
+
+
+@pytest.mark.cell("compiled-generate")
+def test_generation_with_a_compiled_step(core_encoder_decoder, core, cell, unchecked):
+    config = CompileConfig(backend="eager", fullgraph=False)
+    config._compile_all_devices = True
+    settings = SIX | {"cache_implementation": "static"}
+    counters, frames = torch._dynamo.utils.counters, []
+    for rows in (core.rows, core.rows[::-1]):
+        with attach(core.model, list(rows)):
+            expected = core.model.generate(**core.source, **settings)
+            counters.clear()
+            found = core.model.generate(**core.source, compile_config=config, **settings)
+        frames.append(counters["frames"]["total"])
+        cell.exact(found, expected)
+    assert frames[0] > 0
 
 
 @pytest.mark.cell("generate-batch")

@@ -89,3 +89,20 @@ def test_in_an_encoder_the_window_never_hides_the_prefix(make_prefix, make_ids):
     plain = read(model, ids)
     with attach(model, make_prefix(model, lengths)):
         assert float((read(model, ids) - plain).abs().amax(dim=2).min()) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.cell("compiled-forward")
+def test_one_compiled_model_follows_what_is_attached(core_encoder, cell, unchecked, make_prefix, make_ids):
+    model, ids = build(ENCODERS[core_encoder], AutoModel), make_ids(2, 7)
+    one, other = make_prefix(model, [3, 0, 2], seed=1), make_prefix(model, 4, seed=2)
+    cases = [None, one, other, [other, None], None, one]
+    expected = []
+    for prefix in cases:
+        with attach(model, prefix):
+            expected.append(read(model, ids, padded(ids)))
+    assert not torch.allclose(expected[1], expected[2])
+    compiled = torch.compile(model, backend="eager")  # all but the code generator
+    for prefix, states in zip(cases, expected, strict=True):
+        with attach(model, prefix):
+            cell.exact(read(compiled, ids, padded(ids)), states, within=1e-5)

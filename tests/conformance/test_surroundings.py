@@ -2,7 +2,6 @@
 
 import copy
 
-import jaxtyping
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
@@ -21,15 +20,6 @@ pytestmark = pytest.mark.slow
 def fresh_scene(family, make_model, make_prefix, make_ids):
     """The scene of a core family, on a model of its own that may be wrapped, compiled or moved."""
     return make_scene(family, make_model(family, fresh=True), make_prefix, make_ids)
-
-
-@pytest.fixture
-def unchecked():
-    """Signatures are not checked while dynamo traces: it does not understand the checker."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    torch._dynamo.reset()
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.cell("compiled-forward")
