@@ -11,7 +11,8 @@
     ├── InjectionError       a prefix does not fit what it is attached to
     ├── TrainingError        a run cannot start, go on, or be saved
     │   └── DivergedError           loss or gradients left the rails
-    └── EvaluationError      a measurement cannot be made
+    ├── EvaluationError      a measurement cannot be made
+    └── SweepError           some trials of a sweep failed
 
 A message says what is wrong, what was expected and what to do, the field's path first:
 ``prefix.reparam_depth: expected 0-3, got 5``. The command line prints that one line and exits 1.
