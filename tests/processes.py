@@ -18,7 +18,14 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["prefixkit.cli.main", "prefixkit.lab.run", "prefixkit.lab.report", "training.kill_me", "training.share"]
+    [
+        "prefixkit.cli.main",
+        "prefixkit.lab.run",
+        "prefixkit.lab.report",
+        "training.kill_me",
+        "training.share",
+        "lab.hold",
+    ]
 )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, masking_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -225,6 +226,11 @@ def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
     them mapped into memory.
     """
     module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
+
+
+def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of which gradient checkpointing keeps the input alone."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def refusal_of_tracker(name: str) -> str | None:

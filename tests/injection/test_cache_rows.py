@@ -164,3 +164,52 @@ def test_an_encoder_decoders_cache_and_its_outputs_keep_their_order(make_prefix,
         outputs = model.get_encoder()(**{name: value[swapped] for name, value in source.items()})
         found = model(encoder_outputs=outputs, **given).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_copies_of_single_layers_get_marks_of_their_own(model, prefixes, ids):
+    with attach(model, prefixes):
+        expected = model(input_ids=ids).logits[:, 5:]
+        cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
+        copied = DynamicCache(config=model.config)
+        copied.layers = [copy.copy(layer) for layer in cache.layers]
+        del cache
+        found = model(input_ids=ids[:, 5:], past_key_values=copied).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    with pytest.raises(InjectionError, match=DETACHED):
+        model(input_ids=ids[:, 5:], past_key_values=copied)
+
+
+def test_a_cache_that_an_interrupted_pass_has_begun_to_fill_is_marked(model, prefixes, ids):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[-1].mlp.register_forward_pre_hook(interrupt)
+    for again in (False, True):
+        cache = DynamicCache()
+        with attach(model, prefixes):
+            with pytest.raises(KeyboardInterrupt):
+                model(input_ids=ids[:, :5], past_key_values=cache)
+            if again:  # torch calls no hook after an interrupt: the next pass sees to it
+                with pytest.raises(KeyboardInterrupt):
+                    model(input_ids=ids)
+        with pytest.raises(InjectionError, match=DETACHED):
+            model(input_ids=ids[:, 5:], past_key_values=cache)
+    hook.remove()
+
+
+def test_what_a_caller_has_put_in_front_of_a_layers_methods_is_called_and_left_there(model, prefixes, ids):
+    cache, calls = DynamicCache(config=model.config), []
+    layer = cache.layers[0]
+    update, reorder = layer.update, layer.reorder_cache
+    layer.update = lambda *args, **options: (calls.append("update"), update(*args, **options))[1]
+    layer.reorder_cache = lambda beam_idx: (calls.append("reorder"), reorder(beam_idx))[1]
+    own = layer.update
+    with attach(model, prefixes):
+        model(input_ids=ids[:, :5], past_key_values=cache)
+        cache.reorder_cache(torch.tensor([0, 1, 2]))
+    with pytest.raises(InjectionError, match=DETACHED):
+        model(input_ids=ids[:, 5:], past_key_values=cache)
+    cache.reset()
+    model(input_ids=ids[:, 5:], past_key_values=cache)
+    assert calls == ["update", "reorder", "update"]
+    assert layer.update is own

@@ -10,7 +10,7 @@ import pytest
 from prefixkit.config import Recipe, validate_recipe
 from prefixkit.errors import ArtefactError, ConfigError, DataError, ModelError, TrainingError
 from prefixkit.files import read_json
-from prefixkit.lab.folder import check_run
+from prefixkit.lab.folder import check_run, locked
 from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
 from prefixkit.training import checkpoint_folder, checkpoints
 
@@ -160,3 +160,13 @@ def test_a_deployed_artefact_alone_can_be_generated_with(run: Run, recipe: Recip
     _, prefix, found = load_run_base(tmp_path / "deployed")
     assert prefix.card.content_hash == run.prefix.card.content_hash
     assert found == recipe
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(TrainingError, match="run: another process is training in it; wait for"),
+    ):
+        train_run(recipe, tmp_path / "run", report=quiet)
+    assert not (tmp_path / "run").exists()
+    assert train_run(recipe, tmp_path / "run", report=quiet).report.is_file()

@@ -18,7 +18,7 @@ from prefixkit.files import read_json
 from prefixkit.lab.sweep import trial as trials_module
 from prefixkit.lab.sweep.local import on_this_machine
 from prefixkit.lab.sweep.on_ray import on_ray
-from prefixkit.lab.sweep.plan import Trial, plan
+from prefixkit.lab.sweep.plan import Trial, _cut, plan
 from prefixkit.lab.sweep.run import run_sweep, sum_up, summary
 from prefixkit.lab.sweep.trial import Result, run_here
 from prefixkit.training import read_metrics
@@ -72,6 +72,7 @@ def test_every_combination_is_planned_with_every_seed(sweep_recipe: str, tmp_pat
             1,
             "prefix.num_virtual_tokens: expected key=value,value,... such as prefix.num",
         ),
+        (["train.steps=2,,3"], 1, "train.steps=2,,3: expected key=value,value,..."),
         (["train.steps=2", "train.steps=3"], 1, "train.steps: given twice; put all its values in one list"),
         (["train.learning_rate=1e-2,0.01"], 1, "learning_rate=1e-2 seed=0: two values mean the same; leave one out"),
         (["train.seed=1,2"], 1, "train.seed: --seeds says how many seeds each combination gets; leave it out"),
@@ -131,6 +132,41 @@ def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(
     assert done.scores == expected.scores
 
 
+def test_a_damaged_run_costs_no_other_trial_its_result(
+    sweep_recipe: str, tmp_path: Path, started: list[list[str]]
+) -> None:
+    folder = tmp_path / "sweep"
+    trials = plan(sweep_recipe, ["train.steps=4"], seeds=2, folder=folder)
+    trials[0].folder.mkdir(parents=True)
+    (trials[0].folder / "scores.json").write_text("{")
+    damaged, good = run_sweep(trials, folder, on_this_machine(), report=quiet)
+    assert "damaged, not a JSON object" in str(damaged.error)
+    assert good.error is None
+    other = plan(sweep_recipe, ["train.steps=5"], seeds=1, folder=folder)
+    run_sweep(other, folder, on_this_machine(), report=quiet)
+    assert len(read_json(folder / "sweep.json")["trials"]) == 3  # those of the first plan are kept
+
+
+def test_a_measure_that_some_runs_lack_is_summed_up_over_the_others() -> None:
+    one, other = (Trial((), seed, validate_recipe({}), Path("x")) for seed in (0, 1))
+    (group,) = sum_up([Result(one, {"m": 3.0, "n": 1.0}), Result(other, {"n": 1.0})], "m")
+    assert (group.values, group.failed) == ((3.0,), 0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "values"),
+    [
+        ("1,2", ["1", "2"]),
+        ("[[0,1],[2]],[3]", ["[[0,1],[2]]", "[3]"]),
+        ("it's fine,that's good", ["it's fine", "that's good"]),
+        ("'a, b',c", ["'a, b'", "c"]),
+        ("['a]',b],{x: 1}", ["['a]',b]", "{x: 1}"]),
+    ],
+)
+def test_commas_inside_a_value_belong_to_it(raw: str, values: list[str]) -> None:
+    assert _cut(raw) == values
+
+
 def test_a_machine_that_does_not_see_the_folder_says_so(sweep_recipe: str, tmp_path: Path) -> None:
     (trial,) = plan(sweep_recipe, ["train.steps=6"], seeds=1, folder=tmp_path / "elsewhere")
     assert run_here(trial).error == (
@@ -156,7 +192,7 @@ def test_the_command_sums_up_and_exits_1_where_a_trial_failed(
     assert capsys.readouterr().out.splitlines()[-1] == "learning_rate=2e-2 seed=1"
     assert run_app(app, [*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["folder"] == "sweeps/tiny"
+    assert told["folder"] == str(tmp_path / "sweeps" / "tiny")
     assert [group["settings"] for group in told["groups"]] == [
         {"train.learning_rate": "1e-2"}, {"train.learning_rate": "2e-2"},
     ]  # fmt: skip

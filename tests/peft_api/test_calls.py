@@ -303,3 +303,30 @@ def test_an_error_in_the_last_call_leaves_nothing_attached(model: PeftModel, bas
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[10**6]]))
     assert base.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_is_collected_while_another_thread_runs_its_base_lets_go_of_that_later(
+    base: PreTrainedModel, batch: Batch
+) -> None:
+    model = new(base, 1).train()
+    model.gradient_checkpointing_enable()
+    model(**batch).loss.backward()
+    is_there, may_go = Event(), Event()
+
+    def pause(*_: Any) -> None:
+        is_there.set()
+        assert may_go.wait(60)
+
+    layer: Any = base.model.layers[0]
+    hook = layer.register_forward_pre_hook(pause)
+    with under_way(lambda: logits(base, batch), is_there, may_go) as found:
+        del model
+        gc.collect()
+        sleep(0.2)
+    hook.remove()
+    assert "error" not in found
+    for _ in range(500):
+        if base.config._attn_implementation == "sdpa":
+            break
+        sleep(0.01)
+    assert base.config._attn_implementation == "sdpa"

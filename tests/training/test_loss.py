@@ -13,7 +13,7 @@ from prefixkit.training.loss import ScoredLoss, has_plain_head, summed_loss
 
 
 def test_scored_loss_equals_cross_entropy_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHUNK", 3)
+    monkeypatch.setattr(module, "CHUNK", 3)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(10, 6, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(17, 6, dtype=torch.float64, generator=generator)

@@ -115,6 +115,7 @@ def test_more_processes_than_rows_in_a_batch_are_refused(write: Callable[..., Pa
     for done in run_together(2, recipe, str(tmp_path / "run")):
         assert done.returncode == 1
         assert "train.batch_size: 2 processes cannot share batches of 1; raise it, or start at most 1" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_shares_of_every_batch_are_the_whole_batch() -> None:

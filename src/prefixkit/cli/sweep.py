@@ -18,8 +18,8 @@ class Where(StrEnum):
 def sweep(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     grid: Annotated[
-        list[str], typer.Argument(help="Settings and their values, such as prefix.num_virtual_tokens=10,20,50.")
-    ],
+        list[str] | None, typer.Argument(help="Settings and their values, such as prefix.num_virtual_tokens=10,20,50.")
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds per combination.")] = 1,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder; sweeps/<name> if left out.")] = None,
     metric: Annotated[
@@ -37,13 +37,16 @@ def sweep(
 ) -> None:
     """Run every combination of settings, each with several seeds; started again, it goes on where it was."""
     from prefixkit.config import load_recipe
-    from prefixkit.errors import SweepError
+    from prefixkit.errors import ConfigError, SweepError
+    from prefixkit.processes import count
 
+    if count() > 1:
+        raise ConfigError("a sweep starts its own processes; start it without torchrun or accelerate launch")
     name = load_recipe(recipe).name
-    home = folder or Path("sweeps") / name
+    home = (folder or Path("sweeps") / name).absolute()  # for workers of Ray, which are elsewhere
     from prefixkit.lab.sweep.plan import plan
 
-    trials = plan(recipe, grid, seeds=seeds, folder=home)
+    trials = plan(recipe, grid or [], seeds=seeds, folder=home)
     if dry_run:
         for trial in trials:
             typer.echo(trial.label)

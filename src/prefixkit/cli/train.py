@@ -15,6 +15,9 @@ def train(
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/<name> if left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in the folder.")] = False,
+    memory_budget: Annotated[
+        str | None, typer.Option("--memory-budget", help="Choose batches and checkpointing to fit, such as 1.5GB.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
@@ -26,6 +29,7 @@ def train(
         typer.echo(dump_recipe(settings), nl=False)
         return
     from prefixkit.cli.rendering import print_scores, progress
+    from prefixkit.lab.memory import parse_bytes
     from prefixkit.lab.run import train_run
     from prefixkit.processes import is_first
 
@@ -35,6 +39,7 @@ def train(
             folder or Path("runs") / settings.name,
             resume=resume,
             overwrite=overwrite,
+            memory_budget=None if memory_budget is None else parse_bytes(memory_budget),
             report=report,
         )
     if not is_first():

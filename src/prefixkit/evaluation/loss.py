@@ -17,7 +17,7 @@ from prefixkit.models.weights import input_device
 from prefixkit.prefix import Prefix
 
 #: Logits a batch may hold at once; a long text on a large vocabulary gets a smaller batch.
-_MOST_LOGITS = 64_000_000
+MOST_LOGITS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _batches(base: Base, examples: Sequence[Example], batch_size: int) -> Iterat
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place].input_ids))
     while order:
         width = len(examples[order[0]].input_ids)
-        rows = max(1, min(batch_size, _MOST_LOGITS // (width * vocabulary)))
+        rows = max(1, min(batch_size, MOST_LOGITS // (width * vocabulary)))
         yield order[:rows]
         order = order[rows:]
 

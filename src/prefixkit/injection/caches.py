@@ -10,7 +10,8 @@ An encoder-decoder's cache is two: of the decoder's own text, and of what its cr
 The second is written once, and belongs to the prefix if that has virtual tokens in the encoder. Taken out of the pair
 and put into a fresh one, it is refused under another prefix; after `detach` nobody looks, as with `encoder_outputs`.
 
-What a mark cannot tell: tensors taken out of one cache by hand and put into another.
+What a mark cannot tell: tensors taken out of one cache by hand and put into another, as `DynamicCache(list(cache))`
+does; and what happens to a single layer that `copy.copy` made before it passes through the model.
 """
 
 import copy
@@ -71,18 +72,44 @@ class Mark:
     def __init__(self, layer: Any, read: Read, known: "WeakSet[Any]", beside: Any = None) -> None:
         self.layer, self.read, self.known = ref(layer), read, known
         self.beside = None if beside is None else ref(beside)
+        self._own: dict[str, Any] = {}
         known.add(layer)
         setattr(layer, _ATTRIBUTE, self)
         if read.entries is not None:
             for move in _MOVES:
                 if hasattr(type(layer), move):
-                    setattr(layer, move, getattr(self, move))  # an instance attribute that shadows the method
+                    self._shadow(move, getattr(self, move))
+
+    def remove(self) -> None:
+        """Take the mark off, and what it put in front of the layer's methods."""
+        layer = self.layer()
+        for name, own in self._own.items():
+            vars(layer).pop(name, None)
+            if own is not None:
+                setattr(layer, name, own)
+        vars(layer).pop(_ATTRIBUTE, None)
+
+    def _shadow(self, name: str, method: Callable[..., Any]) -> None:
+        """Put an instance attribute in front of a method, or of what a caller has put there already."""
+        layer = self.layer()
+        self._own[name] = vars(layer).get(name)
+        setattr(layer, name, method)
+
+    def _call(self, name: str, *args: Any, **options: Any) -> Any:
+        """Call what stands behind such an attribute."""
+        layer, own = self.layer(), self._own[name]
+        return getattr(type(layer), name)(layer, *args, **options) if own is None else own(*args, **options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Mark":
         """A copied layer bears a mark of its own."""
         copied = memo.get(id(self.layer()))
         beside = None if self.beside is None else copy.deepcopy(self.beside(), memo)
-        return self if copied is None else Mark(copied, self.read, self.known, beside)
+        if copied is None:
+            return self
+        mark = Mark(copied, self.read, self.known, beside)
+        if "update" in self._own:
+            mark.close()
+        return mark
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled: what reads the file could not tell which prefix the cache needs.
@@ -107,18 +134,18 @@ class Mark:
         self._move("batch_repeat_interleave", repeats, lambda entries: entries.repeat_interleave(repeats))
 
     def _move(self, name: str, how: Any, move: Callable[[Tensor], Tensor]) -> None:
-        layer = self.layer()
-        getattr(type(layer), name)(layer, how)
+        self._call(name, how)
         entries = move(torch.tensor(self.read.entries))
         self.read = Read(self.read.bank, tuple(entries.tolist()))
 
     def stands_for(self, read: Read | None, known: "WeakSet[Any]") -> bool:
         """Whether a mark of this reading, made under this handle, would be no other."""
-        return self.read.is_same(read) and self.known is known and "update" not in vars(self.layer())
+        return self.read.is_same(read) and self.known is known and "update" not in self._own
 
     def close(self) -> None:
         """Let the layer grow no more."""
-        self.layer().update = self.refuse  # type: ignore[union-attr]  # known layers are alive
+        if "update" not in self._own:
+            self._shadow("update", self.refuse)
 
     def refuse(self, *args: Any, **options: Any) -> Any:
         """Stand in for the layer's `update` once the prefix is detached.
@@ -132,7 +159,7 @@ class Mark:
                 "past_key_values were filled under a prefix that is no longer attached; attach it again, or start "
                 "with an empty cache"
             )
-        _unmark(layer)
+        self.remove()
         return layer.update(*args, **options)  # type: ignore[union-attr]  # it is calling
 
 
@@ -156,9 +183,10 @@ class Caches:
         layers = list(_layers(cache, own, encoded))
         _check([(layer, read) for layer, read, _ in layers])
         for layer, read, beside in layers:
-            mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+            mark = _mark_of(layer)
             if mark is None or not mark.stands_for(read, self._known):
-                _unmark(layer)
+                if mark is not None:
+                    mark.remove()
                 if read is not None:
                     Mark(layer, read, self._known, beside)
 
@@ -179,7 +207,7 @@ class Caches:
     def close(self) -> None:
         """Let none of them grow without its prefix."""
         for layer in list(self._known):
-            mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+            mark = _mark_of(layer)
             if mark is not None:
                 mark.close()
 
@@ -210,7 +238,7 @@ def _check(layers: list[tuple[Any, Read | None]]) -> None:
     """Refuse layers that hold what was read otherwise; what many layers have in common is compared once."""
     agreed: set[tuple[int, object, int]] = set()
     for layer, read in layers:
-        mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+        mark = _mark_of(layer)
         if mark is None:
             if read is not None and _is_filled(layer):
                 raise _refusal("hold text that was read without this prefix;")
@@ -233,6 +261,15 @@ def _is_filled(layer: Any) -> bool:
     return int(layer.get_seq_length()) > 0
 
 
-def _unmark(layer: Any) -> None:
-    for name in ("update", *_MOVES, _ATTRIBUTE):
-        vars(layer).pop(name, None)
+def _mark_of(layer: Any) -> Mark | None:
+    """Return a layer's mark; a layer that `copy.copy` made has that of another, and gets one of its own."""
+    mark: Mark | None = getattr(layer, _ATTRIBUTE, None)
+    if mark is None:
+        return None
+    if mark.layer() is layer:
+        return mark
+    read, known = mark.read, mark.known
+    for name, value in list(vars(layer).items()):
+        if getattr(value, "__self__", None) is mark:
+            del vars(layer)[name]
+    return Mark(layer, read, known)

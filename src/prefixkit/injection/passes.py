@@ -92,6 +92,7 @@ class Passes:
 
     def close(self) -> None:
         """Forget all forward passes; caches that were filled in them grow no longer."""
+        self._mark_unfinished()
         self._caches.close()
         self.current.clear()
 
@@ -129,7 +130,7 @@ class Passes:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         self._users.enter()
-        self._whole.present, self._whole.cache = None, None
+        self._mark_unfinished()
         if any(layer_implementation(layer, self._model) not in NAMES.values() for layer in self._anatomy.attention):
             raise InjectionError(
                 "the attention implementation was changed while a prefix was attached, so nothing would read it; "
@@ -190,6 +191,13 @@ class Passes:
         self._caches.leave([cache, output], partial(self._marks, source, read))
         if output is not None and stack is not self._anatomy.stack and self._is_in_encoder(read.bank):
             encoded.mark(output, source.token(read.bank, of_pass=True))
+
+    def _mark_unfinished(self) -> None:
+        """Mark what a pass has begun to fill that Ctrl-C ended: torch then calls no hook."""
+        read, cache = self._whole.present, self._whole.cache
+        self._whole.present, self._whole.cache = None, None
+        if read is not None and cache is not None:
+            self._caches.leave(cache, partial(self._marks, self._whole.source, read))
 
     def _entries(self, rows: int, batch: int) -> tuple[int, ...]:
         """Return the bank entry of each row; inside `generate` a row may stand several times in a row."""

@@ -1,8 +1,12 @@
 """The run folder: what lies in it, and whether a run may be started, gone on with, or thrown away."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from prefixkit.config import Recipe, dump_recipe, parse_recipe
 from prefixkit.errors import ArtefactError, ConfigError, TrainingError
@@ -60,6 +64,27 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
         write_text(folder / RECIPE, dump_recipe(recipe))
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror}") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile; the lock lies beside it, and goes with this process.
+
+    Raises:
+        TrainingError: another one is training in it.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(f"{folder}: another process is training in it; wait for it, or stop it") from None
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written to: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_recipe(folder: Path) -> Recipe:

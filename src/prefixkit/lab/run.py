@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from safetensors.torch import save
 
 from prefixkit import processes
 from prefixkit.config import Recipe, validate_recipe
-from prefixkit.data import PreparedData, prepare
-from prefixkit.errors import ArtefactError, ConfigError, TrainingError
+from prefixkit.data import PreparedData, check_shares, prepare
+from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.evaluation import (
     check_context,
     evaluate,
@@ -23,6 +24,7 @@ from prefixkit.evaluation import (
     validation_rows,
 )
 from prefixkit.files import atomic_path, write_json, write_text
+from prefixkit.lab.agreement import check_alike, check_shared, check_unchanged
 from prefixkit.lab.folder import (
     PREDICTIONS,
     RECIPE,
@@ -33,11 +35,13 @@ from prefixkit.lab.folder import (
     TRAINING,
     check_run,
     is_measured,
+    locked,
     measured_with,
     open_run,
     read_recipe,
     read_record,
 )
+from prefixkit.lab.memory import fit_to_budget, measure_footprint, sized_like
 from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.models import Base, load_base_model
@@ -46,7 +50,12 @@ from prefixkit.models.hardware import choose_threads, describe_machine, peak_mem
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
-from prefixkit.training import Outcome, check_trackers, prefix_lengths, train_prefix
+from prefixkit.training import (
+    Outcome,
+    check_trackers,
+    prefix_lengths,
+    train_prefix,
+)
 
 log = get_logger(__name__)
 
@@ -71,7 +80,15 @@ class Run:
     report: Path
 
 
-def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: bool = False, report: Report) -> Run:
+def train_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    memory_budget: int | None = None,
+    report: Report,
+) -> Run:
     """Run a recipe; in several processes at once if `torchrun` or `accelerate launch` started them.
 
     Args:
@@ -79,6 +96,8 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
         folder: the run folder.
         resume: go on with what is there; a finished run is returned as it is.
         overwrite: throw away what is there.
+        memory_budget: bytes to stay within: batches, gradient checkpointing and texts generated at a time are chosen
+            to fit, rows per optimiser step staying what the recipe says. A run that is resumed keeps what was chosen.
         report: told about progress.
 
     Raises:
@@ -86,6 +105,9 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
         KeyboardInterrupt: Ctrl-C; go on with `resume`.
     """
     processes.join()
+    if resume and memory_budget is not None and (folder / RECIPE).is_file():
+        recipe, memory_budget = sized_like(recipe, read_recipe(folder)), None
+    check_shares(recipe.train.batch_size, processes.count())
     check_run(folder, recipe, resume=resume, overwrite=overwrite)
     if resume and is_measured(folder, recipe):
         log.info("%s is finished already", folder)
@@ -93,16 +115,25 @@ def train_run(recipe: Recipe, folder: Path, *, resume: bool = False, overwrite: 
     check_trackers(recipe.train.report_to)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     base, data = _load(recipe)
-    _check_alike(base, data)
-    if processes.is_first():
-        open_run(folder, recipe, overwrite=overwrite)  # only now: what cannot be loaded costs no run
-    processes.wait()
-    _check_unchanged(folder, base, data)
-    if "content_hash" not in read_record(folder / RUN):
-        _train(recipe, folder, base, data, report)
-    if processes.is_first():
-        _measure(recipe, folder, base, data, report)
-    processes.wait()
+    check_alike(base, data)
+    if memory_budget is not None:
+        footprint = measure_footprint(base, data.train, recipe, data.classes)
+        fit = processes.from_first(fit_to_budget(footprint, recipe, memory_budget))
+        log.info("%s", fit)
+        recipe = fit.apply(recipe)
+    with locked(folder) if processes.is_first() else nullcontext():
+        check_run(folder, recipe, resume=resume, overwrite=overwrite)  # another may have trained here meanwhile
+        processes.wait()
+        if processes.is_first():
+            open_run(folder, recipe, overwrite=overwrite)  # only now: what cannot be loaded costs no run
+        processes.wait()
+        check_shared(folder)
+        check_unchanged(folder, base, data)
+        if "content_hash" not in read_record(folder / RUN):
+            _train(recipe, folder, base, data, report)
+        if processes.is_first():
+            _measure(recipe, folder, base, data, report)
+        processes.wait()
     return _finished(folder)
 
 
@@ -118,7 +149,7 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     Prefix.load(folder)
     torch.set_num_threads(choose_threads(recipe.train.threads))
     base, data = _load(recipe)
-    _check_unchanged(folder, base, data)
+    check_unchanged(folder, base, data)
     _measure(recipe, folder, base, data, report)
     return _finished(folder)
 
@@ -224,32 +255,6 @@ def _save(
     prefix = prefix.save(folder)
     record = _record(recipe, base, data, outcome, prefix)
     write_json(folder / RUN, record | {"base_weights_hash": {"before": weights, "after": weights}})
-
-
-def _check_alike(base: Base, data: PreparedData) -> None:
-    """All processes must have loaded the same."""
-    if processes.count() > 1:
-        mine = data.hash, weights_hash(base.model)
-        alike = mine == processes.from_first(mine)
-        (others,) = processes.totals(not alike)
-        if others:
-            raise TrainingError(
-                "the processes of this run loaded different data or base models; give all the same files"
-            )
-
-
-def _check_unchanged(folder: Path, base: Base, data: PreparedData) -> None:
-    """A run that is resumed or measured again must meet the data and the base model it was started with."""
-    started = read_record(folder / RUN)
-    if not started:
-        return
-    hashes = (started.get("data_hash"), (started.get("base_weights_hash") or {}).get("before"))
-    if None in hashes:
-        raise ArtefactError(f"{folder / RUN}: damaged, without hashes; restore it, or start again with --overwrite")
-    if hashes[0] != data.hash:
-        raise TrainingError(f"{folder}: the data changed since this run was started; start another run")
-    if hashes[1] != weights_hash(base.model):
-        raise TrainingError(f"{folder}: the base model changed since this run was started; start another run")
 
 
 def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, prefix: Prefix) -> dict[str, Any]:

@@ -179,6 +179,11 @@ def describe_machine() -> Machine:
     )
 
 
+def held_memory_bytes() -> int:
+    """Return the memory this process holds now: of the GPU where there is one, else resident."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else int(psutil.Process().memory_info().rss)
+
+
 def peak_memory_bytes() -> int:
     """Return the most memory this process has held so far: of the GPU where there is one, else resident."""
     if torch.cuda.is_available():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import RLock, Thread, get_ident
+from time import sleep
 from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import torch
@@ -22,6 +23,8 @@ from prefixkit.prefix import Prefix, PrefixEncoder, PrefixStates
 
 _known: WeakKeyDictionary[PreTrainedModel, "Calls"] = WeakKeyDictionary()
 _creating = RLock()
+_PAUSE = 0.05
+"""Seconds between two attempts to take off what a model left that is gone."""
 
 
 def calls_of(base: PreTrainedModel) -> "Calls":
@@ -147,7 +150,14 @@ class Calls:
         try:
             self.detach(wait=False)
         except InjectionError:
-            Thread(target=self.detach, daemon=True).start()
+            Thread(target=self._detach_when_free, daemon=True).start()
+
+    def _detach_when_free(self) -> None:
+        """Wait in a thread that holds nothing until no other attaches, detaches or runs the base model."""
+        while not any(True for _ in self._owners):
+            with suppress(InjectionError):
+                return self.detach()
+            sleep(_PAUSE)
 
     def _refuse_others(self) -> None:
         if get_ident() not in self._depths:

@@ -20,7 +20,7 @@ from prefixkit.models.weights import input_device, is_plain
 from prefixkit.prefix import ClassificationHead
 
 #: Positions whose logits exist at the same time.
-_CHUNK = 256
+CHUNK = 256
 
 
 class ScoredLoss(torch.autograd.Function):
@@ -45,15 +45,15 @@ class ScoredLoss(torch.autograd.Function):
         """
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), _CHUNK):
-            part, expected = hidden[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+        for start in range(0, len(hidden), CHUNK):
+            part, expected = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
             logits = nn.functional.linear(part, weight, bias).to(total.dtype)  # [c, v]
             log_sum = logits.logsumexp(dim=1, keepdim=True)  # [c, 1]
             total += (log_sum - logits.gather(1, expected)).sum()
             if gradient is not None:
                 slope = logits.sub_(log_sum).exp_()  # softmax, in place
                 slope.scatter_add_(1, expected, torch.full_like(expected, -1, dtype=slope.dtype))
-                gradient[start : start + _CHUNK] = slope.to(part.dtype) @ weight
+                gradient[start : start + CHUNK] = slope.to(part.dtype) @ weight
         ctx.save_for_backward(gradient)
         return total
 

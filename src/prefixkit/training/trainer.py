@@ -122,6 +122,8 @@ class PrefixTrainer(Trainer):
         except torch.distributed.DistError:
             raise
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            if not processes.is_first():
+                raise TrainingError("another process of this run failed; see what the first one says") from None
             is_full = shutil.disk_usage(folder).free < _FULL_BYTES
             reason = "the disk is full" if is_full else " ".join(str(error).split())
             raise TrainingError(

@@ -28,7 +28,7 @@ def _run(workers: int, trials: Sequence[Trial], done: Callable[[Result], None]) 
         try:
             for future in as_completed(futures):
                 done(future.result())
-        except KeyboardInterrupt:
+        except BaseException:
             for future in futures:
                 future.cancel()
             raise

@@ -63,4 +63,5 @@ def _run(ray: Any, cores: int, gpus: float | int, trials: Sequence[Trial], done:
         try:
             done(ray.get(first))
         except ray.exceptions.RayError as error:  # it raised, or its worker was lost too often
-            done(Result(trial, {}, " ".join(str(error).split())[:300]))
+            cause = getattr(error, "cause", None) or error
+            done(Result(trial, {}, f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"))

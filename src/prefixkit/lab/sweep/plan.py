@@ -10,8 +10,6 @@ from pathlib import Path
 from prefixkit.config import Recipe, dump_recipe, load_recipe
 from prefixkit.errors import ConfigError
 
-#: What a list of values is cut at: commas that stand in no bracket, brace or quotation mark.
-_VALUE = re.compile(r"""(?:\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""")
 _LABEL_LENGTH = 80
 
 
@@ -83,10 +81,27 @@ def plan(name_or_path: str, grid: Sequence[str], *, seeds: int, folder: Path) ->
 
 def _choices(entry: str) -> tuple[str, list[str]]:
     key, equals, raw = entry.partition("=")
-    values = [value.strip() for value in _VALUE.findall(raw)]
-    if not equals or not key or not values:
+    values = _cut(raw)
+    if not equals or not key or not all(values):
         raise ConfigError(f"{entry}: expected key=value,value,... such as prefix.num_virtual_tokens=10,20,50")
     return key, values
+
+
+def _cut(raw: str) -> list[str]:
+    """Cut at the commas that stand in no bracket, brace or quoted value."""
+    values, depth, quote = [""], 0, ""
+    for letter in raw:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and not values[-1].strip(" [{"):
+            quote = letter
+        elif letter == "," and depth == 0:
+            values.append("")
+            continue
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        values[-1] += letter
+    return [value.strip() for value in values]
 
 
 def _name(settings: Sequence[tuple[str, str]], seed: int, recipe: Recipe) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.intervals import Interval, mean_interval
 from prefixkit.files import write_json
+from prefixkit.lab.folder import read_record
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import SWEEP, Result, Runner, to_json
 from prefixkit.models.hardware import describe_machine
@@ -21,7 +22,7 @@ class Group:
 
     Attributes:
         settings: what they have in common.
-        values: the measure of each that finished, by seed.
+        values: the measure of each run that has it, by seed.
         failed: how many did not.
     """
 
@@ -47,7 +48,7 @@ def run_sweep(
 
     Args:
         trials: of one plan.
-        folder: the sweep's; every result is written to ``sweep.json`` there as it comes.
+        folder: the sweep's; every result is written to ``sweep.json`` there as it comes, beside those of other plans.
         runner: where and how many at a time.
         report: told about progress: how many are done, of how many, and a few words.
 
@@ -58,10 +59,13 @@ def run_sweep(
         KeyboardInterrupt: Ctrl-C; the same sweep goes on where it was.
     """
     results: dict[Path, Result] = {}
+    planned = {trial.folder.name for trial in trials}
+    before = [entry for entry in read_record(folder / SWEEP).get("trials", ()) if entry["folder"] not in planned]
 
     def keep() -> None:
         ordered = [to_json(results[trial.folder]) for trial in trials if trial.folder in results]
-        write_json(folder / SWEEP, {"machine": asdict(describe_machine()), "planned": len(trials), "trials": ordered})
+        machine = asdict(describe_machine())
+        write_json(folder / SWEEP, {"machine": machine, "planned": len(trials), "trials": [*before, *ordered]})
 
     def done(result: Result) -> None:
         results[result.trial.folder] = result
@@ -90,7 +94,7 @@ def sum_up(results: Sequence[Result], metric: str) -> list[Group]:
     return [
         Group(
             settings,
-            tuple(result.scores[metric] for result in members if result.error is None),
+            tuple(result.scores[metric] for result in members if metric in result.scores),
             sum(result.error is not None for result in members),
         )
         for settings, members in groups.items()

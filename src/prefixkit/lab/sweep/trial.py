@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefixkit.config import dump_recipe
-from prefixkit.errors import PrefixkitError
+from prefixkit.errors import PrefixkitError, SweepError
 from prefixkit.files import write_text
 from prefixkit.lab.folder import SCORES, is_measured, read_record
 from prefixkit.lab.run import train_run
@@ -51,36 +51,7 @@ def run_apart(trial: Trial, threads: int | None = None) -> Result:
     Raises:
         KeyboardInterrupt: Ctrl-C; the run saved a checkpoint first.
     """
-    finished = finished_scores(trial)
-    if finished is not None:
-        return Result(trial, finished)
-    recipe, log = (trial.folder.with_name(f"{trial.folder.name}{ending}") for ending in (".yaml", ".log"))
-    write_text(recipe, dump_recipe(trial.recipe))
-    command = [
-        sys.executable,
-        "-m",
-        "prefixkit",
-        "train",
-        str(recipe),
-        "--out",
-        str(trial.folder),
-        "--resume",
-        "--json",
-    ]
-    environ = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
-    started = time.monotonic()
-    with log.open("w", encoding="utf-8") as stderr:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, env=environ, check=False)
-    seconds = time.monotonic() - started
-    if done.returncode == _INTERRUPTED:
-        raise KeyboardInterrupt
-    scores = finished_scores(trial) if done.returncode == 0 else None
-    if scores is None:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
-        why = said if done.returncode > 0 else f"its process was killed (signal {-done.returncode})"
-        return Result(trial, {}, why, seconds)
-    return Result(trial, scores, seconds=seconds)
+    return _told(trial, lambda: _scores_of_process(trial, threads))
 
 
 def run_here(trial: Trial) -> Result:
@@ -88,15 +59,37 @@ def run_here(trial: Trial) -> Result:
     home = trial.folder.parent
     if not (home / SWEEP).is_file():
         return Result(trial, {}, f"{home}: cannot be seen from here; give --out on a disk that all machines share")
-    finished = finished_scores(trial)
-    if finished is not None:
-        return Result(trial, finished)
+    return _told(trial, lambda: train_run(trial.recipe, trial.folder, resume=True, report=lambda *_: None).scores)
+
+
+def _told(trial: Trial, run: Callable[[], dict[str, float]]) -> Result:
+    """Return the scores of a finished run, or what running it gives; whatever goes wrong is told."""
     started = time.monotonic()
     try:
-        run = train_run(trial.recipe, trial.folder, resume=True, report=lambda *_: None)
+        finished = finished_scores(trial)
+        if finished is not None:
+            return Result(trial, finished)
+        return Result(trial, run(), seconds=time.monotonic() - started)
     except (PrefixkitError, OSError) as error:
         return Result(trial, {}, " ".join(str(error).split()), time.monotonic() - started)
-    return Result(trial, run.scores, seconds=time.monotonic() - started)
+
+
+def _scores_of_process(trial: Trial, threads: int | None) -> dict[str, float]:
+    recipe, log = (trial.folder.with_name(f"{trial.folder.name}{ending}") for ending in (".yaml", ".log"))
+    write_text(recipe, dump_recipe(trial.recipe))
+    command = [sys.executable, "-m", "prefixkit", "train", str(recipe), "--out", str(trial.folder), "--resume"]
+    environ = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with log.open("a", encoding="utf-8") as stderr:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environ, check=False)
+    if done.returncode == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if done.returncode < 0:
+        raise SweepError(f"its process was killed (signal {-done.returncode})")
+    scores = finished_scores(trial)
+    if done.returncode or scores is None:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise SweepError(lines[-1].removeprefix("error: ") if lines else "it left no scores, and said nothing")
+    return scores
 
 
 def finished_scores(trial: Trial) -> dict[str, float] | None:

@@ -1,0 +1,240 @@
+"""What a run holds in memory, told before it begins, and settings that fit a budget.
+
+A training step of b rows holds, beside what is in memory already (the frozen weights above all), what the backward pass
+needs of every row, and what the backward pass of one layer computes and lets go; or for a moment a chunk of logits and
+their gradient:
+
+    peak(b) = held now + b * (kept per row + passing per row) + logits
+
+`kept` is measured on one forward pass of the longest row, by counting what autograd saves, parameters left out; with
+gradient checkpointing it is the input of every layer, and once all of one layer. `passing` came out as about four times
+what a layer keeps. Generating holds keys and values of every text; held-out losses a batch of logits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefixkit.compat import checkpointed_layers
+from prefixkit.config import Recipe
+from prefixkit.data import Collator, Example
+from prefixkit.errors import ConfigError
+from prefixkit.evaluation.loss import MOST_LOGITS
+from prefixkit.models import Base
+from prefixkit.models.hardware import held_memory_bytes
+from prefixkit.models.inspect import inspect_model
+from prefixkit.models.weights import input_device
+from prefixkit.training.loss import CHUNK
+from prefixkit.training.model import PrefixModel
+from prefixkit.training.start import build_encoder, build_head
+
+_SLACK = 1.1
+"""What allocators hold beyond what was asked for."""
+_PASSING = 4
+"""What the backward pass of a layer computes and lets go, in terms of what the layer keeps."""
+_FEW = 2
+"""Rows below which recomputing activations beats still smaller batches."""
+_DRAWING = 6
+"""Arrays of a row's logits that sampling holds at once: sorted, summed up, their places."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run holds, in bytes.
+
+    Attributes:
+        held: already in memory, the frozen weights included.
+        row: kept of the longest row in a training step, and for a moment in its backward pass.
+        row_checkpointed: likewise under gradient checkpointing.
+        logits: of a chunk, and their gradient.
+        measuring: the most that held-out losses hold for a moment.
+        text: what generating holds per text.
+    """
+
+    held: int
+    row: int
+    row_checkpointed: int
+    logits: int
+    measuring: int
+    text: int
+
+    def step(self, rows: int, *, checkpointing: bool) -> int:
+        """Return the peak of a training step."""
+        row = self.row_checkpointed if checkpointing else self.row
+        return int(self.held + _SLACK * max(rows * row + self.logits, self.measuring))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings that fit, and the peak they are expected to have, in bytes."""
+
+    batch_size: int
+    accumulation: int
+    gradient_checkpointing: bool
+    generation_batch_size: int
+    peak: int
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with these settings."""
+        train = {"batch_size": self.batch_size, "accumulation": self.accumulation,
+                 "gradient_checkpointing": self.gradient_checkpointing}  # fmt: skip
+        return recipe.model_copy(
+            update={
+                "train": recipe.train.model_copy(update=train),
+                "generation": recipe.generation.model_copy(update={"batch_size": self.generation_batch_size}),
+            }
+        )
+
+    def __str__(self) -> str:
+        """Say what was chosen."""
+        recomputed = "gradient checkpointing" if self.gradient_checkpointing else "no gradient checkpointing"
+        return (
+            f"memory budget: batches of {self.batch_size} x {self.accumulation}, {recomputed}, "
+            f"{self.generation_batch_size} texts generated at a time; expected peak {_gigabytes(self.peak, up=True)}"
+        )
+
+
+def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, classes: Sequence[str]) -> Footprint:
+    """Measure what the longest row costs.
+
+    Args:
+        base: the frozen base model, with nothing attached.
+        examples: what is to be learned from.
+        recipe: how.
+        classes: names of the labels, where labels are learned.
+    """
+    held = held_memory_bytes()
+    longest = max(examples, key=lambda example: example.num_tokens)
+    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=[longest.text])
+    head = build_head(base, recipe, classes) if classes else None
+    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
+    batch = {
+        name: tensor.to(input_device(base.model))
+        for name, tensor in Collator(base.tokenizer.pad_token_id)([longest]).items()
+    }
+    try:
+        with _saved(model.train()) as saved, _inputs(checkpointed_layers(base.model)) as inputs:
+            model(**batch)
+    finally:
+        model.close()
+    row = sum(saved.values())
+    layer = -(-row // max(1, len(inputs)))
+    passing = _PASSING * layer
+    vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
+    tokens = len(longest.input_ids)
+    logits = 2 * 4 * vocabulary * CHUNK if model.plain_head else 0  # a chunk of them and their gradient, float32
+    if head is None and not model.plain_head:
+        row += 3 * 4 * vocabulary * tokens  # all of them
+    numbers = inspect_model(base.model).geometry.numbers_per_token
+    text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
+    return Footprint(
+        held=held,
+        row=row + passing,
+        row_checkpointed=sum(inputs) + layer + passing if inputs else row + passing,
+        logits=logits,
+        measuring=0 if classes else size * min(MOST_LOGITS, 16 * vocabulary * tokens),
+        text=0 if classes else size * text * numbers + _DRAWING * 4 * vocabulary,
+    )
+
+
+def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
+    """Choose rows per forward pass, whether activations are recomputed, and texts generated at a time.
+
+    Rows per optimiser step stay what the recipe says. Of what fits, the most rows are taken without recomputing; only
+    where fewer than two would fit are activations recomputed, which takes about a third more time.
+
+    Args:
+        footprint: of the recipe's longest row.
+        recipe: says how many rows an optimiser step reads.
+        budget: in bytes.
+
+    Raises:
+        ConfigError: not even one row, recomputed, fits; the message says what would.
+    """
+    train, whole = recipe.train, recipe.train.batch_size * recipe.train.accumulation
+    sizes = [rows for rows in range(train.batch_size, 0, -1) if whole % rows == 0]
+    plain = [] if train.gradient_checkpointing else [rows for rows in sizes if rows >= min(_FEW, train.batch_size)]
+    for rows, checkpointing in [*((rows, False) for rows in plain), *((rows, True) for rows in sizes)]:
+        peak = footprint.step(rows, checkpointing=checkpointing)
+        if peak <= budget:
+            texts = int((budget - footprint.held) / (_SLACK * footprint.text)) if footprint.text else 1
+            texts = max(1, min(recipe.generation.batch_size, texts))
+            writing = int(footprint.held + _SLACK * texts * footprint.text)
+            return Fit(rows, whole // rows, checkpointing, texts, max(peak, writing))
+    least = footprint.step(1, checkpointing=True)
+    raise ConfigError(
+        f"--memory-budget: {_gigabytes(budget)} cannot be met: one row at a time with gradient checkpointing takes "
+        f"{_gigabytes(least, up=True)}, of which {_gigabytes(footprint.held)} are held before training; allow that, or "
+        "lower data.max_tokens"
+    )
+
+
+def sized_like(recipe: Recipe, other: Recipe) -> Recipe:
+    """Return a recipe with another's sizes, where both read as many rows per optimiser step."""
+    train = other.train
+    if train.batch_size * train.accumulation != recipe.train.batch_size * recipe.train.accumulation:
+        return recipe
+    texts = other.generation.batch_size
+    return Fit(train.batch_size, train.accumulation, train.gradient_checkpointing, texts, 0).apply(recipe)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a size such as ``1.5GB`` or ``800MB`` says.
+
+    Raises:
+        ConfigError: it is no such size.
+    """
+    for unit, factor in {"KB": 10**3, "MB": 10**6, "GB": 10**9}.items():
+        number = text.strip().upper().removesuffix(unit)
+        if number != text.strip().upper():
+            try:
+                size = int(float(number) * factor)
+            except (ValueError, OverflowError):
+                break
+            if size > 0:
+                return size
+    raise ConfigError(f"--memory-budget: expected a size such as 1.5GB or 800MB, got {text!r}")
+
+
+def _gigabytes(size: int, *, up: bool = False) -> str:
+    hundredths = -(-size // 10**7) if up else size // 10**7
+    return f"{hundredths / 100:.2f} GB"
+
+
+@contextmanager
+def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Yield the sizes of what autograd saves while the model runs, parameters left out, by where they are."""
+    sizes: dict[int, int] = {}
+    alive = []  # so that no place is used twice
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
+
+
+@contextmanager
+def _inputs(layers: Sequence[nn.Module]) -> Iterator[list[int]]:
+    """Yield the sizes of what each layer is given to read while the model runs."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        sizes.append(given.nbytes)
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        yield sizes
+    finally:
+        for handle in handles:
+            handle.remove()

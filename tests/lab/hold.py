@@ -1,0 +1,37 @@
+"""What a training step really holds, in a process of its own, beside what was expected; see test_memory.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from prefixkit.config import load_recipe
+from prefixkit.data import Collator, prepare
+from prefixkit.lab.memory import measure_footprint
+from prefixkit.models import load_base_model
+from prefixkit.models.hardware import held_memory_bytes
+from prefixkit.training import build_encoder
+from prefixkit.training.model import PrefixModel
+
+
+def main() -> None:
+    """Measure the recipe in argv[1] with the rows in argv[2]; argv[3] says whether activations are recomputed."""
+    recipe, rows, checkpointing = load_recipe(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
+    torch.set_num_threads(1)
+    base = load_base_model(recipe.model.base, dtype=recipe.model.dtype)
+    data = prepare(recipe.data, base.tokenizer, prefix_tokens=4, context_tokens=base.context_tokens)
+    longest = max(data.train, key=lambda example: example.num_tokens)
+    footprint = measure_footprint(base, data.train, recipe, ())
+    encoder = build_encoder(base, recipe.prefix, seed=0, texts=[longest.text])
+    model = PrefixModel(base.model, encoder, None).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    batch = Collator(base.tokenizer.pad_token_id)([longest] * rows)
+    before = held_memory_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    model(**batch)["loss"].backward()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    expected = footprint.step(rows, checkpointing=checkpointing) - footprint.held
+    print(json.dumps({"found": peak - before, "expected": expected}))

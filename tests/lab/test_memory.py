@@ -1,0 +1,116 @@
+"""A memory budget: what a step holds is foretold well enough, and settings are chosen that fit."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import processes
+from lab import hold
+from prefixkit.config import Recipe, dump_recipe, validate_recipe
+from prefixkit.errors import ConfigError
+from prefixkit.files import read_json
+from prefixkit.lab.folder import read_recipe
+from prefixkit.lab.memory import Footprint, fit_to_budget, parse_bytes, sized_like
+from prefixkit.lab.run import train_run
+
+MB = 10**6
+FOOTPRINT = Footprint(held=1000 * MB, row=100 * MB, row_checkpointed=20 * MB, logits=50 * MB, measuring=0, text=10 * MB)
+
+
+def recipe_of(batch_size: int, accumulation: int = 1, *, checkpointing: bool = False) -> Recipe:
+    train = {"batch_size": batch_size, "accumulation": accumulation, "gradient_checkpointing": checkpointing}
+    return validate_recipe({"train": train})
+
+
+@pytest.mark.parametrize(
+    ("budget", "recipe", "rows", "accumulation", "checkpointing", "texts"),
+    [
+        (2000, recipe_of(8), 8, 1, False, 64),  # 1000 + 1.1 * (800 + 50) = 1935
+        (1900, recipe_of(8), 4, 2, False, 64),
+        (1400, recipe_of(8), 2, 4, False, 36),  # 1275
+        (1270, recipe_of(8), 8, 1, True, 24),  # two rows no longer fit: 1000 + 1.1 * (160 + 50) = 1231
+        (1080, recipe_of(8), 1, 8, True, 7),
+        (1900, recipe_of(6, 2), 6, 2, False, 64),
+        (1500, recipe_of(6, 2), 4, 3, False, 45),  # twelve rows by fours
+        (1270, recipe_of(1), 1, 1, False, 24),
+        (9000, recipe_of(8, checkpointing=True), 8, 1, True, 64),  # as asked for
+    ],
+)
+def test_the_largest_batch_that_fits_is_taken_and_a_step_reads_as_many_rows_as_before(
+    budget: int, recipe: Recipe, rows: int, accumulation: int, checkpointing: bool, texts: int
+) -> None:
+    fit = fit_to_budget(FOOTPRINT, recipe, budget * MB)
+    assert (fit.batch_size, fit.accumulation, fit.gradient_checkpointing) == (rows, accumulation, checkpointing)
+    assert fit.generation_batch_size == texts
+    assert fit.peak <= budget * MB
+    assert fit.batch_size * fit.accumulation == recipe.train.batch_size * recipe.train.accumulation
+    applied = fit.apply(recipe)
+    assert (applied.train.batch_size, applied.generation.batch_size) == (rows, texts)
+    assert sized_like(recipe, applied) == applied
+
+
+def test_a_budget_that_cannot_be_met_says_what_would_do() -> None:
+    message = (
+        "--memory-budget: 1.05 GB cannot be met: one row at a time with gradient checkpointing takes 1.08 GB, of which "
+        "1.00 GB are held before training; allow that, or lower data.max_tokens"
+    )
+    with pytest.raises(ConfigError) as caught:
+        fit_to_budget(FOOTPRINT, recipe_of(8), 1050 * MB)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("text", "size"), [("1.5GB", 1_500_000_000), (" 800mb ", 800 * MB), ("2e3 KB", 2 * MB)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["1.5", "GB", "-1GB", "0MB", "nanGB", "1e999GB", "much"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="--memory-budget: expected a size such as 1.5GB or 800MB, got "):
+        parse_bytes(text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory can be begun anew on Linux alone")
+@pytest.mark.parametrize(("rows", "checkpointing"), [(2, False), (8, False), (8, True)])
+def test_what_a_step_holds_is_foretold(
+    rows: int, checkpointing: bool, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
+                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
+    with torch.random.fork_rng():
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    texts = [json.dumps({"text": " ".join(["film", str(n)] * 60), "label": "a"}) for n in range(60)]
+    (tmp_path / "long.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    values = recipe.model_dump(mode="json")
+    values["model"]["base"], values["data"]["source"] = str(tmp_path / "base"), str(tmp_path / "long.jsonl")
+    values["data"]["max_tokens"] = 120
+    path = tmp_path / "long.yaml"
+    path.write_text(dump_recipe(validate_recipe(values)), encoding="utf-8")
+    done = processes.run(hold.main, str(path), str(rows), str(checkpointing))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["found"] > 20 * MB
+    assert told["found"] * 0.9 < told["expected"] < told["found"] * 1.6, told
+
+
+def test_a_run_within_a_budget_says_what_was_chosen_and_is_resumed_with_it(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="prefixkit"):
+        run = train_run(recipe, tmp_path / "run", memory_budget=10**12, report=lambda *_: None)
+    assert any(message.startswith("memory budget: batches of 4 x 1, no gradient che") for message in caplog.messages)
+    small = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": 2, "accumulation": 2})})
+    other = train_run(small, tmp_path / "other", report=lambda *_: None)
+    again = train_run(recipe, other.folder, resume=True, memory_budget=10**12, report=lambda *_: None)
+    assert read_recipe(again.folder).train.batch_size == 2
+    assert again.prefix.card.content_hash == other.prefix.card.content_hash
+    with pytest.raises(ConfigError, match="--memory-budget: 0.00 GB cannot be met: one row at a time with gradient ch"):
+        train_run(recipe, tmp_path / "third", memory_budget=1000, report=lambda *_: None)
+    assert not (tmp_path / "third").exists()
+    assert read_json(run.folder / "run.json")["recipe"]["train"]["batch_size"] == 4
