@@ -239,7 +239,7 @@ class Passes:
         last = self._whole.last
         if last is not None:  # Whisper puts what it returns together anew
             marks = partial(self._marks, self._whole.source, last)
-            self._caches.leave(output, marks, given=kwargs.get("past_key_values"))
+            self._caches.leave(output, marks, given=cache_of(kwargs))
         return output
 
 
