@@ -106,7 +106,7 @@ def test_resuming_an_unfinished_run_needs_the_same_data_and_base(
     run: Run, recipe: Recipe, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run.folder / "scores.json").unlink()
-    monkeypatch.setattr("prefixkit.lab.run.weights_hash", lambda model: "another")
+    monkeypatch.setattr("prefixkit.lab.agreement.weights_hash", lambda model: "another")
     with pytest.raises(TrainingError, match="the base model changed since this run was started; start another run"):
         train_run(recipe, run.folder, resume=True, report=quiet)
 
