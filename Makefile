@@ -16,17 +16,17 @@ demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
 
 test: setup lint
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: setup lint
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 # Bases quantised by torchao and bitsandbytes, laid over .venv: every import of torchao writes to stderr.
 test-quantised: setup
 	@rm -rf .versions/$@
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
 	  $$(grep -E '^(torchao|bitsandbytes)==' constraints.txt)
-	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 \
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 --dist worksteal \
 	  tests/injection/test_quantised.py tests/models/test_quantised_folders.py
 
 # Sweeps on Ray, laid over .venv with what Ray needs.
@@ -41,7 +41,7 @@ test-oldest test-newest: setup
 	@rm -rf .versions/$@
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
 	  "transformers==$(if $(findstring oldest,$@),$(OLDEST),$(NEWEST))"
-	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 -m "not slow" $(MODEL_TESTS)
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 --dist worksteal -m "not slow" $(MODEL_TESTS)
 
 lint: setup
 	@$(PY) -m ruff check .

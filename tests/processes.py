@@ -23,7 +23,6 @@ _context.set_forkserver_preload(
         "prefixkit.lab.run",
         "prefixkit.lab.report",
         "training.kill_me",
-        "training.share",
         "lab.hold",
     ]
 )

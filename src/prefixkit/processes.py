@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from prefixkit.errors import TrainingError
+
 _LONGEST_WAIT = timedelta(days=1)
 """The others wait while the first measures a finished run."""
 
@@ -34,13 +36,22 @@ def is_first() -> bool:
 
 
 def join() -> None:
-    """Find the other processes; calling it again does nothing."""
+    """Find the other processes; calling it again does nothing.
+
+    Raises:
+        TrainingError: they are not there, or went away meanwhile.
+    """
     if count() > 1:
         import torch
         from accelerate import PartialState
 
         on_cpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
-        PartialState(timeout=_LONGEST_WAIT, **on_cpu)
+        try:
+            PartialState(timeout=_LONGEST_WAIT, **on_cpu)
+        except torch.distributed.DistError:
+            raise TrainingError(
+                f"process {rank()} of {count()} did not find the others; see what the first one says"
+            ) from None
 
 
 def wait() -> None:

@@ -66,7 +66,7 @@ def test_bfloat16_logits_are_summed_in_float32(base):
 def test_a_batch_is_cut_where_its_logits_would_be_too_many(base, monkeypatch):
     whole = heldout_loss(base, EXAMPLES)
     sizes = []
-    monkeypatch.setattr(loss_module, "_MOST_LOGITS", 1)
+    monkeypatch.setattr(loss_module, "MOST_LOGITS", 1)
     original = loss_module._batch_losses
 
     def counted(base, batch):

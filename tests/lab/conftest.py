@@ -1,6 +1,9 @@
 """A run on a tiny model, trained in a second."""
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,10 @@ import pytest
 
 from prefixkit.config import Recipe, dump_recipe, validate_recipe
 from prefixkit.lab.run import Run, train_run
+from prefixkit.prefix import Prefix
+
+#: Leaves the run of a recipe in a folder.
+TrainOnce = Callable[[Recipe, Path], Run]
 
 WORDS = "the film was wonderful great dull i loved it and story".split()
 
@@ -23,9 +30,16 @@ def write_reviews(path: Path, *, last_word: str = "") -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what recipes read, the same for all tests: a path is part of a recipe."""
+    return tmp_path_factory.mktemp("inputs")
+
+
 @pytest.fixture
-def reviews(tmp_path: Path) -> Path:
-    return write_reviews(tmp_path / "my reviews.jsonl")
+def reviews(inputs: Path) -> Path:
+    """Rows as they were, whatever a test before made of them."""
+    return write_reviews(inputs / "my reviews.jsonl")
 
 
 @pytest.fixture
@@ -45,9 +59,26 @@ def recipe(reviews: Path, tiny_llama_dir: Path) -> Recipe:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def train_once(tmp_path_factory: pytest.TempPathFactory) -> TrainOnce:
+    """Leaves the run of a recipe in a folder: trained for the first test that asks, copied for the others."""
+    trained: dict[str, Run] = {}
+
+    def leave(recipe: Recipe, folder: Path) -> Run:
+        key = recipe.model_dump_json()
+        if key not in trained:
+            trained[key] = train_run(recipe, tmp_path_factory.mktemp("trained") / "run", report=quiet)
+        shutil.copytree(trained[key].folder, folder)
+        return dataclasses.replace(
+            trained[key], folder=folder, prefix=Prefix.load(folder), report=folder / "report.html"
+        )
+
+    return leave
+
+
 @pytest.fixture
-def run(recipe: Recipe, tmp_path: Path) -> Run:
-    return train_run(recipe, tmp_path / "run", report=quiet)
+def run(recipe: Recipe, tmp_path: Path, train_once: TrainOnce) -> Run:
+    return train_once(recipe, tmp_path / "run")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,11 +29,13 @@ from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_page import render_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.findings import lines
-from prefixkit.lab.run import load_run_base, train_run
+from prefixkit.lab.run import Run, load_run_base, train_run
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.specials import opening_ids
 from prefixkit.prefix import Prefix
 from processes import prefixkit
+
+from .conftest import quiet
 
 NAMES = ["film", "story", "plot", "cast", "music", "score", "actor", "scene"]
 
@@ -59,30 +60,31 @@ def build_bart(vocabulary: int) -> BartForConditionalGeneration:
 AROUND = {build_t5: "$A <eos>", build_bart: "<bos> $A <eos>"}
 
 
-@pytest.fixture(params=AROUND)
-def model_dir(request: pytest.FixtureRequest, tmp_path: Path, tiny_llama_dir: Path) -> Path:
+@pytest.fixture(params=AROUND, scope="module")
+def model_dir(request: pytest.FixtureRequest, inputs: Path, tiny_llama_dir: Path) -> Path:
+    folder = inputs / request.param.__name__
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=AROUND[request.param], special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        request.param(len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+        request.param(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def recipe(model_dir: Path, tmp_path: Path) -> Recipe:
+def recipe(model_dir: Path, inputs: Path) -> Recipe:
     rows = [{"input": f"{a} : {b} {i}", "target": f"the {a} was {b} and the {b} was {a} {i}"}
             for i, (a, b) in enumerate((a, b) for a in NAMES for b in NAMES)]  # fmt: skip
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (inputs / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return validate_recipe(
         {
             "name": "pairs",
             "model": {"base": str(model_dir), "dtype": "float32"},
             "prefix": {"num_virtual_tokens": 3, "reparam_depth": 2, "reparam_width": 16},
-            "data": {"source": str(tmp_path / "pairs.jsonl"), "format": "input_target",
+            "data": {"source": str(inputs / "pairs.jsonl"), "format": "input_target",
                      "split": {"train": 0.6, "validation": 0.2, "test": 0.2, "judge": 0}},
             "train": {"steps": 30, "batch_size": 8, "evaluate_every": 10, "threads": 1, "learning_rate": 0.05},
             "evaluation": {"samples": 3, "heldout_rows": 8, "bootstrap": 100, "instruction": "write it"},
@@ -91,12 +93,7 @@ def recipe(model_dir: Path, tmp_path: Path) -> Recipe:
     )  # fmt: skip
 
 
-def quiet(*_: Any) -> None:
-    """Say nothing."""
-
-
-def test_a_prefix_learns_pairs_and_what_it_learned_is_saved(recipe: Recipe, tmp_path: Path) -> None:
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_a_prefix_learns_pairs_and_what_it_learned_is_saved(run: Run) -> None:
     scores = read_json(run.folder / "scores.json")
     assert scores["heldout_nll"] < scores["base.heldout_nll"] - 0.3
     assert {"instruction.heldout_nll", "fluency_ppl", "real.fluency_ppl", "novelty"} <= set(scores)
@@ -121,8 +118,7 @@ def test_the_shipped_recipe_trains_on_rows_of_its_columns(model_dir: Path, tmp_p
     assert "instruction.heldout_nll" in read_json(run.folder / "scores.json")
 
 
-def test_generate_answers_through_the_command_line(recipe: Recipe, tmp_path: Path) -> None:
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_generate_answers_through_the_command_line(run: Run) -> None:
     asked = ["generate", str(run.folder), "-p", "film : plot", "--temperature", "0"]
     told = prefixkit(*asked, "--base").stdout
     lines = [json.loads(line) for line in prefixkit(*asked, "-n", "2", "--json").stdout.splitlines()]
@@ -131,8 +127,7 @@ def test_generate_answers_through_the_command_line(recipe: Recipe, tmp_path: Pat
     assert f"film : plot\n{lines[0]['text']}" in told
 
 
-def test_a_run_is_diagnosed_in_every_placement(recipe: Recipe, tmp_path: Path) -> None:
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_a_run_is_diagnosed_in_every_placement(run: Run, recipe: Recipe) -> None:
     told = prefixkit("diagnose", str(run.folder), "--rows", "5").stdout
     found = read_diagnosis(run.folder / "diagnosis.json")
     base, prefix, _ = load_run_base(run.folder)
@@ -155,8 +150,7 @@ def test_a_run_is_diagnosed_in_every_placement(recipe: Recipe, tmp_path: Path) -
     assert told.splitlines()[0] == "Encoder self-attention:"
 
 
-def test_the_length_asked_for_is_that_of_the_longer_text(recipe: Recipe, tmp_path: Path) -> None:
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_the_length_asked_for_is_that_of_the_longer_text(run: Run) -> None:
     found = diagnose_run(run.folder, tokens=8, report=quiet).diagnosis
     assert max(place.points[-1].last for place in found.placements) == 8
     with pytest.raises(EvaluationError, match=r"no held-out text of .*pairs.jsonl has 60 tokens, the longest has 1\d;"):
@@ -191,8 +185,8 @@ def test_examples_give_each_stack_its_own_text_and_lose_nothing(base: Base, reci
     assert batch["decoder_input_ids"].shape == batch["labels"].shape == (2, 1 + len(ids[1]))
 
 
-def test_the_held_out_loss_is_the_models_own(base: Base, recipe: Recipe, tmp_path: Path) -> None:
-    prefix = Prefix.load(train_run(recipe, tmp_path / "run", report=quiet).folder)
+def test_the_held_out_loss_is_the_models_own(run: Run, base: Base, recipe: Recipe) -> None:
+    prefix = Prefix.load(run.folder)
     pairs = rows(("the film", "great fun"), ("a story", "it was really great"))
     built = build_examples(pairs, recipe.data, base.tokenizer, start=base.start_token_id).examples
     for example in built:

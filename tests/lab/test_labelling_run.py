@@ -18,16 +18,14 @@ from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.files import read_json
 from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
-from prefixkit.lab.run import evaluate_run, load_run_base, train_run
+from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
 from prefixkit.prefix import HeadKind, Prefix
 from processes import prefixkit
 
+from .conftest import TrainOnce, quiet
+
 GOOD, BAD = ["great", "wonderful", "excellent", "superb"], ["awful", "terrible", "boring", "dull"]
 PLAIN = "the film was a story with an actor and it is movie about people".split()
-
-
-def quiet(*_: Any) -> None:
-    """Say nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +79,19 @@ def make_recipe(base: Path, source: Path, form: str, **sections: dict[str, Any])
     return validate_recipe(values)
 
 
+@pytest.fixture
+def one_step_run(bert_dir: Path, inputs: Path, tmp_path: Path, train_once: TrainOnce) -> Run:
+    """A run that learned next to nothing, of whole texts."""
+    rows = write_rows(inputs / "rows.jsonl", tags=False)
+    return train_once(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run")
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_run_learns_to_tell_texts_apart(kind: str, bert_dir: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_run_learns_to_tell_texts_apart(
+    kind: str, bert_dir: Path, tiny_llama_dir: Path, inputs: Path, tmp_path: Path
+) -> None:
     base_dir = bert_dir if kind == "bert" else tiny_llama_dir
-    recipe = make_recipe(base_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes")
+    recipe = make_recipe(base_dir, write_rows(inputs / "rows.jsonl", tags=False), "classes")
     run = train_run(recipe, tmp_path / "run", report=quiet)
     scores = read_json(run.folder / "scores.json")
     assert scores["accuracy"] > 0.85 > scores["majority.accuracy"]
@@ -110,8 +117,8 @@ def test_a_run_learns_to_tell_texts_apart(kind: str, bert_dir: Path, tiny_llama_
     assert "nats per token; lower" not in page
 
 
-def test_a_run_learns_to_tag_words(bert_dir: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "rows.jsonl", tags=True)
+def test_a_run_learns_to_tag_words(bert_dir: Path, inputs: Path, tmp_path: Path) -> None:
+    source = write_rows(inputs / "tags.jsonl", tags=True)
     recipe = make_recipe(bert_dir, source, "tags", train={"steps": 200, "patience": None}, head={"learning_rate": 0.05})
     run = train_run(recipe, tmp_path / "run", report=quiet)
     scores = read_json(run.folder / "scores.json")
@@ -132,11 +139,13 @@ def test_a_run_learns_to_tag_words(bert_dir: Path, tmp_path: Path) -> None:
         assert label == ("B-GOOD" if word in GOOD else "B-BAD" if word in BAD else "O")
 
 
-def test_a_finished_run_is_measured_again_and_resumed(bert_dir: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(bert_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes", train={"steps": 4})
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_a_finished_run_is_measured_again_and_resumed(
+    bert_dir: Path, inputs: Path, tmp_path: Path, train_once: TrainOnce
+) -> None:
+    recipe = make_recipe(bert_dir, write_rows(inputs / "rows.jsonl", tags=False), "classes", train={"steps": 4})
+    run = train_once(recipe, tmp_path / "run")
     before = (run.folder / "scores.json").read_text()
-    changed = make_recipe(bert_dir, tmp_path / "rows.jsonl", "classes", train={"steps": 4},
+    changed = make_recipe(bert_dir, inputs / "rows.jsonl", "classes", train={"steps": 4},
                           evaluation={"heldout_rows": 7})  # fmt: skip
     evaluate_run(run.folder, changed, report=quiet)
     assert len((run.folder / "predictions.jsonl").read_text().splitlines()) == 7
@@ -145,14 +154,16 @@ def test_a_finished_run_is_measured_again_and_resumed(bert_dir: Path, tmp_path: 
     assert train_run(recipe, run.folder, resume=True, report=quiet).prefix.card.content_hash == (
         run.prefix.card.content_hash
     )
-    other = make_recipe(bert_dir, tmp_path / "rows.jsonl", "classes", train={"steps": 4}, head={"dropout": 0.5})
+    other = make_recipe(bert_dir, inputs / "rows.jsonl", "classes", train={"steps": 4}, head={"dropout": 0.5})
     with pytest.raises(ConfigError, match=r"^head.dropout: the run was started with 0.0, not 0.5; "):
         train_run(other, run.folder, resume=True, report=quiet)
 
 
-def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(bert_dir, write_rows(tmp_path / "rows.jsonl", tags=False), "classes", train={"steps": 40})
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_the_commands_know_what_a_run_learned(
+    bert_dir: Path, inputs: Path, tmp_path: Path, train_once: TrainOnce
+) -> None:
+    recipe = make_recipe(bert_dir, write_rows(inputs / "rows.jsonl", tags=False), "classes", train={"steps": 40})
+    run = train_once(recipe, tmp_path / "run")
     folder = str(run.folder)
     lines = [json.loads(line) for line in prefixkit("classify", folder, "--json", given=b"great film\n\nawful film\n")
              .stdout.splitlines()]  # fmt: skip
@@ -175,11 +186,11 @@ def test_the_commands_know_what_a_run_learned(bert_dir: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("kind", "form"), [("bert", "classes"), ("bert", "tags"), ("llama", "classes")])
 def test_a_run_that_learned_labels_is_diagnosed(
-    kind: str, form: str, bert_dir: Path, tiny_llama_dir: Path, tmp_path: Path
+    kind: str, form: str, bert_dir: Path, tiny_llama_dir: Path, inputs: Path, tmp_path: Path, train_once: TrainOnce
 ) -> None:
     base_dir = bert_dir if kind == "bert" else tiny_llama_dir
-    source = write_rows(tmp_path / "rows.jsonl", tags=form == "tags")
-    run = train_run(make_recipe(base_dir, source, form, train={"steps": 4}), tmp_path / "run", report=quiet)
+    source = write_rows(inputs / ("tags.jsonl" if form == "tags" else "rows.jsonl"), tags=form == "tags")
+    run = train_once(make_recipe(base_dir, source, form, train={"steps": 4}), tmp_path / "run")
     told = prefixkit("diagnose", str(run.folder), "--rows", "6")
     assert told.returncode == 0, told.stderr
     found = read_diagnosis(run.folder / "diagnosis.json")
@@ -198,13 +209,11 @@ def test_a_run_that_learned_labels_is_diagnosed(
     assert (run.folder / "diagnosis.html").is_file()
 
 
-def test_too_few_tokens_for_a_text_are_refused(bert_dir: Path, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", tags=False)
-    run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
+def test_too_few_tokens_for_a_text_are_refused(one_step_run: Run) -> None:
     with pytest.raises(EvaluationError, match="--tokens: 2 leaves no room for text beside 2 special tokens; give more"):
-        diagnose_run(run.folder, tokens=2, report=quiet)
+        diagnose_run(one_step_run.folder, tokens=2, report=quiet)
     with pytest.raises(EvaluationError, match="--tokens: prefix 0 [+] text 65 exceed the model's context of 64; give"):
-        diagnose_run(run.folder, tokens=65, report=quiet)
+        diagnose_run(one_step_run.folder, tokens=65, report=quiet)
 
 
 @pytest.mark.parametrize(
@@ -212,25 +221,19 @@ def test_too_few_tokens_for_a_text_are_refused(bert_dir: Path, tmp_path: Path) -
     [(b"\xff\xfe film", "stdin: not UTF-8 text; convert it first"),
      (b"\n  \n", "no texts: give them as arguments, or one per line on stdin")],
 )  # fmt: skip
-def test_what_cannot_be_read_from_stdin_is_said_in_one_line(
-    bert_dir: Path, tmp_path: Path, given: bytes, message: str
-) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", tags=False)
-    run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
-    done = prefixkit("classify", str(run.folder), given=given)
+def test_what_cannot_be_read_from_stdin_is_said_in_one_line(one_step_run: Run, given: bytes, message: str) -> None:
+    done = prefixkit("classify", str(one_step_run.folder), given=given)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip() == f"error: {message}"
 
 
-def test_lines_end_where_people_end_them(bert_dir: Path, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", tags=False)
-    run = train_run(make_recipe(bert_dir, rows, "classes", train={"steps": 1}), tmp_path / "run", report=quiet)
-    out = prefixkit("classify", str(run.folder), "--json", given="great\u2028film\r\nawful\x0cfilm\n".encode()).stdout
+def test_lines_end_where_people_end_them(one_step_run: Run) -> None:
+    given = "great\u2028film\r\nawful\x0cfilm\n".encode()
+    out = prefixkit("classify", str(one_step_run.folder), "--json", given=given).stdout
     assert [json.loads(line)["text"] for line in out.split("\n") if line] == ["great\u2028film", "awful\x0cfilm"]
 
 
-def test_a_prefix_that_learned_text_is_not_asked_for_labels(recipe: Recipe, tmp_path: Path) -> None:
-    run = train_run(recipe, tmp_path / "run", report=quiet)
+def test_a_prefix_that_learned_text_is_not_asked_for_labels(run: Run) -> None:
     done = prefixkit("classify", str(run.folder), "the film")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("this prefix learned text, and has no head; see `prefixkit generate`")
@@ -250,7 +253,7 @@ def test_one_label_cannot_be_told_apart(bert_dir: Path, tmp_path: Path) -> None:
         train_run(make_recipe(bert_dir, tmp_path / "rows.jsonl", "classes"), tmp_path / "run", report=quiet)
 
 
-def test_the_shipped_recipe_trains_on_any_encoder(bert_dir: Path, tmp_path: Path) -> None:
+def test_the_shipped_recipe_trains_on_any_encoder(bert_dir: Path, inputs: Path, tmp_path: Path) -> None:
     recipe = load_recipe("review-sentiment", [
         f"model.base={bert_dir}", f"data.source={write_rows(tmp_path / 'rows.jsonl', tags=False)}", "train.steps=3",
         "data.max_tokens=20", "data.split.train=0.7", "data.split.validation=0.1", "data.split.test=0.2",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,6 +173,14 @@ def test_a_machine_that_does_not_see_the_folder_says_so(sweep_recipe: str, tmp_p
     assert run_here(trial).error == (
         f"{tmp_path / 'elsewhere'}: cannot be seen from here; give --out on a disk that all machines share"
     )
+
+
+def test_fewer_than_one_at_a_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"^--workers: expected at least 1, got 0$"):
+        on_this_machine(0)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    with pytest.raises(ConfigError, match=r"^--cores: expected at least 1, got 0$"):
+        on_ray(cores=0)
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

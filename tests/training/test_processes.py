@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -16,30 +16,40 @@ from safetensors.torch import load_file
 
 import processes
 from prefixkit.config import Recipe, dump_recipe
-from prefixkit.data import LengthGroupedSampler, Shares
+from prefixkit.data import DistributedBatchSampler, LengthGroupedSampler
 from prefixkit.errors import ConfigError
 from prefixkit.files import read_json
 from prefixkit.prefix import Prefix
 from prefixkit.training import checkpoint_folder, checkpoints, read_metrics
-from training import share
 
 Make = Callable[..., Recipe]
 
 
-def run_together(count: int, *arguments: str) -> list["CompletedProcess[str]"]:
-    """Run `share` in processes that find each other as those of torchrun do."""
+def train_together(*of_each: Sequence[str], dying: int | None = None) -> list["CompletedProcess[str]"]:
+    """Train in processes that find each other as those of torchrun do.
+
+    Args:
+        of_each: per process, what follows ``prefixkit train``.
+        dying: the one that dies by SIGKILL in step 5.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
-              "LOCAL_WORLD_SIZE": str(count)}  # fmt: skip
+    count = str(len(of_each))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
 
-    def run(rank: int) -> "CompletedProcess[str]":
-        own = {} if count == 1 else shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        return processes.run(share.main, *arguments, environ=own)
+    def train(rank: int) -> "CompletedProcess[str]":
+        own = {} if len(of_each) == 1 else shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        own |= {"PREFIXKIT_TEST_DIES_AT": "5"} if rank == dying else {}
+        return processes.run(processes.prefixkit_main, "train", *of_each[rank], "--resume", environ=own)
 
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
+    with ThreadPoolExecutor(len(of_each)) as pool:
+        return list(pool.map(train, range(len(of_each))))
+
+
+def codes(done: Sequence["CompletedProcess[str]"]) -> list[int]:
+    """Return the exit codes."""
+    return [each.returncode for each in done]
 
 
 @pytest.fixture
@@ -84,7 +94,7 @@ def test_processes_together_do_what_one_does_alone(
     recipe = str(write(**sections))
     folders = [tmp_path / "one", tmp_path / "many"]
     for number, folder in zip((1, count), folders, strict=True):
-        for done in run_together(number, recipe, str(folder)):
+        for done in train_together(*[(recipe, "--out", str(folder))] * number):
             assert done.returncode == 0, done.stderr
     assert_alike(*folders)
     records = [read_json(folder / "run.json") for folder in folders]
@@ -98,12 +108,13 @@ def test_processes_together_do_what_one_does_alone(
 def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
     dying: int, write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipe, whole, killed = str(write()), tmp_path / "whole", tmp_path / "killed"
-    assert [done.returncode for done in run_together(2, recipe, str(whole))] == [0, 0]
-    codes = [done.returncode for done in run_together(2, recipe, str(killed), "5", str(dying))]
-    assert codes[dying] == -9
-    assert codes[1 - dying] != 0  # it has nobody to talk to
-    assert [done.returncode for done in run_together(2, recipe, str(killed))] == [0, 0]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    together = {folder: [(str(write()), "--out", str(folder))] * 2 for folder in (whole, killed)}
+    assert codes(train_together(*together[whole])) == [0, 0]
+    ends = codes(train_together(*together[killed], dying=dying))
+    assert ends[dying] == -9
+    assert ends[1 - dying] != 0  # it has nobody to talk to
+    assert codes(train_together(*together[killed])) == [0, 0]
     assert Prefix.load(killed).card.content_hash == Prefix.load(whole).card.content_hash
     timeless = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder / "metrics.jsonl")]
                 for folder in (whole, killed)]  # fmt: skip
@@ -111,31 +122,58 @@ def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
 
 
 def test_more_processes_than_rows_in_a_batch_are_refused(write: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = str(write(train={"batch_size": 1}))
-    for done in run_together(2, recipe, str(tmp_path / "run")):
+    together = [(str(write(train={"batch_size": 1})), "--out", str(tmp_path / "run"))] * 2
+    for done in train_together(*together):
         assert done.returncode == 1
         assert "train.batch_size: 2 processes cannot share batches of 1; raise it, or start at most 1" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_that_loaded_other_data_or_see_another_folder_are_refused(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = str(write())
+    here, there = (str(tmp_path / name) for name in ("here", "there"))
+    for done in train_together((recipe, "--out", here), (recipe, "data.min_words=6", "--out", here)):
+        assert done.returncode == 1
+        assert "the processes of this run loaded different data or base models; give all the same files" in done.stderr
+    assert not Path(here).exists()
+    refused = train_together((recipe, "--out", here), (recipe, "--out", there))
+    for folder, done in zip((here, there), refused, strict=True):
+        assert done.returncode == 1
+        assert f"{folder}: not all processes of this run see it; give --out on a disk that all machines" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "what"), [(["sweep", "positive-reviews"], "a sweep starts its own processes"),
+                          (["evaluate", "runs/tiny"], "measuring a run takes one process")],
+)  # fmt: skip
+def test_what_takes_one_process_says_so(command: list[str], what: str, make_recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "recipe.yaml").write_text(dump_recipe(make_recipe()), encoding="utf-8")
+    done = processes.run(processes.prefixkit_main, *command, cwd=tmp_path, environ={"WORLD_SIZE": "2", "RANK": "0"})
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {what}; start it without torchrun or accelerate launch"
+
+
 def test_shares_of_every_batch_are_the_whole_batch() -> None:
     order = LengthGroupedSampler([3, 5, 1, 8, 2, 2, 9, 4, 7], 4, seed=0)
     order.set_epoch(3)
-    (whole,) = [list(Shares(order))]
+    whole = list(DistributedBatchSampler(order))
     assert [len(batch) for batch in whole] == [4, 4, 1]
-    shares = [list(Shares(order, share=rank, of=3)) for rank in range(3)]
-    assert [sorted(row for share in shares for row in share[step] if row != Shares.IDLE) for step in range(3)] == (
-        [sorted(batch) for batch in whole]
-    )
-    assert [share[2] for share in shares[1:]] == [[Shares.IDLE]] * 2
+    shares = [list(DistributedBatchSampler(order, rank=rank, num_replicas=3)) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        rows = [row for share in shares for row in share[step] if row != DistributedBatchSampler.IDLE]
+        assert sorted(rows) == sorted(batch)
+    assert [share[2] for share in shares[1:]] == [[DistributedBatchSampler.IDLE]] * 2
     with pytest.raises(ConfigError, match="5 processes cannot share batches of 4"):
-        Shares(order, of=5)
+        DistributedBatchSampler(order, num_replicas=5)
 
 
 @pytest.mark.slow
 def test_torchrun_runs_a_recipe(write: Callable[..., Path], tmp_path: Path) -> None:
     recipe = str(write())
-    assert run_together(1, recipe, str(tmp_path / "alone"))[0].returncode == 0
+    assert codes(train_together((recipe, "--out", str(tmp_path / "alone")))) == [0]
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*starter, "-m", "prefixkit", "train", recipe, "--out", str(tmp_path / "many"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)

@@ -1,6 +1,12 @@
 """Data: rows from a package, a file or a hub, cleaned, split without leaks, and turned into batches."""
 
-from prefixkit.data.batches import Batches, Collator, LengthGroupedSampler, Shares, check_shares
+from prefixkit.data.batches import (
+    Collator,
+    DistributedBatchSampler,
+    EpochDataLoader,
+    LengthGroupedSampler,
+    check_batch_size,
+)
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
@@ -14,11 +20,12 @@ __all__ = [
     "NO_LOSS",
     "PACKAGED_DATASETS",
     "WORDS_PER_TOKEN",
-    "Batches",
     "BuiltExamples",
     "Collator",
     "DataCounts",
     "DistinctRows",
+    "DistributedBatchSampler",
+    "EpochDataLoader",
     "Example",
     "LabelledText",
     "LengthGroupedSampler",
@@ -26,12 +33,11 @@ __all__ = [
     "PackagedDataset",
     "PreparedData",
     "Row",
-    "Shares",
     "Split",
     "ask",
     "build_examples",
+    "check_batch_size",
     "check_context",
-    "check_shares",
     "content_hash",
     "distinct_rows",
     "heldout_texts",

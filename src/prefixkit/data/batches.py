@@ -47,7 +47,7 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "b t"]:
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
-def check_shares(batch_size: int, processes: int) -> None:
+def check_batch_size(batch_size: int, processes: int) -> None:
     """Refuse more processes than there are rows in a batch.
 
     Raises:
@@ -60,45 +60,47 @@ def check_shares(batch_size: int, processes: int) -> None:
         )
 
 
-class Shares(Sampler[list[int]]):
+class DistributedBatchSampler(Sampler[list[int]]):
     """Cuts an order of rows into batches, and gives one of several processes its share of each.
 
-    All processes together read what one alone would have read. Of a short last batch there may be nothing left for
-    some: they read the row `IDLE`.
+    All processes together read what one alone would have read; torch's own `DistributedSampler` and accelerate repeat
+    rows where they do not come out even. Of a short last batch there may be nothing left for some: they read the row
+    `IDLE`.
     """
 
     IDLE = -1
 
-    def __init__(self, order: "LengthGroupedSampler", *, share: int = 0, of: int = 1):
+    def __init__(self, sampler: "LengthGroupedSampler", *, rank: int = 0, num_replicas: int = 1):
         """Describe the batches.
 
         Args:
-            order: of the rows; its batch size is that of all processes together.
-            share: of which process, counted from 0.
-            of: how many processes.
+            sampler: the order of the rows; its batch size is that of all processes together.
+            rank: of the process whose share is wanted, counted from 0.
+            num_replicas: how many processes there are.
 
         Raises:
             ConfigError: there are more processes than rows in a batch.
         """
-        check_shares(order.batch_size, of)
-        self.order, self.share, self.of = order, share, of
+        check_batch_size(sampler.batch_size, num_replicas)
+        self.sampler, self.rank, self.num_replicas = sampler, rank, num_replicas
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return math.ceil(len(self.order) / self.order.batch_size)
+        return math.ceil(len(self.sampler) / self.sampler.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch, counted from 0."""
-        self.order.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the row numbers of this share of every batch of one epoch."""
-        rows = list(self.order)
-        for start in range(0, len(rows), self.order.batch_size):
-            yield rows[start : start + self.order.batch_size][self.share :: self.of] or [self.IDLE]
+        rows = list(self.sampler)
+        for start in range(0, len(rows), self.sampler.batch_size):
+            batch = rows[start : start + self.sampler.batch_size]
+            yield batch[self.rank :: self.num_replicas] or [self.IDLE]
 
 
-class Batches(DataLoader[Any]):
+class EpochDataLoader(DataLoader[Any]):
     """A data loader that hands the epoch on to its batch sampler, as transformers' Trainer expects."""
 
     def set_epoch(self, epoch: int) -> None:

@@ -82,12 +82,7 @@ class Fit:
         """Return the recipe with these settings."""
         train = {"batch_size": self.batch_size, "accumulation": self.accumulation,
                  "gradient_checkpointing": self.gradient_checkpointing}  # fmt: skip
-        return recipe.model_copy(
-            update={
-                "train": recipe.train.model_copy(update=train),
-                "generation": recipe.generation.model_copy(update={"batch_size": self.generation_batch_size}),
-            }
-        )
+        return _with_sizes(recipe, train, {"batch_size": self.generation_batch_size})
 
     def __str__(self) -> str:
         """Say what was chosen."""
@@ -175,11 +170,16 @@ def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
 
 def sized_like(recipe: Recipe, other: Recipe) -> Recipe:
     """Return a recipe with another's sizes, where both read as many rows per optimiser step."""
-    train = other.train
-    if train.batch_size * train.accumulation != recipe.train.batch_size * recipe.train.accumulation:
+    if other.train.batch_size * other.train.accumulation != recipe.train.batch_size * recipe.train.accumulation:
         return recipe
-    texts = other.generation.batch_size
-    return Fit(train.batch_size, train.accumulation, train.gradient_checkpointing, texts, 0).apply(recipe)
+    train = {name: getattr(other.train, name) for name in ("batch_size", "accumulation", "gradient_checkpointing")}
+    return _with_sizes(recipe, train, {"batch_size": other.generation.batch_size})
+
+
+def _with_sizes(recipe: Recipe, train: dict[str, Any], generation: dict[str, Any]) -> Recipe:
+    sections = {"train": recipe.train.model_copy(update=train),
+                "generation": recipe.generation.model_copy(update=generation)}  # fmt: skip
+    return recipe.model_copy(update=sections)
 
 
 def parse_bytes(text: str) -> int:

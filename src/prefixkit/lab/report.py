@@ -156,6 +156,8 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
     measured_with = _section(files.scores, "measured_with") or recipe
     label = _section(recipe, "data").get("keep_label")
     samples = sample_rows(files.samples, **({} if label is None else {"wanted": str(label)}))
+    comparison = compare(files.scores)
+    present = {system for row in comparison for system in row.cells} | {line["system"] for line in files.samples}
     hashes = run.get("base_weights_hash") or {}
     return render_page(
         "report.html",
@@ -167,9 +169,9 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
         metrics=files.metrics,
         best_step=run.get("best_step"),
         rollbacks=run.get("rollbacks") or 0,
-        comparison=compare(files.scores),
-        systems=[system for system in SYSTEMS if _has_system(files, system)],
-        columns=[column for column in (*SYSTEMS, REAL) if _has_system(files, column)],
+        comparison=comparison,
+        systems=[system for system in SYSTEMS if system in present],
+        columns=[column for column in (*SYSTEMS, REAL) if column in present],
         instruction=_section(measured_with, "evaluation").get("instruction"),
         judge=_judge(files.scores),
         samples=samples[:SHOWN_SAMPLES],
@@ -293,11 +295,6 @@ def _plots(files: RunFiles) -> Plots:
         Markup(narrow) if narrow else None,
         [Markup(svg) for svg in small if svg],
     )
-
-
-def _has_system(files: RunFiles, system: str) -> bool:
-    in_scores = any(system in row.cells for row in compare(files.scores))
-    return in_scores or any(line["system"] == system for line in files.samples)
 
 
 def _others(row: ComparisonRow) -> list[Fact]:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from prefixkit import processes
 from prefixkit.config import Recipe, validate_recipe
-from prefixkit.data import PreparedData, check_shares, prepare
+from prefixkit.data import PreparedData, check_batch_size, prepare
 from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.evaluation import (
     check_context,
@@ -104,10 +104,10 @@ def train_run(
         PrefixkitError: with one line that says what is wrong; what was saved before stays.
         KeyboardInterrupt: Ctrl-C; go on with `resume`.
     """
-    processes.join()
     if resume and memory_budget is not None and (folder / RECIPE).is_file():
         recipe, memory_budget = sized_like(recipe, read_recipe(folder)), None
-    check_shares(recipe.train.batch_size, processes.count())
+    check_batch_size(recipe.train.batch_size, processes.count())
+    processes.join()
     check_run(folder, recipe, resume=resume, overwrite=overwrite)
     if resume and is_measured(folder, recipe):
         log.info("%s is finished already", folder)
@@ -310,7 +310,6 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
     record["peak_memory_bytes"] = max(record.get("peak_memory_bytes", 0), peak_memory_bytes())
     write_json(folder / RUN, record)
     write_json(folder / SCORES, flat)
-    write_report(folder)
 
 
 def _finished(folder: Path) -> Run:

@@ -56,7 +56,7 @@ class SiteBank:
         )
 
     def padded(self, length: int) -> "SiteBank":
-        """Return the bank with at least as many columns as it has; those added are zero, and masked."""
+        """Return the bank widened to so many columns; those added are zero, and masked."""
         columns = length - self.length
         seen = torch.ones_like(self.key[:, 0, :, 0], dtype=torch.bool) if self.mask is None else self.mask
         return SiteBank(
@@ -165,7 +165,8 @@ def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
     if known is None:
         return True
     one, other = (torch.ones_like(known) if part is None else part for part in (one, other))
-    fits = one.dtype == other.dtype and one.shape[1:] == other.shape[1:]
-    return (
-        fits and (len(one) == len(other) or 1 in (len(one), len(other))) and bool((one == other.to(one.device)).all())
-    )
+    if one.dtype != other.dtype or one.shape[1:] != other.shape[1:]:
+        return False
+    if len(one) != len(other) and 1 not in (len(one), len(other)):
+        return False
+    return bool((one == other.to(one.device)).all())

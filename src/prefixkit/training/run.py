@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainingArguments
 from prefixkit import processes
 from prefixkit.compat import refusal_of_tracker
 from prefixkit.config import OnDivergence, Recipe, TrainConfig
-from prefixkit.data import Collator, Example, LengthGroupedSampler, Shares
+from prefixkit.data import Collator, DistributedBatchSampler, Example, LengthGroupedSampler
 from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
@@ -148,7 +148,7 @@ def _run_once(
     stop = StopAfterStep()
     trainer = PrefixTrainer(
         model,
-        batches=Shares(_order(examples, config), share=processes.rank(), of=processes.count()),
+        batch_sampler=_batch_sampler(examples, config),
         heldout=heldout,
         metrics=metrics,
         monitor=Monitor(config.divergence.loss_ratio, config.divergence.norm_ratio, config.max_grad_norm),
@@ -156,7 +156,7 @@ def _run_once(
         learning_rate=rate,
         head_rate=recipe.head.learning_rate * slower,
         args=_arguments(config, checkpoint_folder(folder), rate, base),
-        train_dataset=[*examples, examples[0].without_loss()],  # the last one is `Shares.IDLE`
+        train_dataset=[*examples, examples[0].without_loss()],  # for `IDLE`
         data_collator=Collator(base.tokenizer.pad_token_id),
         callbacks=[heldout, metrics, stop],
     )
@@ -203,13 +203,14 @@ def _roll_back(error: DivergedError, progress: Progress, config: TrainConfig, fo
     return Progress(rollbacks=rollbacks)
 
 
-def _order(examples: Sequence[Example], config: TrainConfig) -> LengthGroupedSampler:
-    return LengthGroupedSampler(
+def _batch_sampler(examples: Sequence[Example], config: TrainConfig) -> DistributedBatchSampler:
+    sampler = LengthGroupedSampler(
         [example.num_tokens for example in examples],
         batch_size=config.batch_size,
         seed=config.seed,
         group_by_length=config.group_by_length,
     )
+    return DistributedBatchSampler(sampler, rank=processes.rank(), num_replicas=processes.count())
 
 
 def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> TrainingArguments:

@@ -1,15 +1,16 @@
 """transformers' Trainer, taught three things: what to save, in which order to read, and when to stop."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
 from prefixkit import processes
-from prefixkit.data import NO_LOSS, Batches, Shares
+from prefixkit.data import NO_LOSS, DistributedBatchSampler, EpochDataLoader
 from prefixkit.errors import TrainingError
 from prefixkit.training.callbacks import HeldOut, Metrics, StopAfterStep
 from prefixkit.training.checkpoint import Progress, publish, read_own, staging, write_own
@@ -25,7 +26,7 @@ class PrefixTrainer(Trainer):
 
     Args:
         model: the model in training.
-        batches: which examples this process reads; depends on the seed and the epoch alone, so that resuming is exact.
+        batch_sampler: which examples this process reads; depends on seed and epoch alone, so that resuming is exact.
         heldout: held-out loss and early stopping.
         metrics: counts tokens.
         monitor: looks at every step before it is taken.
@@ -39,7 +40,7 @@ class PrefixTrainer(Trainer):
         self,
         model: PrefixModel,
         *,
-        batches: Shares,
+        batch_sampler: DistributedBatchSampler,
         heldout: HeldOut,
         metrics: Metrics,
         monitor: Monitor,
@@ -49,7 +50,7 @@ class PrefixTrainer(Trainer):
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
-        self._batches, self._monitor = batches, monitor
+        self._batch_sampler, self._monitor = batch_sampler, monitor
         self._heldout, self._metrics, self._stop = heldout, metrics, stop
         self._peak_rate, self._head_rate = learning_rate, head_rate
         self._step_loss, self._step_tokens = 0.0, 0
@@ -59,14 +60,13 @@ class PrefixTrainer(Trainer):
         """What a checkpoint keeps of our own callbacks."""
         return self._heldout.progress
 
-    def get_train_dataloader(self) -> Batches:
+    def get_train_dataloader(self) -> EpochDataLoader:
         """Read what is this process's own; accelerate would cut other batches."""
-        pin_memory = self.args.dataloader_pin_memory
-        return Batches(
+        return EpochDataLoader(
             self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self._batches,
+            batch_sampler=self._batch_sampler,
             collate_fn=self.data_collator,
-            pin_memory=pin_memory,
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -114,13 +114,23 @@ class PrefixTrainer(Trainer):
         processes.wait()
         self.args.output_dir = str(staged)
         try:
-            super()._save_checkpoint(model, trial)
+            with self._failing_in_one_line(folder):
+                super()._save_checkpoint(model, trial)
             processes.wait()  # each has left its random state
             if processes.is_first():
-                publish(staged / f"checkpoint-{self.state.global_step}", folder, self.args.save_total_limit or 1)
+                with self._failing_in_one_line(folder):
+                    publish(staged / f"checkpoint-{self.state.global_step}", folder, self.args.save_total_limit or 1)
             processes.wait()
-        except torch.distributed.DistError:
-            raise
+        finally:
+            self.args.output_dir = str(folder)
+            if processes.is_first():
+                shutil.rmtree(staged, ignore_errors=True)
+
+    @contextmanager
+    def _failing_in_one_line(self, folder: Path) -> Iterator[None]:
+        """Say what kept a checkpoint from being saved; of several processes the first one knows."""
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if not processes.is_first():
                 raise TrainingError("another process of this run failed; see what the first one says") from None
@@ -130,10 +140,6 @@ class PrefixTrainer(Trainer):
                 f"{folder}: cannot save a checkpoint at step {self.state.global_step}: {reason}; the previous "
                 "checkpoint is intact, make room and go on with --resume"
             ) from None
-        finally:
-            self.args.output_dir = str(folder)
-            if processes.is_first():
-                shutil.rmtree(staged, ignore_errors=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the encoder, not the base model."""

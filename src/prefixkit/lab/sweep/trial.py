@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +27,11 @@ class Result:
         trial: which.
         scores: of the run; empty where it failed.
         error: why it failed; None where it did not.
-        seconds: that this attempt took; 0 where the run was there already.
     """
 
     trial: Trial
     scores: dict[str, float]
     error: str | None = None
-    seconds: float = 0.0
 
 
 #: Runs trials, in whatever order and place, and gives each result to the callback as it comes.
@@ -64,14 +61,11 @@ def run_here(trial: Trial) -> Result:
 
 def _told(trial: Trial, run: Callable[[], dict[str, float]]) -> Result:
     """Return the scores of a finished run, or what running it gives; whatever goes wrong is told."""
-    started = time.monotonic()
     try:
         finished = finished_scores(trial)
-        if finished is not None:
-            return Result(trial, finished)
-        return Result(trial, run(), seconds=time.monotonic() - started)
+        return Result(trial, run() if finished is None else finished)
     except (PrefixkitError, OSError) as error:
-        return Result(trial, {}, " ".join(str(error).split()), time.monotonic() - started)
+        return Result(trial, {}, " ".join(str(error).split()))
 
 
 def _scores_of_process(trial: Trial, threads: int | None) -> dict[str, float]:
