@@ -55,7 +55,12 @@ def _one_query(
     return weights @ values
 
 
-def _attention(
+def _attention(module: nn.Module, *tensors: Tensor | None, **options: Any) -> tuple[Tensor, None]:
+    with torch._C.DisableTorchFunction():  # casts nothing, so `KeepFloat64` need not look at each of its many steps
+        return _loops(module, *tensors, **options)
+
+
+def _loops(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     batch, heads, queries = query.shape[:3]
@@ -65,6 +70,7 @@ def _attention(
     for row in range(batch):
         states = _now.rows[row * len(_now.rows) // batch]  # beams repeat rows
         site = None if states is None else states.sites[_now.site_of[module]]
+        length = 0 if site is None else site.length
         for head in range(heads):
             g = head // group
             for t in range(queries):
@@ -77,8 +83,8 @@ def _attention(
                 one = query[row, head, t] * 0  # padding that sees nothing; what it gets is never read
                 if len(seen):
                     one = _one_query(query[row, head, t], keys, values, bias, options, sink)
-                if site is not None and site.length:
-                    plain, bias = one, torch.cat([bias.new_zeros(site.length), bias])  # a prefix is at no distance
+                if site is not None and length:
+                    plain, bias = one, torch.cat([bias.new_zeros(length), bias])  # a prefix is at no distance
                     keys, values = torch.cat([site.key[g], keys]), torch.cat([site.value[g], values])
                     one = _one_query(query[row, head, t], keys, values, bias, options, sink)
                     if site.gate is not None and len(seen):
