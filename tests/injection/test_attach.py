@@ -55,6 +55,15 @@ def test_attaching_twice_is_refused_and_detaching_twice_is_not(make_model, make_
         model(ids)
 
 
+def test_what_is_attached_stays_what_it_was(make_model, make_prefix, ids):
+    model = make_model("llama")
+    prefix = make_prefix(model, [2, 2, 2])
+    with attach(model, prefix):
+        before = model(ids).logits
+        prefix.states.sites[0].key.mul_(3)
+        assert torch.equal(model(ids).logits, before)
+
+
 def test_the_encoder_runs_once_per_forward_pass_whatever_the_batch(make_model, make_prefix, make_states, ids):
     model = make_model("llama")
     encoder = PrefixEncoder(make_states(model, [3, 3, 3]).geometry, (3, 3, 3), depth=2, width=8, dtype=torch.float64)

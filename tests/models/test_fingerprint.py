@@ -18,6 +18,7 @@ from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.older_fingerprints import older_settings_of
 from prefixkit.models.packaged import SMOLLM2_135M
 from prefixkit.models.settings import settings_of
+from prefixkit.models.weights import all_modules
 from prefixkit.prefix import BaseCard
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -65,6 +66,35 @@ def test_it_follows_weights_that_change_in_place(make_tiny_llama):
     with torch.no_grad():
         model.model.norm.weight.add_(1)
     assert fingerprint(model) != before
+
+
+def test_it_follows_weights_that_change_behind_torchs_back(make_tiny_llama):
+    model = make_tiny_llama()
+    before = fingerprint(model)
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(2)  # no counter of torch's moves
+    assert fingerprint(model) != before
+
+
+def test_it_follows_settings_that_change_inside_others(make_tiny_llama):
+    model = make_tiny_llama()
+    before = fingerprint(model)
+    model.config.rope_parameters["rope_theta"] *= 2
+    assert fingerprint(model) != before
+
+
+def test_it_follows_modules_that_are_replaced(make_tiny_llama):
+    model, other = make_tiny_llama(), make_tiny_llama(seed=1)
+    before = fingerprint(model)
+    model.model.layers[1].mlp = other.model.layers[1].mlp
+    assert fingerprint(model) != before
+
+
+def test_all_modules_are_found_once_shared_ones_too(make_tiny_llama):
+    model = make_tiny_llama()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    found = all_modules(model)
+    assert len(found) == len(set(found))
+    assert set(found) == set(model.modules())
 
 
 ALL = [*FAMILIES, *ENCODER_DECODERS, *ENCODERS]

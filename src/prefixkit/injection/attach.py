@@ -37,6 +37,7 @@ from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, forget, has_slot, leave_out, place
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.inspect import Anatomy, inspect_model
+from prefixkit.models.weights import all_modules
 from prefixkit.prefix import Prefix, PrefixEncoder
 
 Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
@@ -75,7 +76,7 @@ def attach(
     """
     base: PreTrainedModel = plain_model(model)
     with _changing:
-        if any(has_slot(module) for module in base.modules()):
+        if any(map(has_slot, all_modules(base))):
             raise InjectionError("a prefix is attached to this model already; detach it first")
         if implementation_of(base) in NAMES.values():
             raise InjectionError(
@@ -183,7 +184,7 @@ class Handle(AbstractContextManager["Handle"]):
             for module in self._anatomy.attention:
                 eager_attention(module)  # refuses a family without one before anything is changed
         stacks, root = self._anatomy.stacks, self._anatomy.root
-        outside = set(model.modules()) - {module for stack in stacks for module in stack.modules()}
+        outside = set(all_modules(model)).difference(*map(all_modules, stacks))
         leave_out(outside)
         self._restore.append(partial(forget, outside))
         sites = self._anatomy.geometry.sites

@@ -137,7 +137,7 @@ def clear(module: nn.Module) -> None:
 
 def has_slot(module: nn.Module) -> bool:
     """Whether something is attached to this layer."""
-    return hasattr(module, _ATTRIBUTE)
+    return _ATTRIBUTE in vars(module)
 
 
 def leave_out(modules: Iterable[nn.Module]) -> None:

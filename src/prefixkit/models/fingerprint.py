@@ -1,8 +1,10 @@
 """Which model is this? A fingerprint for refusing the wrong base, and a hash for proving nothing changed."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from ctypes import string_at
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,8 +16,8 @@ from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
 from prefixkit.models.older_fingerprints import older_settings_of
 from prefixkit.models.quantised import is_quantised
-from prefixkit.models.settings import settings_of
-from prefixkit.models.weights import plain_parts, stored_weights
+from prefixkit.models.settings import seen_settings, settings_of
+from prefixkit.models.weights import all_modules, plain_parts, stored_weights
 from prefixkit.prefix import BaseCard
 
 #: Numbers sampled from each weight for the fingerprint.
@@ -26,7 +28,7 @@ _SAMPLES = 512
 class _Known:
     """A model's fingerprints, and the state they were taken in."""
 
-    state: Hashable
+    state: tuple[Any, ...]
     newest: str
     older: frozenset[str]
 
@@ -49,11 +51,10 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _fingerprints(model: PreTrainedModel) -> _Known:
-    settings = settings_of(model)
-    state = (settings, *_state(model))
+    state = _state(model)
     known = _known.get(model)
     if known is None or known.state != state:
-        newest, *older = _digests(model, [settings, *older_settings_of(model)])
+        newest, *older = _digests(model, [settings_of(model), *older_settings_of(model)])
         known = _known[model] = _Known(state, newest, frozenset(older))
     return known
 
@@ -81,16 +82,29 @@ def _weights(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
     return {name: get for name, get in inner.items() if not name.startswith("pooler.")}
 
 
-def _state(model: PreTrainedModel) -> tuple[Hashable, ...]:
-    """Return what changes whenever weights change in place: torch's counters and the first number of each weight.
+def _state(model: PreTrainedModel) -> tuple[Any, ...]:
+    """Return what changes whenever settings, modules or weights do: of weights torch's counters and the first numbers.
 
     The counters alone miss changes through ``.data``, which is how PEFT merges adapters.
     """
-    weights = list(model.parameters())
+    modules = all_modules(model)
+    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own.
     packed = [id(weight) for weight in weights if type(weight) is not nn.Parameter and not weight.is_meta]
-    parts = [part for weight in weights if not weight.is_meta for _, part in plain_parts("", weight) if part.numel()]
-    return sum(weight._version for weight in weights), *packed, *(part[(0,) * part.dim()].item() for part in parts)
+    counters = sum(weight._version for weight in weights)
+    return seen_settings(model.config), [*map(id, modules)], packed, counters, _first_numbers(weights)
+
+
+def _first_numbers(weights: Iterable[Tensor]) -> list[bytes | float]:
+    """Return the first number of each weight that has one and is at hand; as bytes where they can be read at once."""
+    at_hand, elsewhere = [], []
+    for weight in weights:
+        if weight.is_cpu and type(weight) is nn.Parameter and weight.numel():
+            at_hand.append(string_at(weight.data_ptr(), weight.itemsize))
+        elif not weight.is_meta:
+            parts = (part for _, part in plain_parts("", weight) if part.numel())
+            elsewhere += [part[(0,) * part.dim()].double() for part in parts]
+    return at_hand + (torch.stack(elsewhere).tolist() if elsewhere else [])
 
 
 def weights_hash(model: PreTrainedModel) -> str:

@@ -21,7 +21,7 @@ from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
 from prefixkit.models.probe import AttentionCall, Watched, watch_attention
 from prefixkit.models.quantised import keep_unpacked
-from prefixkit.models.weights import input_device, is_offloaded
+from prefixkit.models.weights import all_modules, input_device, is_offloaded
 from prefixkit.prefix import Geometry, Site
 
 _IMPLEMENTATIONS = ("sdpa", "eager")
@@ -113,7 +113,7 @@ def runs_ours(model: PreTrainedModel) -> bool:
 
 
 def _modules(model: nn.Module) -> tuple[int, ...]:
-    return tuple(id(module) for module in model.modules())
+    return tuple(map(id, all_modules(model)))
 
 
 def context_tokens(model: PreTrainedModel) -> int | None:

@@ -5,6 +5,7 @@ configuration class declares as default: a release of transformers that adds a s
 """
 
 import json
+from copy import copy
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -50,6 +51,7 @@ _WITHOUT_EFFECT = frozenset(
 )  # fmt: skip
 #: Nor can special tokens' ids; where positions begin behind the padding token's, the position table says so.
 _IDS = ("_token_id", "_token_ids", "_token_index")
+_CHANGED_BY_ATTACH = "_attn_implementation"
 #: What a setting that no class declares means where it is left out, unless that is None.
 _LEFT_OUT = {"scale_decoder_outputs": True}  # T5's, and UMT5's from transformers 5.24 on; before, it always scaled
 
@@ -57,6 +59,18 @@ _LEFT_OUT = {"scale_decoder_outputs": True}  # T5's, and UMT5's from transformer
 def settings_of(model: PreTrainedModel) -> str:
     """Return all settings that may change what a model's layers compute, in one spelling."""
     return _written({"config": _counted(model.config), "padding positions": _padding_positions(model)})
+
+
+def seen_settings(value: Any) -> Any:
+    """Return everything a configuration says, for a look whether anything changed; in a hundredth of the time."""
+    if isinstance(value, PretrainedConfig):
+        kept = {name: each for name, each in vars(value).items() if not name.startswith(_CHANGED_BY_ATTACH)}
+        return type(value), seen_settings(kept)
+    if isinstance(value, dict):
+        return {key: seen_settings(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [seen_settings(each) for each in value]
+    return copy(value) if isinstance(value, set) else value
 
 
 def sorted_keys(setting: Any) -> Any:

@@ -126,11 +126,26 @@ def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int]) -> Ba
     geometry = present[0].geometry
     if any(prefix.geometry != geometry for prefix in present):
         raise InjectionError("prefixes of models with different geometry cannot share a batch")
+    if len(prefixes) == 1:
+        return Bank(_copied(present[0]), torch.tensor(list(offsets), dtype=torch.long))
     sites = tuple(
         _stack_site([None if prefix is None else prefix.sites[i] for prefix in prefixes])
         for i in range(len(geometry.sites))
     )
     return Bank(sites, torch.tensor(list(offsets), dtype=torch.long))
+
+
+def _copied(prefix: PrefixStates) -> tuple[SiteBank, ...]:
+    """Return the sites of one prefix for all rows, copied, so that they stay what they are; in one go if possible."""
+    states = [tensor for site in prefix.sites for tensor in (site.key, site.value)]
+    if len({(tensor.shape, tensor.dtype, tensor.device) for tensor in states}) == 1:
+        copies = torch.stack(states).unsqueeze(1).unbind()
+    else:
+        copies = tuple(tensor[None].clone() for tensor in states)
+    gates = (None if site.gate is None else site.gate[None].clone() for site in prefix.sites)
+    return tuple(
+        SiteBank(key, value, None, gate) for key, value, gate in zip(copies[::2], copies[1::2], gates, strict=True)
+    )
 
 
 def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
