@@ -29,6 +29,29 @@ def test_an_offloaded_cache_without_a_device(given, make_model, make_prefix, mak
         model.generate(*args, **kwargs)
 
 
+def test_a_decoding_of_the_callers_own_with_rows_of_their_own(make_model, make_prefix, make_ids):
+    def tiled(model, input_ids, **_):
+        return model(torch.cat([input_ids, input_ids])).logits[:, -1].argmax(-1)
+
+    model, ids = make_model("llama"), make_ids(2, 5)
+    one, other = make_prefix(model, 3), make_prefix(model, 2)
+    with attach(model, [one, other]), pytest.raises(InjectionError, match="custom_generate: in which order it repeats"):
+        model.generate(ids, custom_generate=tiled, pad_token_id=0)
+    with attach(model, one):
+        expected = model(ids).logits[:, -1].argmax(-1)
+        assert torch.equal(model.generate(ids, custom_generate=tiled, pad_token_id=0), expected.repeat(2))
+
+
+def test_times_of_words_are_refused_and_the_model_goes_on(make_prefix):
+    model = build(ENCODER_DECODERS["whisper"])
+    source = source_of(model, 1)
+    with attach(model, make_prefix(model, 3)):
+        before = model.generate(**source, max_new_tokens=4)
+        with pytest.raises(InjectionError, match="return_token_timestamps: they are read off the attention to the rec"):
+            model.generate(**source, max_new_tokens=4, return_token_timestamps=True)
+        assert torch.equal(model.generate(**source, max_new_tokens=4), before)
+
+
 def test_a_guidance_of_one_is_none(make_prefix):
     model = build(ENCODER_DECODERS["bart"])
     with attach(model, make_prefix(model, 3)):

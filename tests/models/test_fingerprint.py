@@ -71,8 +71,26 @@ def test_it_follows_weights_that_change_in_place(make_tiny_llama):
 def test_it_follows_weights_that_change_behind_torchs_back(make_tiny_llama):
     model = make_tiny_llama()
     before = fingerprint(model)
-    model.model.layers[1].mlp.up_proj.weight.data.mul_(2)  # no counter of torch's moves
+    model.model.layers[1].mlp.up_proj.weight.data[5].mul_(2)  # no counter of torch's moves
     assert fingerprint(model) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.data.mul_(2),
+        lambda weight: weight.data[-2:].fill_(0.5),  # as those of added tokens are set
+        lambda weight: weight.data.add_(1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prefix_does_not_go_to_a_base_that_changed_behind_torchs_back(make_tiny_llama, change, dtype):
+    model = make_tiny_llama().to(dtype)
+    base = BaseCard(id="tiny", fingerprint=fingerprint(model))
+    check_base(model, base)
+    change(model.model.embed_tokens.weight)
+    with pytest.raises(BaseMismatchError):
+        check_base(model, base)
 
 
 def test_it_follows_settings_that_change_inside_others(make_tiny_llama):

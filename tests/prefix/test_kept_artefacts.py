@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from fixtures import make_artefacts_of_stacks as stacks
 from fixtures.make_artefacts import PREFIXES, TEXT
 from prefixkit.config import validate_recipe
 from prefixkit.errors import BaseMismatchError
@@ -15,6 +16,7 @@ from prefixkit.models.fingerprint import check_base
 from prefixkit.prefix import Prefix
 
 ARTEFACTS = Path(__file__).parents[1] / "fixtures" / "artefacts" / "v1"
+WITH_ENCODER = ARTEFACTS.with_name("v1-stacks")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,19 @@ def test_the_fingerprint_in_the_card_is_still_accepted_as_the_bases(name, model)
     other = AutoModelForCausalLM.from_pretrained(ARTEFACTS / "base", dtype=torch.float64, rms_norm_eps=0.5)
     with pytest.raises(BaseMismatchError):
         check_base(other, base)
+
+
+@pytest.mark.parametrize("name", stacks.PREFIXES)
+def test_an_artefact_for_a_model_with_an_encoder_gives_the_logits_it_gave(name):
+    base, lengths = stacks.PREFIXES[name]
+    model, prefix = stacks.load(WITH_ENCODER, base), Prefix.load(WITH_ENCODER / name)
+    assert (prefix.states.lengths, prefix.card.schema_version) == (lengths, 1)
+    assert (None if prefix.head is None else prefix.head.kind) == stacks.HEADS.get(name)
+    assert prefix.head is None or prefix.head.labels == stacks.LABELS
+    expected = load_file(WITH_ENCODER / "logits.safetensors")[name]
+    found = stacks.logits(model, prefix, prefix.head)  # checks the base's fingerprint
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # these models' norms are in float32
+    assert float((stacks.logits(model, None, prefix.head) - expected).abs().max()) > 1e-2
 
 
 def test_the_recipe_in_a_card_of_schema_1_still_means_what_it_says():

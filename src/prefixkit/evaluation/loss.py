@@ -17,7 +17,7 @@ from prefixkit.models.weights import input_device
 from prefixkit.prefix import Prefix
 
 #: Logits a batch may hold at once; a long text on a large vocabulary gets a smaller batch.
-MOST_LOGITS = 64_000_000
+MOST_LOGITS = 16_000_000
 
 
 @dataclass(frozen=True)

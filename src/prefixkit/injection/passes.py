@@ -219,7 +219,7 @@ class Passes:
                 the settings ask for what cannot be had.
         """
         source, rows = self._read()
-        check_request(self._model, args, kwargs)
+        check_request(self._model, args, kwargs, rows=rows)
         names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
         outputs = kwargs.get("encoder_outputs")
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):

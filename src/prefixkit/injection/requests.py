@@ -9,16 +9,18 @@ from transformers import PreTrainedModel
 from prefixkit.errors import InjectionError
 
 
-def check_request(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_request(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[str, Any], *, rows: int | None) -> None:
     """Refuse settings of `generate` with which it would fail half-way, or answer what nobody asked.
 
     Args:
         model: the model.
         args: of `generate`.
         kwargs: of `generate`.
+        rows: how many prefixes are attached, one per row; None for one that all rows read.
 
     Raises:
-        InjectionError: guidance of an encoder-decoder, or a cache that is offloaded where there is no CUDA device.
+        InjectionError: guidance of an encoder-decoder, times of Whisper's words, rows of their own under a decoding of
+            the caller's, or a cache that is offloaded where there is no CUDA device.
     """
     cache = _setting(model, args, kwargs, "cache_implementation")
     if "offloaded" in str(cache) and not torch.cuda.is_available():
@@ -30,6 +32,16 @@ def check_request(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[s
         raise InjectionError(
             "guidance_scale: transformers gives the encoder each new token in place of the source, under a mask for "
             "all of them, which no prefix can be put before; leave it out"
+        )
+    if _setting(model, args, kwargs, "return_token_timestamps"):
+        raise InjectionError(
+            "return_token_timestamps: they are read off the attention to the recording, in which the prefix stands in "
+            "front; leave it out, or detach first"
+        )
+    if rows not in (None, 1) and kwargs.get("custom_generate") is not None:
+        raise InjectionError(
+            "custom_generate: in which order it repeats rows is not known, so neither is which prefix each reads; "
+            "attach one prefix for all rows"
         )
 
 

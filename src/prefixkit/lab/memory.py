@@ -8,7 +8,9 @@ their gradient:
 
 `kept` is measured on one forward pass of the longest row, by counting what autograd saves, parameters left out; with
 gradient checkpointing it is the input of every layer, and once all of one layer. `passing` came out as about four times
-what a layer keeps. Generating holds keys and values of every text; held-out losses a batch of logits.
+what a layer keeps. Held-out losses hold a batch of logits, on top of that: what a training step let go has not gone
+back to the system. Between training and measuring it is given back (`give_back_memory`); generating then holds keys and
+values of every text. A peak of loading is never undone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,14 +27,14 @@ from prefixkit.data import Collator, Example
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.loss import MOST_LOGITS
 from prefixkit.models import Base
-from prefixkit.models.hardware import held_memory_bytes
+from prefixkit.models.hardware import held_memory_bytes, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.weights import input_device
 from prefixkit.training.loss import CHUNK
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.start import build_encoder, build_head
 
-_SLACK = 1.1
+_SLACK = 1.25
 """What allocators hold beyond what was asked for."""
 _PASSING = 4
 """What the backward pass of a layer computes and lets go, in terms of what the layer keeps."""
@@ -48,24 +50,32 @@ class Footprint:
 
     Attributes:
         held: already in memory, the frozen weights included.
+        loading: the most that was in memory so far.
         row: kept of the longest row in a training step, and for a moment in its backward pass.
         row_checkpointed: likewise under gradient checkpointing.
-        logits: of a chunk, and their gradient.
+        logits: of a chunk, what the loss makes of them, and their gradient.
         measuring: the most that held-out losses hold for a moment.
         text: what generating holds per text.
     """
 
     held: int
+    loading: int
     row: int
     row_checkpointed: int
     logits: int
     measuring: int
     text: int
 
-    def step(self, rows: int, *, checkpointing: bool) -> int:
-        """Return the peak of a training step."""
+    def peak(self, rows: int, *, checkpointing: bool, texts: int = 1) -> int:
+        """Return the peak of a run that trains on so many rows and generates so many texts at a time."""
         row = self.row_checkpointed if checkpointing else self.row
-        return int(self.held + _SLACK * max(rows * row + self.logits, self.measuring))
+        used = max(rows * row + self.logits, texts * self.text) + self.measuring
+        return max(self.loading, int(self.held + _SLACK * used))
+
+    def texts(self, budget: int) -> int:
+        """Return how many texts can be generated at a time; one, if even that is too much."""
+        room = (budget - self.held) / _SLACK - self.measuring
+        return max(1, int(room / self.text)) if self.text else 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,6 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         recipe: how.
         classes: names of the labels, where labels are learned.
     """
-    held = held_memory_bytes()
     longest = max(examples, key=lambda example: example.num_tokens)
     encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=[longest.text])
     head = build_head(base, recipe, classes) if classes else None
@@ -121,17 +130,18 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     passing = _PASSING * layer
     vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
     tokens = len(longest.input_ids)
-    logits = 2 * 4 * vocabulary * CHUNK if model.plain_head else 0  # a chunk of them and their gradient, float32
+    logits = 3 * 4 * vocabulary * CHUNK if model.plain_head else 0  # a chunk, its exponentials and its gradient
     if head is None and not model.plain_head:
         row += 3 * 4 * vocabulary * tokens  # all of them
     numbers = inspect_model(base.model).geometry.numbers_per_token
     text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
     return Footprint(
-        held=held,
+        held=held_memory_bytes(),  # what this pass leaves behind included: training finds it there
+        loading=peak_memory_bytes(),
         row=row + passing,
         row_checkpointed=sum(inputs) + layer + passing if inputs else row + passing,
         logits=logits,
-        measuring=0 if classes else size * min(MOST_LOGITS, 16 * vocabulary * tokens),
+        measuring=0 if classes else size * max(MOST_LOGITS, vocabulary * tokens) + 2 * 4 * vocabulary * tokens,
         text=0 if classes else size * text * numbers + _DRAWING * 4 * vocabulary,
     )
 
@@ -154,13 +164,16 @@ def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
     sizes = [rows for rows in range(train.batch_size, 0, -1) if whole % rows == 0]
     plain = [] if train.gradient_checkpointing else [rows for rows in sizes if rows >= min(_FEW, train.batch_size)]
     for rows, checkpointing in [*((rows, False) for rows in plain), *((rows, True) for rows in sizes)]:
-        peak = footprint.step(rows, checkpointing=checkpointing)
-        if peak <= budget:
-            texts = int((budget - footprint.held) / (_SLACK * footprint.text)) if footprint.text else 1
-            texts = max(1, min(recipe.generation.batch_size, texts))
-            writing = int(footprint.held + _SLACK * texts * footprint.text)
-            return Fit(rows, whole // rows, checkpointing, texts, max(peak, writing))
-    least = footprint.step(1, checkpointing=True)
+        if footprint.peak(rows, checkpointing=checkpointing) <= budget:
+            texts = min(recipe.generation.batch_size, footprint.texts(budget))
+            peak = footprint.peak(rows, checkpointing=checkpointing, texts=texts)
+            return Fit(rows, whole // rows, checkpointing, texts, peak)
+    if footprint.loading > budget:
+        raise ConfigError(
+            f"--memory-budget: {_gigabytes(budget)} cannot be met: loading the base model and the data took "
+            f"{_gigabytes(footprint.loading, up=True)} already; allow more than that"
+        )
+    least = footprint.peak(1, checkpointing=True)
     raise ConfigError(
         f"--memory-budget: {_gigabytes(budget)} cannot be met: one row at a time with gradient checkpointing takes "
         f"{_gigabytes(least, up=True)}, of which {_gigabytes(footprint.held)} are held before training; allow that, or "

@@ -46,7 +46,7 @@ from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
-from prefixkit.models.hardware import choose_threads, describe_machine, peak_memory_bytes
+from prefixkit.models.hardware import choose_threads, describe_machine, give_back_memory, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
@@ -290,6 +290,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
 
 
 def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
+    give_back_memory()
     prefix = Prefix.load(folder)
     started = time.perf_counter()
     measure = evaluate_labels if data.classes else evaluate

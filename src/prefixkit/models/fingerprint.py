@@ -37,7 +37,7 @@ _known: WeakKeyDictionary[PreTrainedModel, _Known] = WeakKeyDictionary()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Return the identity of a model's settings and weights; computed once, and again if either changes in place.
+    """Return the identity of a model's settings and weights, as they are now.
 
     All settings count but those that cannot change what the layers compute (`settings`). Adapters in the model (LoRA
     beside a prefix) do not count, unless they are merged into its weights. Of an encoder its layers and embeddings
@@ -47,16 +47,20 @@ def fingerprint(model: PreTrainedModel) -> str:
     bfloat16 (float16 rounds differently, and differs), and a 70B model is fingerprinted in seconds. Fine-tuned copies
     differ, and so does a quantised model: it computes something else. Where weights are offloaded to does not count.
     """
-    return _fingerprints(model).newest
+    return _look(model).newest
+
+
+def _look(model: PreTrainedModel) -> _Known:
+    """Take a model's fingerprints, and remember them."""
+    newest, *older = _digests(model, [settings_of(model), *older_settings_of(model)])
+    known = _known[model] = _Known(_state(model), newest, frozenset(older))
+    return known
 
 
 def _fingerprints(model: PreTrainedModel) -> _Known:
-    state = _state(model)
+    """Return what is remembered, as long as nothing seems to have changed since: attaching takes no look of its own."""
     known = _known.get(model)
-    if known is None or known.state != state:
-        newest, *older = _digests(model, [settings_of(model), *older_settings_of(model)])
-        known = _known[model] = _Known(state, newest, frozenset(older))
-    return known
+    return known if known is not None and known.state == _state(model) else _look(model)
 
 
 def _digests(model: PreTrainedModel, settings: Sequence[str]) -> list[str]:
@@ -83,27 +87,30 @@ def _weights(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
 
 
 def _state(model: PreTrainedModel) -> tuple[Any, ...]:
-    """Return what changes whenever settings, modules or weights do: of weights torch's counters and the first numbers.
+    """Return what changes with settings, modules or weights: of weights torch's counters, first and last numbers.
 
-    The counters alone miss changes through ``.data``, which is how PEFT merges adapters.
+    The counters alone miss changes through ``.data``: that is how PEFT merges adapters, and how embeddings of added
+    tokens, the last ones, are often set.
     """
     modules = all_modules(model)
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own.
     packed = [id(weight) for weight in weights if type(weight) is not nn.Parameter and not weight.is_meta]
     counters = sum(weight._version for weight in weights)
-    return seen_settings(model.config), [*map(id, modules)], packed, counters, _first_numbers(weights)
+    return seen_settings(model.config), [*map(id, modules)], packed, counters, _end_numbers(weights)
 
 
-def _first_numbers(weights: Iterable[Tensor]) -> list[bytes | float]:
-    """Return the first number of each weight that has one and is at hand; as bytes where they can be read at once."""
-    at_hand, elsewhere = [], []
+def _end_numbers(weights: Iterable[Tensor]) -> list[bytes | float]:
+    """Return the first and last number of each weight that is at hand; as bytes where they can be read at once."""
+    at_hand: list[bytes | float] = []
+    elsewhere: list[Tensor] = []
     for weight in weights:
-        if weight.is_cpu and type(weight) is nn.Parameter and weight.numel():
-            at_hand.append(string_at(weight.data_ptr(), weight.itemsize))
+        if weight.is_cpu and type(weight) is nn.Parameter and weight.is_contiguous() and (count := weight.numel()):
+            start, size = weight.data_ptr(), weight.itemsize
+            at_hand += string_at(start, size), string_at(start + (count - 1) * size, size)
         elif not weight.is_meta:
             parts = (part for _, part in plain_parts("", weight) if part.numel())
-            elsewhere += [part[(0,) * part.dim()].double() for part in parts]
+            elsewhere += [part[(end,) * part.dim()].double() for part in parts for end in (0, -1)]
     return at_hand + (torch.stack(elsewhere).tolist() if elsewhere else [])
 
 

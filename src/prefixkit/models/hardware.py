@@ -1,5 +1,7 @@
 """What this machine can do: number format, threads, memory, and the record of it that a run keeps."""
 
+import ctypes
+import gc
 import math
 import os
 import platform
@@ -194,6 +196,14 @@ def peak_memory_bytes() -> int:
         return int(getattr(psutil.Process().memory_info(), "peak_wset"))  # noqa: B009 - a field of Windows only
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def give_back_memory() -> None:
+    """Return memory that was let go to the system, as far as the allocator can (glibc, CUDA); otherwise do nothing."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _version(package: str) -> str:
