@@ -7,7 +7,7 @@ one exception is `training.trainer`, a subclass of transformers' Trainer that mu
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
 
 from prefixkit.errors import UnsupportedModelError
 
+Module = TypeVar("Module", bound=nn.Module)
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 #: transformers' own attention by torch's scaled_dot_product_attention.
@@ -226,6 +227,12 @@ def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
     them mapped into memory.
     """
     module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
+
+
+def trains_beside_its_base(kind: type[Module]) -> type[Module]:
+    """Tell transformers' Trainer that models of a class train something else than the weights of their base."""
+    setattr(kind, "_hf_peft_config_loaded", True)  # noqa: B010 - no attribute of the class as such
+    return kind
 
 
 def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:

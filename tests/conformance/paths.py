@@ -21,7 +21,8 @@ PATHS: dict[str, Path] = {
     "precision": Path("float32, bfloat16", "against float64 with the same weights; relative error at most 16 units in "
                       "the last place, 40 for encoder-decoders: T5 comes to 19 without a prefix"),
     "checkpointing": Path("Gradient checkpointing", "gradients equal those without it; the reentrant kind is refused"),
-    "packed": Path("Packed documents", "position_ids that begin again, against the loops"),
+    "packed": Path("Packed documents", "position_ids that begin again and use_cache=False, against the loops; with a "
+                   "cache transformers itself takes them for one text, with a prefix or without"),
     "greedy": Path("Greedy", "tokens and logits of a mixed, left-padded batch, each row against the loops on that row "
                    "alone, without padding or cache"),
     "beams": Path("Beams", "tokens equal the row alone, scores the loops; several returned per row"),

@@ -57,6 +57,12 @@ def test_the_results_name_the_families_and_paths_of_the_registry(publish):
         assert {"mixed", "gradients"} <= set(families[name])
 
 
+def test_what_holds_us_to_where_peft_fails_exists(publish):
+    for proof in publish.RIVAL.values():
+        path, _, name = proof.partition("::")
+        assert proof in PATHS or f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), proof
+
+
 def test_a_wrong_cell_is_not_published(publish):
     cell = {"family": "llama", "path": "greedy", "settings": {}, "outcome": "wrong"}
     with pytest.raises(EvaluationError, match="llama, greedy {}: wrong; not published"):

@@ -137,3 +137,11 @@ def test_a_configuration_can_be_read_in_a_log() -> None:
 def test_names_without_a_counterpart_say_what_to_do(name: str, todo: str) -> None:
     with pytest.raises(ImportError, match=f"prefixkit.peft has no {name}: .*{todo}"):
         getattr(prefixkit.peft, name)
+
+
+def test_a_configuration_says_all_it_holds() -> None:
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7)
+    told = config.to_dict()
+    assert (told["peft_type"], told["task_type"], told["num_virtual_tokens"]) == ("PREFIX_TUNING", "CAUSAL_LM", 7)
+    assert config.peft_type == "PREFIX_TUNING"
+    assert PrefixTuningConfig(**{name: value for name, value in told.items() if value is not None}).to_dict() == told

@@ -350,11 +350,12 @@ def test_what_it_does_not_do_is_said(base: PreTrainedModel) -> None:
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
     model = get_peft_model(base, config)
     assert model.config is base.config
-    for name in ("push_to_hub", "merge_and_unload", "add_adapter"):
+    for name in ("push_to_hub", "merge_and_unload", "add_adapter", "prompt_encoder", "get_prompt", "modules_to_save"):
         with pytest.raises(AttributeError, match=f"prefixkit's PeftModel has no {name}: "):
             getattr(model, name)
     model.set_adapter("default")
     assert model.active_adapters == [model.active_adapter] == ["default"]
+    assert (model.active_peft_config, model.peft_type) == (config, "PREFIX_TUNING")
     with pytest.raises(
         ConfigError, match="adapter_name: expected \"default\", got 'b'; one model holds one prefix here"
     ):

@@ -107,6 +107,15 @@ class PrefixTuningConfig:
         for key, value in others.items():
             _check_other(key, value, known, self.task_type)
 
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of the method; there is one here."""
+        return "PREFIX_TUNING"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting by its name, the method among them."""
+        return {"peft_type": self.peft_type} | vars(self)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "PrefixTuningConfig":
         """Return the configuration of a saved prefix, most of all its ``base_model_name_or_path``.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.compat import trains_beside_its_base
 from prefixkit.errors import ConfigError, ExportError, UnsupportedModelError
 from prefixkit.export import to_peft
 from prefixkit.logs import get_logger
@@ -75,6 +76,7 @@ def get_peft_model(
     return PeftModel(model, encoder, peft_config)
 
 
+@trains_beside_its_base
 class PeftModel(nn.Module):
     """A frozen base model with a prefix; made by `get_peft_model` or `from_pretrained`.
 
@@ -87,9 +89,6 @@ class PeftModel(nn.Module):
         config: what the prefix is, in PEFT's words.
         position_offset: for an encoder, the position of the first text token; its length if left out.
     """
-
-    #: Tells transformers' Trainer that something else than the weights of a quantised base model is trained.
-    _hf_peft_config_loaded = True
 
     def __init__(
         self,
@@ -218,6 +217,16 @@ class PeftModel(nn.Module):
             yield
         finally:
             _disabled.reset(token)
+
+    @property
+    def active_peft_config(self) -> PrefixTuningConfig:
+        """The configuration of what is active: the one prefix."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of the method."""
+        return self.active_peft_config.peft_type
 
     @property
     def active_adapters(self) -> list[str]:
