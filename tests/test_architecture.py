@@ -69,7 +69,7 @@ UNDOCUMENTED = {
     "a submodule": r"(from|import) transformers\.(?!utils import logging|generation.streamers import)",
     "a mask function": r"masking_utils",
     "torch's own": r"torch\._",
-    "an attribute of a model": r"(?<!set)_attn_implementation\b|_can_set_attn|_gradient_checkpointing_func",
+    "an attribute of a model": r"(?<!set)_attn_implementation\b|_can_set_attn|_gradient_checkpointing_func|_hf_peft",
 }
 
 

@@ -30,6 +30,10 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 sdpa_attention: AttentionFunction = sdpa_attention_forward
 
 
+#: How the names begin under which a configuration keeps the attention implementation, which `attach` sets.
+ATTENTION_SETTING = "_attn_implementation"
+
+
 def implementation_of(model: PreTrainedModel) -> str:
     """Return the name of the attention implementation a model runs with."""
     return model.config._attn_implementation  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prefixkit.compat import layer_overrides
+from prefixkit.compat import ATTENTION_SETTING, layer_overrides
 
 #: Settings that cannot change what the layers compute from a text, by what they are for.
 _WITHOUT_EFFECT = frozenset(
@@ -51,7 +51,6 @@ _WITHOUT_EFFECT = frozenset(
 )  # fmt: skip
 #: Nor can special tokens' ids; where positions begin behind the padding token's, the position table says so.
 _IDS = ("_token_id", "_token_ids", "_token_index")
-_CHANGED_BY_ATTACH = "_attn_implementation"
 #: What a setting that no class declares means where it is left out, unless that is None.
 _LEFT_OUT = {"scale_decoder_outputs": True}  # T5's, and UMT5's from transformers 5.24 on; before, it always scaled
 
@@ -64,7 +63,7 @@ def settings_of(model: PreTrainedModel) -> str:
 def seen_settings(value: Any) -> Any:
     """Return everything a configuration says, for a look whether anything changed; in a hundredth of the time."""
     if isinstance(value, PretrainedConfig):
-        kept = {name: each for name, each in vars(value).items() if not name.startswith(_CHANGED_BY_ATTACH)}
+        kept = {name: each for name, each in vars(value).items() if not name.startswith(ATTENTION_SETTING)}
         return type(value), seen_settings(kept)
     if isinstance(value, dict):
         return {key: seen_settings(each) for key, each in value.items()}
