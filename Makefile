@@ -10,7 +10,7 @@ OLDEST := 5.23.0
 NEWEST := 5.24.0
 MODEL_TESTS := tests/conformance tests/injection tests/prefix tests/models tests/classification tests/training
 
-.PHONY: demo test test-all test-quantised test-ray test-oldest test-newest lint setup format clean
+.PHONY: demo test test-all test-quantised test-ray test-oldest test-newest bench lint setup format clean
 
 demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
@@ -43,6 +43,10 @@ test-oldest test-newest: setup
 	  "transformers==$(if $(findstring oldest,$@),$(OLDEST),$(NEWEST))"
 	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 --dist worksteal -m "not slow" $(MODEL_TESTS)
 
+# Speed and memory beside PEFT, LoRA and full fine-tuning; fails where a goal is missed. Nothing else should be running.
+bench: setup
+	@$(PY) benchmarks/speed.py --out .bench/speed.json
+
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -64,4 +68,4 @@ setup: .venv/ready
 	@touch .venv/ready
 
 clean:
-	rm -rf .venv .versions .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .versions .bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -56,19 +56,26 @@ SUITES: dict[str, list[Spec]] = {
     ],
     "length": [_prefixkit(f"{n} tokens", f"prefix.num_virtual_tokens={n}") for n in (10, 20, 50, 100)],
     "depth": [_prefixkit(f"depth {n}", f"prefix.reparam_depth={n}") for n in range(4)],
-    "generation": [Spec(kind, GENERATION, kind, steps=1) for kind in ("base", "prefix", "mixed", PEFT_PREFIX)],
+    "generation": [
+        *(Spec(kind, GENERATION, kind, steps=1) for kind in ("base", "prefix", "mixed", PEFT_PREFIX)),
+        Spec("longer", GENERATION, "base", steps=1, prompt=Spec.prompt + 20),
+    ],
 }
 GOALS: dict[str, list[Goal]] = {
     "training": [
         Goal("time per token beside PEFT's prefix", "seconds", PREFIXKIT, PEFT_PREFIX, 1 / 3),
         Goal("peak memory beside PEFT's prefix", "memory", PREFIXKIT, PEFT_PREFIX, 0.5),
+        Goal("time per token beside the matrix products alone", "seconds", PREFIXKIT, FLOOR, 2.0),
     ],
     "length": [
         Goal("time of 100 virtual tokens beside 10", "seconds", "100 tokens", "10 tokens", 1.2),
         Goal("peak memory of 100 virtual tokens beside 10", "memory", "100 tokens", "10 tokens", 1.1),
     ],
     "depth": [Goal("time of an MLP of depth 3 beside none", "seconds", "depth 3", "depth 0", 1.1)],
-    "generation": [Goal("time of mixed rows beside one prefix", "seconds", "mixed", "prefix", 1.05)],
+    "generation": [
+        Goal("time of mixed rows beside one prefix", "seconds", "mixed", "prefix", 1.05),
+        Goal("time of a prefix beside a prompt as much longer", "seconds", "prefix", "longer", 1.05),
+    ],
 }
 
 

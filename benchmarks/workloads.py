@@ -50,6 +50,8 @@ class Spec:
     """Of the recipe."""
     steps: int = 4
     """Batches per round."""
+    prompt: int = 256
+    """Of generation: tokens of each prompt."""
 
 
 def training_step(method: str, base: Base, recipe: Recipe, data: PreparedData) -> Step:
@@ -93,8 +95,8 @@ def matmul_floor(base: Base, recipe: Recipe) -> Step:
 
 
 @torch.no_grad()
-def generation_step(kind: str, base: Base, recipe: Recipe, data: PreparedData) -> Step:
-    """Greedy continuations of the batch's first tokens, all equally long."""
+def generation_step(kind: str, prompt: int, base: Base, recipe: Recipe, data: PreparedData) -> Step:
+    """Greedy continuations of prompts of so many tokens, the batch's own over and over, all equally long."""
     options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
     texts = [example.text for example in data.train[:8]]
     prefixes = []
@@ -107,7 +109,7 @@ def generation_step(kind: str, base: Base, recipe: Recipe, data: PreparedData) -
         model = BUILDERS[PEFT_PREFIX](base, recipe, data).model.eval()
 
     def step(batch: dict[str, Tensor]) -> int:
-        ids = batch["input_ids"][:, :16]
+        ids = batch["input_ids"][:, :16].repeat(1, -(-prompt // 16))[:, :prompt]
         rows = {"prefix": prefixes[0], "mixed": [prefixes[row % 4] for row in range(len(ids))]}.get(kind)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pad_token_id": base.tokenizer.pad_token_id}
         with torch.no_grad(), attach(base.model, rows):
@@ -123,7 +125,7 @@ def build(spec: Spec, recipe: Recipe, data: PreparedData) -> tuple[Step, list[di
     if spec.method == FLOOR:
         return matmul_floor(base, recipe), own
     if spec.method == GENERATION:
-        return generation_step(spec.kind, base, recipe, data), own
+        return generation_step(spec.kind, spec.prompt, base, recipe, data), own
     return training_step(spec.method, base, recipe, data), own
 
 

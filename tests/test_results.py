@@ -58,3 +58,11 @@ def test_the_page_on_classification_says_what_the_published_run_says():
     assert publish.results_block(run, scores, predictions) in publish.PAGE.read_text(encoding="utf-8")
     assert validate_recipe(run["recipe"]) == load_recipe("review-sentiment")
     assert all(not line["text"] for line in predictions)
+
+
+def test_the_page_on_performance_says_what_the_result_says():
+    publish = load_publish("publish_speed")
+    result = read_json(publish.RESULT)
+    assert publish.PAGE.read_text(encoding="utf-8") == publish.render(result)
+    assert "results/speed.svg" in publish.render(result)
+    assert ElementTree.fromstring(publish.FIGURE.read_text(encoding="utf-8")).tag == "{http://www.w3.org/2000/svg}svg"

@@ -30,6 +30,18 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 sdpa_attention: AttentionFunction = sdpa_attention_forward
 
 
+def attention_and_logsumexp(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return torch's attention on a processor, [b, h, t, d], and the logarithm of each softmax's sum, [b, h, t]."""
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, attn_mask=mask, scale=scale
+    )
+    return output, logsumexp
+
+
 #: How the names begin under which a configuration keeps the attention implementation, which `attach` sets.
 ATTENTION_SETTING = "_attn_implementation"
 

@@ -16,7 +16,8 @@ transformers asks a registry for the attention function of a model. The function
 under names of their own, prepend, and call the model's own implementation, so that rotary embedding,
 grouped-query attention, soft-capping, sinks, caches and gradient checkpointing stay the model's business.
 Masks are made for the text alone: a sliding window slides over text, and never hides the prefix. The same holds
-for an encoder's attention and for a decoder's attention to its encoder, where the keys are the encoder's.
+for an encoder's attention and for a decoder's attention to its encoder, where the keys are the encoder's. One new token
+at a time, as `generate` has it, nothing is prepended: `apart` comes to the same without copying the cache.
 """
 
 from typing import Any
@@ -28,6 +29,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from prefixkit.compat import eager_attention, eager_mask, hidden, sdpa_attention, sdpa_mask
 from prefixkit.errors import InjectionError
+from prefixkit.injection.apart import attend_apart, can_attend_apart
 from prefixkit.injection.slots import BANK, slot_of
 from prefixkit.prefix import SiteBank
 
@@ -69,16 +71,21 @@ def attend(
     if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
     prefix = prefix.to(key.device, key.dtype)
-    bias = options.get("position_bias")
-    longer = {} if bias is None else {"position_bias": nn.functional.pad(bias, (prefix.length, 0))}  # [1, h, t, p + s]
-    with_prefix = own(
-        module,
-        query,
-        torch.cat([_per_row(prefix.key, key), key], dim=2),  # [b, g, p + s, d]
-        torch.cat([_per_row(prefix.value, value), value], dim=2),  # [b, g, p + s, d]
-        _with_columns(prefix, attention_mask, key, slot.implementation),  # [b, 1, t, p + s]
-        **options | longer | {"is_causal": False},  # the mask says it all; a causal flag would be aligned wrongly
-    )
+    if slot.implementation == "sdpa" and can_attend_apart(query, key, value, options):
+        with_prefix: Output = attend_apart(query, key, value, prefix, attention_mask, options.get("scaling")), None
+    else:
+        bias = options.get("position_bias")
+        longer = (
+            {} if bias is None else {"position_bias": nn.functional.pad(bias, (prefix.length, 0))}
+        )  # [1, h, t, p + s]
+        with_prefix = own(
+            module,
+            query,
+            torch.cat([_per_row(prefix.key, key), key], dim=2),  # [b, g, p + s, d]
+            torch.cat([_per_row(prefix.value, value), value], dim=2),  # [b, g, p + s, d]
+            _with_columns(prefix, attention_mask, key, slot.implementation),  # [b, 1, t, p + s]
+            **options | longer | {"is_causal": False},  # the mask says it all; a causal flag would be aligned wrongly
+        )
     if prefix.gate is None:
         return with_prefix
     return _blend(own(module, query, key, value, attention_mask, **options), with_prefix, prefix.gate)
