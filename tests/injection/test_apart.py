@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefixkit.injection import attach, attention
+from prefixkit.injection import apart, attach, attention
 from prefixkit.injection.apart import attend_apart, can_attend_apart
 from prefixkit.prefix import SiteBank
 
@@ -103,6 +103,15 @@ def test_whatever_else_there_is_goes_the_plain_way(changes):
         assert can_attend_apart(draw(B, G * R, 1, D), key, key, options)
 
 
+def test_short_texts_go_the_plain_way_too(monkeypatch):
+    query, key = draw(B, G * R, 1, D), draw(B, G, S, D)
+    with torch.no_grad():
+        monkeypatch.setattr(apart, "WORTHWHILE", key.numel())
+        assert can_attend_apart(query, key, key, {})
+        monkeypatch.setattr(apart, "WORTHWHILE", key.numel() + 1)
+        assert not can_attend_apart(query, key, key, {})
+
+
 def test_generate_goes_this_way_and_writes_the_same(make_model, make_prefix, make_ids, monkeypatch):
     model, ids = make_model("llama"), make_ids(2, 6)
     prefix, other = make_prefix(model, 3), make_prefix(model, 2)
@@ -113,11 +122,11 @@ def test_generate_goes_this_way_and_writes_the_same(make_model, make_prefix, mak
     for rows in (prefix, [prefix, other], [None, other]):
         with attach(model, rows):
             calls.clear()
-            apart = model.generate(ids, **settings)
+            found = model.generate(ids, **settings)
             assert len(calls) == 5 * model.config.num_hidden_layers  # every token but the first
             with monkeypatch.context() as patch:
                 patch.setattr(attention, "can_attend_apart", lambda *_: False)
                 together = model.generate(ids, **settings)
-        assert torch.equal(apart.sequences, together.sequences)
-        for one, two in zip(apart.logits, together.logits, strict=True):
+        assert torch.equal(found.sequences, together.sequences)
+        for one, two in zip(found.logits, together.logits, strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
