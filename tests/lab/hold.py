@@ -34,6 +34,6 @@ def main() -> None:
     model(**batch)["loss"].backward()
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    step = dataclasses.replace(footprint, loading=0, measuring=0, text=0)
-    expected = step.peak(rows, checkpointing=checkpointing) - footprint.held
+    training = dataclasses.replace(footprint, loading=0, measuring=0, text=0)
+    expected = training.peak(rows, checkpointing=checkpointing) - footprint.held
     print(json.dumps({"found": peak - before, "expected": expected}))

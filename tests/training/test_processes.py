@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 import processes
 from prefixkit.config import Recipe, dump_recipe
 from prefixkit.data import DistributedBatchSampler, LengthGroupedSampler
-from prefixkit.errors import ConfigError
+from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.files import read_json
 from prefixkit.prefix import Prefix
+from prefixkit.processes import join
 from prefixkit.training import checkpoint_folder, checkpoints, read_metrics
 
 Make = Callable[..., Recipe]
@@ -119,6 +120,17 @@ def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
     timeless = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder / "metrics.jsonl")]
                 for folder in (whole, killed)]  # fmt: skip
     assert timeless[0] == timeless[1]
+
+
+def test_a_process_that_does_not_find_the_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(**_: Any) -> None:
+        raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setattr("accelerate.PartialState", lost)
+    for name, value in {"WORLD_SIZE": "3", "RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match="^process 2 of 3 did not find the others; see what the first one says$"):
+        join()
 
 
 def test_more_processes_than_rows_in_a_batch_are_refused(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -74,10 +74,8 @@ def attend(
     if slot.implementation == "sdpa" and can_attend_apart(query, key, value, options):
         with_prefix: Output = attend_apart(query, key, value, prefix, attention_mask, options.get("scaling")), None
     else:
-        bias = options.get("position_bias")
-        longer = (
-            {} if bias is None else {"position_bias": nn.functional.pad(bias, (prefix.length, 0))}
-        )  # [1, h, t, p + s]
+        bias = options.get("position_bias")  # [1, h, t, s] -> [1, h, t, p + s]
+        longer = {} if bias is None else {"position_bias": nn.functional.pad(bias, (prefix.length, 0))}
         with_prefix = own(
             module,
             query,
