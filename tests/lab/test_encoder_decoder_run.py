@@ -1,7 +1,9 @@
 """A run on an encoder-decoder, from pairs to scores, through the same commands."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,14 +107,26 @@ def test_a_prefix_learns_pairs_and_what_it_learned_is_saved(run: Run) -> None:
     assert record["base_weights_hash"]["before"] == record["base_weights_hash"]["after"]
 
 
-def test_the_shipped_recipe_trains_on_rows_of_its_columns(model_dir: Path, tmp_path: Path) -> None:
-    rows = [{"meaning_representation": f"name[{a}], near[{b}] {i}", "target": f"the {a} is near the {b} {i}"}
-            for i, (a, b) in enumerate((a, b) for a in NAMES for b in NAMES)]  # fmt: skip
-    (tmp_path / "e2e.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    overrides = [f"model.base={model_dir}", f"data.source={tmp_path / 'e2e.jsonl'}", "train.steps=2", "train.threads=1",
+def restaurant(one: str, other: str) -> dict[str, Any]:
+    return {"meaning_representation": f"name[{one}], near[{other}]", "target": f"the {one} is near the {other}"}
+
+
+def paper(one: str, other: str) -> dict[str, Any]:
+    sentences = [f"we study {one} .", f"we find {other} ."]
+    return {"source": sentences, "target": [f"{one} is {other}", f"{other} in {one}"], "source_labels": [0, 1]}
+
+
+@pytest.mark.parametrize(("recipe", "make_row"), [("e2e-t5-small", restaurant), ("scitldr-t5-small", paper)])
+def test_a_shipped_recipe_trains_on_rows_of_its_columns(
+    recipe: str, make_row: Callable[[str, str], dict[str, Any]], model_dir: Path, tmp_path: Path
+) -> None:
+    rows = [make_row(one, other) for one in NAMES for other in NAMES]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    overrides = [f"model.base={model_dir}", f"data.source={source}", "train.steps=2", "train.threads=1",
                  "train.batch_size=2", "evaluation.samples=2", "evaluation.heldout_rows=3", "evaluation.bootstrap=100",
                  "generation.max_new_tokens=4"]  # fmt: skip
-    run = train_run(load_recipe("e2e-t5-small", overrides), tmp_path / "run", report=quiet)
+    run = train_run(load_recipe(recipe, overrides), tmp_path / "run", report=quiet)
     prefix = Prefix.load(run.folder)
     assert prefix.states.lengths == (20,) * len(prefix.states.geometry.sites)
     assert "instruction.heldout_nll" in read_json(run.folder / "scores.json")

@@ -56,11 +56,11 @@ class DataConfig(Section):
     template, loss on the assistant's turns only; classes: texts and a label for each; tags: lists of words and a label
     for each word."""
     text_column: str = "text"
-    """For formats text and classes, and for tags, where it holds lists of words."""
+    """For formats text and classes, texts or lists of sentences; for tags, lists of words."""
     input_column: str = "input"
-    """For format input_target."""
+    """For format input_target: texts, or lists of sentences."""
     target_column: str = "target"
-    """For format input_target."""
+    """For format input_target: texts, or lists of alternatives, each of which becomes a row of its own."""
     messages_column: str = "messages"
     """For format messages: lists of {role, content}."""
     label_column: str | None = None

