@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from conformance.encoder_families import ENCODER_DECODERS, ENCODERS  # noqa: E402 - the registry stands with the tests
 from conformance.families import FAMILIES  # noqa: E402
 from conformance.paths import PATHS  # noqa: E402
-from conformance.refusals import REFUSED  # noqa: E402
+from conformance.refusals import REFUSED, Refusal  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "conformance.json"
 PAGE = ROOT / "docs" / "conformance.md"
@@ -166,7 +166,7 @@ def render(summary: Mapping[str, Any]) -> str:
         tables="\n\n".join(tables),
         notes="\n".join(f"{number}. {message}" for message, number in notes.items()),
         judged="\n".join(_row([path.title, path.judged]) for path in PATHS.values()),
-        families="\n".join(_row([name, refusal.reason]) for name, refusal in REFUSED.items()),
+        families="\n".join(_row([name, _reason(refusal)]) for name, refusal in REFUSED.items()),
         rival="\n".join(
             _row([failure, PATHS[proof].title if proof in PATHS else f"`{proof.rpartition('::')[2]}`"])
             for failure, proof in RIVAL.items()
@@ -192,6 +192,11 @@ def _mark(entry: Mapping[str, Any] | None, notes: dict[str, int]) -> str:
         return ""
     numbers = [str(notes.setdefault(message, len(notes) + 1)) for message in entry["refused"]]
     return " ".join(["✔"] * bool(entry["exact"]) + numbers)
+
+
+def _reason(refusal: Refusal) -> str:
+    """Why a family is refused, and from which release of transformers on it is not."""
+    return refusal.reason if refusal.until is None else f"{refusal.reason}; transformers {refusal.until} takes one"
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ PATHS: dict[str, Path] = {
     "offloaded": Path("Offloaded cache", "needs CUDA: tokens equal those without; refused where torch finds none"),
     "chunked": Path("Chunked prefill", "as greedy"),
     "continued": Path("Continued cache", "a second generate from the first one's cache, as greedy"),
-    "embeds": Path("inputs_embeds", "generate from embeddings, as greedy"),
+    "embeds": Path("inputs_embeds", "generate from embeddings, as greedy; encoders: logits against the loops"),
     "assisted": Path("Assisted decoding", "with a smaller model without prefix, and with itself; one row, as greedy"),
     "lookup": Path("Prompt lookup", "one row, as greedy"),
     "guidance": Path("Guidance", "classifier-free guidance with a negative prompt, both sides against the loops"),
@@ -44,8 +44,10 @@ PATHS: dict[str, Path] = {
     "compiled-generate": Path("Compiled generate",
                               "tokens of a static cache with a compiled decoding step equal those without"),
     "pipeline": Path("Pipeline",
-                     "tokens of transformers' text-generation pipeline equal generate on each row alone"),
-    "device-map": Path("Device map", "accelerate's hooks on every module, as greedy; weights offloaded"),
+                     "tokens of transformers' text-generation pipeline equal generate on each row alone; scores of its "
+                     "classification pipelines equal each text alone"),
+    "device-map": Path("Device map", "accelerate's hooks on every module, as greedy (encoders: logits); weights "
+                       "offloaded"),
     "lora": Path("Beside LoRA", "a PEFT LoRA under the prefix equals its merged weights, against the loops"),
     "placements": Path("Each attention", "encoder self-, decoder self- and cross-attention, each alone and together, "
                        "mixed padded rows, against the loops"),

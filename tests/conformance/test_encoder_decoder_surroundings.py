@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CompileConfig, pipeline
 
 from conformance.encoder_families import ENCODER_DECODERS, build
-from conformance.pairs import Pairs, make_pairs
+from conformance.pairs import Pairs, cannot_cache, make_pairs
 from conformance.scene import SIX
 from prefixkit.errors import InjectionError, UnsupportedModelError
 from prefixkit.injection import attach
@@ -48,6 +48,21 @@ def test_low_precision_stays_within_rounding_of_float64(
         expected = exact(**source, decoder_input_ids=make_ids(3, 4)).logits
     error = (found - expected).norm() / expected.norm()
     cell.exact(float(error) <= UNITS * torch.finfo(dtype).eps, True)
+
+
+@pytest.mark.cell("embeds")
+def test_embeddings_in_place_of_tokens(encoder_decoder, cell, all_float64, make_prefix, make_ids):
+    """Whisper's encoder reads features, so only its decoder reads embeddings."""
+    pairs = make_pairs(build(ENCODER_DECODERS[encoder_decoder]), make_prefix)
+    model, source, targets = pairs.model, dict(pairs.source), make_ids(3, 4)
+    expected = pairs.logits(targets)
+    if "input_ids" in source:
+        source["inputs_embeds"] = model.get_encoder().get_input_embeddings()(source.pop("input_ids"))
+    embeds = model.get_decoder().get_input_embeddings()(targets)
+    with attach(model, list(pairs.rows)):
+        cell.exact(model(**source, decoder_inputs_embeds=embeds, use_cache=False).logits, expected)
+    if "inputs_embeds" in source and not cannot_cache(model):
+        Pairs(model, pairs.rows, source).check(cell, Pairs(model, pairs.rows, source).generate(), is_greedy=True)
 
 
 @pytest.mark.cell("checkpointing")
