@@ -50,12 +50,12 @@ def make_prefix(base, seed, labels=("bad", "good"), kind=HeadKind.SEQUENCE, leng
 def slow(base, text, prefix):
     """One text, unpadded, through the model and the head by hand."""
     ids = base.tokenizer(text)["input_ids"]
-    if not base.reads_both_ways:
+    if not base.reads_both_ways and prefix.head.pooling is not Pooling.LAST:
         ids = [*ids, base.tokenizer.eos_token_id]
     stack = inspect_model(base.model).stack
     with torch.no_grad(), attach(base.model, prefix):
         states = stack(input_ids=torch.tensor([ids]))[0][0]  # [t, e]
-    place = 0 if base.reads_both_ways else -1
+    place = 0 if base.reads_both_ways and prefix.head.pooling is Pooling.TOKEN else -1
     hidden = states.mean(0) if prefix.head.pooling is Pooling.MEAN else states[place]
     logits = prefix.head.weight @ hidden + prefix.head.bias
     exponents = logits.exp()

@@ -61,6 +61,7 @@ def test_every_block_of_the_page_runs_and_both_sides_agree(
     theirs, ours = sides["peft"], sides["prefixkit"]
     # float32, and one token at a time or all at once: rounding only.
     torch.testing.assert_close(theirs["in_peft"], ours["in_prefixkit"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(list(ours["said"].values())), theirs["said_in_peft"], rtol=0, atol=1e-5)
     written = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft-prefix", "for-peft")]
     assert torch.equal(written[0]["prompt_embeddings"], written[1]["prompt_embeddings"])
     assert written[0]["prompt_embeddings"].shape == (20, 2 * 2 * 32)

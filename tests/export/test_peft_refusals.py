@@ -72,7 +72,7 @@ HEAD = Head(HeadKind.SEQUENCE, ("a", "b"), torch.zeros(2, 32), torch.zeros(2))
         ),
         (
             lambda p: with_states(p, lambda _, s: s, head=HEAD),
-            "PEFT's format cannot say a classification head beside a prefix; the artefact holds both",
+            "PEFT's format cannot say a head that labels a text from the token behind it: transformers' own take the",
         ),
     ],
 )
@@ -141,8 +141,13 @@ def test_models_whose_window_hides_pefts_prefix_are_refused_both_ways(
         ("peft_type", "CARTRIDGE", "peft_type: expected PREFIX_TUNING, got CARTRIDGE"),
         ("peft_type", None, "peft_type: expected PREFIX_TUNING, got None; is it PEFT's?"),
         ("task_type", "SEQ_2_SEQ_LM", "got SEQ_2_SEQ_LM; in an encoder-decoder PEFT lets layers share their halves"),
-        ("task_type", "SEQ_CLS", "task_type: expected CAUSAL_LM, got SEQ_CLS; only decoder-only language models"),
-        ("task_type", None, "task_type: expected CAUSAL_LM, got None"),
+        (
+            "task_type",
+            "SEQ_CLS",
+            "expected the weights of one linear layer, score or classifier, as its",
+        ),
+        ("task_type", "QUESTION_ANS", "task_type: expected CAUSAL_LM, .*, got QUESTION_ANS; its head says where an"),
+        ("task_type", None, "task_type: expected CAUSAL_LM, FEATURE_EXTRACTION, SEQ_CLS, TOKEN_CLS, got None; is it"),
         ("num_transformer_submodules", 2, "num_transformer_submodules: expected 1, got 2"),
         (
             "modules_to_save",

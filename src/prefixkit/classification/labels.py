@@ -78,7 +78,9 @@ def classify(
     heads, prefixes = _heads(prefix, len(texts), HeadKind.SEQUENCE), _each(prefix, len(texts))
     read = partial(read_texts, tokenizer=base.tokenizer, reads_both_ways=base.reads_both_ways)
     cleaned = [clean_text(text) if _was_cleaned(own) else text for text, own in zip(texts, prefixes, strict=True)]
-    readings = _read(read, cleaned, _limits(base, prefixes, max_tokens))
+    limits = _limits(base, prefixes, max_tokens)
+    ways = [(limit, head.pooling is Pooling.LAST) for limit, head in zip(limits, heads, strict=True)]
+    readings = _read(lambda part, way: read(part, max_tokens=way[0], to_last=way[1]), cleaned, ways)
     found = _probabilities(base, readings, heads, prefix, batch_size, on_progress)
     return [
         ClassifiedText(max(row[0], key=row[0].__getitem__), row[0], reading.is_cut)
@@ -115,7 +117,7 @@ def tag(
     _require_unicode(word for words in rows for word in words)
     heads, prefixes = _heads(prefix, len(rows), HeadKind.TOKEN), _each(prefix, len(rows))
     read = partial(read_words, tokenizer=base.tokenizer)
-    readings = _read(read, rows, _limits(base, prefixes, max_tokens))
+    readings = _read(lambda part, limit: read(part, max_tokens=limit), rows, _limits(base, prefixes, max_tokens))
     found = _probabilities(base, readings, heads, prefix, batch_size, on_progress)
     tagged = []
     for words, reading, probabilities in zip(rows, readings, found, strict=True):
@@ -131,12 +133,12 @@ def _require_unicode(texts: Iterable[str]) -> None:
         raise DataError("a text holds half a character (a lone surrogate); give it as UTF-8")
 
 
-def _read(read: Callable[..., list[Reading]], texts: Sequence[Any], limits: Sequence[int]) -> list[Reading]:
-    """Read every text, those with the same limit in one go."""
+def _read(read: Callable[[list[Any], Any], list[Reading]], texts: Sequence[Any], ways: Sequence[Any]) -> list[Reading]:
+    """Read every text in its way, those with the same way in one go."""
     found: dict[int, Reading] = {}
-    for limit in set(limits):
-        rows = [row for row, own in enumerate(limits) if own == limit]
-        found |= dict(zip(rows, read([texts[row] for row in rows], max_tokens=limit), strict=True))
+    for way in set(ways):
+        rows = [row for row, own in enumerate(ways) if own == way]
+        found |= dict(zip(rows, read([texts[row] for row in rows], way), strict=True))
     return [found[row] for row in range(len(texts))]
 
 

@@ -29,4 +29,5 @@ def peft(
     if as_json:
         typer.echo(json.dumps({"folder": str(out), "base": card.base.id, "num_virtual_tokens": card.position_offset}))
     else:
-        typer.echo(f'{out}: load it with PeftModel.from_pretrained(base, "{out}"), base being {card.base.id}')
+        base = card.base.id if card.head is None else f"transformers' class with a head for {card.base.id}"
+        typer.echo(f'{out}: load it with PeftModel.from_pretrained(base, "{out}"), base being {base}')

@@ -12,6 +12,7 @@ class Pooling(StrEnum):
 
     TOKEN = "token"
     MEAN = "mean"
+    LAST = "last"
 
 
 class HeadConfig(Section):
@@ -19,7 +20,8 @@ class HeadConfig(Section):
 
     pooling: Pooling = Field(Pooling.TOKEN, strict=False)
     """For format classes. token: the first token's hidden state in an encoder, the last one's in a decoder-only model;
-    mean: the mean over the text, as sentence encoders were trained."""
+    mean: the mean over the text, as sentence encoders were trained. last is for heads imported from PEFT alone: the
+    last token's of a decoder-only model, with no end of text put behind it."""
     learning_rate: float = Field(1e-3, gt=0)
     """Its own peak rate of AdamW: a head's numbers are smaller than a prefix's, and move more slowly."""
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -44,4 +44,6 @@ class Recipe(Section):
     def _words_are_not_pooled(self) -> "Recipe":
         if self.data.format is Format.TAGS and self.head.pooling is Pooling.MEAN:
             raise ValueError("head.pooling mean is for whole texts (data.format classes); words have their own token")
+        if self.head.pooling is Pooling.LAST:
+            raise ValueError("head.pooling last is what heads imported from PEFT read; to train one set token or mean")
         return self

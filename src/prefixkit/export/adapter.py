@@ -2,13 +2,17 @@
 
     adapter_model.safetensors   prompt_embeddings   [p, l * 2 * g * d]     one row per virtual token:
                                                     layer 0's key, layer 0's value, layer 1's key, ... each head by head
+                                base_model.score.weight     [c, e]         where labels were learned, and perhaps .bias
+                                                                           [c]; some models call it classifier
     adapter_config.json         what the numbers belong to
 
 Read from peft 0.21.2, ``tuners/prefix_tuning/model.py`` and ``PeftModel.get_prompt``. An MLP (``prefix_projection``) is
 folded away when PEFT saves, as it is here, so the numbers are the prefix in either case.
 """
 
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,9 @@ CONFIG_NAME = "adapter_config.json"
 PEFT_FILES = (TENSORS_NAME, CONFIG_NAME)
 _PICKLE_NAME = "adapter_model.bin"
 _KEY = "prompt_embeddings"
+#: What transformers calls the linear layer that says labels, which PEFT saves beside the prefix.
+HEAD_NAMES = ("score", "classifier")
+_HEAD = re.compile(rf"base_model\.({'|'.join(HEAD_NAMES)})\.(weight|bias)")
 _CONVERT = (
     "import torch, safetensors.torch as s; "
     f"s.save_file(torch.load('{_PICKLE_NAME}', weights_only=True), '{TENSORS_NAME}')"
@@ -38,11 +45,49 @@ _READ = frozenset({"peft_type", "task_type", "num_transformer_submodules", "modu
                    "base_model_name_or_path", *_SIZES})  # fmt: skip
 
 
+class Task(StrEnum):
+    """PEFT's tasks whose prefixes can be exchanged: of decoder-only models, with a head for labels or without."""
+
+    CAUSAL_LM = "CAUSAL_LM"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+    SEQ_CLS = "SEQ_CLS"
+    TOKEN_CLS = "TOKEN_CLS"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head is trained beside the prefix."""
+        return self in (Task.SEQ_CLS, Task.TOKEN_CLS)
+
+
+#: Why the others cannot.
+_WHY_NOT = {
+    "SEQ_2_SEQ_LM": "in an encoder-decoder PEFT lets layers share their halves and counts positions to the prefix, "
+    "which is not what its paper or a prefix here says",
+    "QUESTION_ANS": "its head says where an answer stands, which is no label",
+}
+
+
+@dataclass(frozen=True)
+class AdapterHead:
+    """The linear layer that says labels.
+
+    Attributes:
+        name: its name in the model, one of `HEAD_NAMES`.
+        weight: `[c, e]`.
+        bias: `[c]`, if it has one.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """What `adapter_config.json` says about a prefix.
 
     Attributes:
+        task: what was trained.
         num_virtual_tokens: `p`.
         token_dim: `g * d`: numbers of one key.
         num_layers: `l`.
@@ -51,6 +96,7 @@ class AdapterConfig:
         revision: of the base model.
     """
 
+    task: Task
     num_virtual_tokens: int
     token_dim: int | None
     num_layers: int | None
@@ -59,28 +105,48 @@ class AdapterConfig:
     revision: str | None = None
 
 
-def write_adapter(folder: Path, config: AdapterConfig, rows: Tensor) -> None:
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT checkpoint of a prefix.
+
+    Attributes:
+        config: what the numbers belong to.
+        rows: `[p, l * 2 * g * d]`.
+        head: trained beside the prefix, where labels were learned.
+    """
+
+    config: AdapterConfig
+    rows: Tensor
+    head: AdapterHead | None = None
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> None:
     """Write a PEFT checkpoint; both files are written aside, then renamed into place.
 
     Args:
         folder: where to.
-        config: what the numbers belong to.
-        rows: `[p, l * 2 * g * d]`.
+        adapter: what to write.
 
     Raises:
         ExportError: the folder cannot be written to; files already there are untouched.
     """
+    config, head = adapter.config, adapter.head
     values = {
         "peft_type": "PREFIX_TUNING",
-        "task_type": "CAUSAL_LM",
+        "task_type": config.task.value,
         "base_model_name_or_path": config.base_model,
         "revision": config.revision,
         "inference_mode": True,
         "num_transformer_submodules": 1,
         "prefix_projection": False,  # the MLP is folded away; PEFT, too, would not look for one
         "encoder_hidden_size": config.token_dim,
+        "modules_to_save": None if head is None else list(HEAD_NAMES),
     } | {size: getattr(config, size) for size in _SIZES}
-    content = save({_KEY: rows.detach().cpu().contiguous()}, metadata={"format": "pt"})
+    tensors = {_KEY: adapter.rows}
+    if head is not None:
+        parts = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+        tensors |= {f"base_model.{head.name}.{part}": tensor for part, tensor in parts.items()}
+    content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, {"format": "pt"})
     try:
         with atomic_path(folder / CONFIG_NAME) as config_path, atomic_path(folder / TENSORS_NAME) as path:
             path.write_bytes(content)
@@ -89,8 +155,8 @@ def write_adapter(folder: Path, config: AdapterConfig, rows: Tensor) -> None:
         raise ExportError(f"{folder}: cannot be written to: {error.strerror or error}") from None
 
 
-def read_adapter(folder: Path) -> tuple[AdapterConfig, Tensor]:
-    """Read a PEFT prefix-tuning checkpoint of a decoder-only language model.
+def read_adapter(folder: Path) -> Adapter:
+    """Read a PEFT prefix-tuning checkpoint of a decoder-only model.
 
     Returns:
         What it says, and the numbers as they are in the file: two dimensions, all finite.
@@ -114,6 +180,7 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, Tensor]:
     rows = tensors.pop(_KEY, None)
     if rows is None:
         raise ArtefactError(f"{path}: tensor {_KEY} is missing; is this a prefix-tuning checkpoint?")
+    head = _take_head(tensors, path) if config.task.has_head else None
     if tensors:
         raise ArtefactError(
             f"{path}: also holds {min(tensors)}, a weight of the base model; a prefix cannot hold it, "
@@ -124,9 +191,28 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, Tensor]:
             f"{path}: expected one row per virtual token, {config.num_virtual_tokens} as {CONFIG_NAME} says, "
             f"got shape {list(rows.shape)}"
         )
-    if not rows.is_floating_point() or not torch.isfinite(rows).all():
-        raise ArtefactError(f"{path}: {_KEY} holds NaN, infinite numbers, or none at all; the run that wrote it failed")
-    return config, rows
+    for key, tensor in ((_KEY, rows), ("the head", None if head is None else head.weight)):
+        if tensor is not None and (not tensor.is_floating_point() or not torch.isfinite(tensor).all()):
+            raise ArtefactError(
+                f"{path}: {key} holds NaN, infinite numbers, or none at all; the run that wrote it failed"
+            )
+    return Adapter(config, rows, head)
+
+
+def _take_head(tensors: dict[str, Tensor], path: Path) -> AdapterHead:
+    """Take a head's tensors out of those of a file."""
+    found = {key: match for key in sorted(tensors) if (match := _HEAD.fullmatch(key))}
+    names = {match[1] for match in found.values()}
+    parts = {match[2]: tensors.pop(key) for key, match in found.items()}
+    if len(names) != 1 or "weight" not in parts:
+        raise ArtefactError(
+            f"{path}: expected the weights of one linear layer, {' or '.join(HEAD_NAMES)}, as its head, got "
+            f"{', '.join(found) or 'none'}; heads of several layers cannot be imported"
+        )
+    weight, bias = parts["weight"], parts.get("bias")
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ArtefactError(f"{path}: its head is no linear layer: shape {list(weight.shape)}; it cannot be imported")
+    return AdapterHead(names.pop(), weight, bias)
 
 
 def _read_config(folder: Path) -> AdapterConfig:
@@ -136,23 +222,19 @@ def _read_config(folder: Path) -> AdapterConfig:
     if kind != "PREFIX_TUNING":
         todo = "load it with peft; LoRA and its kin work beside an attached prefix" if kind else "is it PEFT's?"
         raise ArtefactError(f"{path}: peft_type: expected PREFIX_TUNING, got {kind}; {todo}")
-    task = values.get("task_type")
-    if task != "CAUSAL_LM":
-        why = (
-            "in an encoder-decoder PEFT lets layers share their halves, which is not what its paper or a prefix says"
-            if task == "SEQ_2_SEQ_LM"
-            else "only decoder-only language models can be interchanged"
-        )
-        raise ArtefactError(f"{path}: task_type: expected CAUSAL_LM, got {task}; {why}")
+    said = values.get("task_type")
+    if said not in list(Task):
+        why = _WHY_NOT.get(str(said), "is it PEFT's?")
+        raise ArtefactError(f"{path}: task_type: expected {', '.join(Task)}, got {said}; {why}")
+    task = Task(said)
     if values.get("num_transformer_submodules") not in (1, None):
         raise ArtefactError(
             f"{path}: num_transformer_submodules: expected 1, got {values['num_transformer_submodules']}; "
-            "only decoder-only language models can be interchanged"
+            "only prefixes of decoder-only models can be exchanged"
         )
-    if values.get("modules_to_save"):
-        raise ArtefactError(
-            f"{path}: modules_to_save: {values['modules_to_save']} were trained as well; a prefix cannot hold them"
-        )
+    others = [name for name in values.get("modules_to_save") or () if not (task.has_head and name in HEAD_NAMES)]
+    if others:
+        raise ArtefactError(f"{path}: modules_to_save: {others} were trained as well; a prefix cannot hold them")
     strange = [key for key in sorted(values.keys() - _READ - _HARMLESS) if values[key] not in (None, False, [], {})]
     if strange:
         raise ArtefactError(
@@ -168,7 +250,7 @@ def _read_config(folder: Path) -> AdapterConfig:
         if text is not None and not isinstance(text, str):
             raise ArtefactError(f"{path}: {key}: expected text, got {text!r}")
     sizes: dict[str, Any] = {key: values.get(key) for key in _SIZES}
-    return AdapterConfig(**sizes, base_model=base or None, revision=revision or None)
+    return AdapterConfig(task, **sizes, base_model=base or None, revision=revision or None)
 
 
 def _read_object(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """A prefix to PEFT and back, exactly: `PeftModel.from_pretrained` answers as `attach` does, to the last bit.
 
 What PEFT's format cannot say is refused. It has one length for all layers, no gate, one attention stack, text that
-starts right after the prefix, float32; and PEFT's prefix is text to a sliding window, which leaves it behind.
+starts right after the prefix, float32; and PEFT's prefix is text to a sliding window, which leaves it behind. `heads`
+says which classification heads it has words for.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +15,8 @@ from transformers import PreTrainedModel
 from prefixkit.compat import smallest_window
 from prefixkit.config import Placement
 from prefixkit.errors import ArtefactError, ExportError
-from prefixkit.export.adapter import AdapterConfig, read_adapter, write_adapter
+from prefixkit.export.adapter import Adapter, AdapterConfig, read_adapter, write_adapter
+from prefixkit.export.heads import from_adapter, task_of, to_adapter
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import context_tokens, inspect_model
 from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site
@@ -22,7 +25,8 @@ from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site
 def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
     """Write a prefix as a PEFT checkpoint, to be loaded with ``PeftModel.from_pretrained(model, folder)``.
 
-    Training record, scores and licence have no place in it; keep the artefact as well.
+    Training record, scores, licence and the names of labels have no place in it; keep the artefact as well. A prefix
+    with a head is loaded onto transformers' class for it, such as ``AutoModelForTokenClassification``.
 
     Args:
         prefix: the prefix.
@@ -41,7 +45,9 @@ def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
         )
     check_base(model, prefix.card.base)
     _require_no_window(model, ExportError)
+    head = None if prefix.head is None else to_adapter(prefix.head, model)
     config = AdapterConfig(
+        task=task_of(prefix.head),
         num_virtual_tokens=states.num_virtual_tokens,
         token_dim=site.kv_heads * site.head_dim,
         num_layers=len(states.geometry.sites),
@@ -49,11 +55,16 @@ def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
         base_model=prefix.card.base.id,
         revision=prefix.card.base.revision,
     )
-    write_adapter(path, config, states.to_rows())
+    write_adapter(path, Adapter(config, states.to_rows(), head))
 
 
 def from_peft(
-    folder: str | Path, model: PreTrainedModel, *, base_id: str | None = None, revision: str | None = None
+    folder: str | Path,
+    model: PreTrainedModel,
+    *,
+    base_id: str | None = None,
+    revision: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Prefix:
     """Read a PEFT prefix-tuning checkpoint, with or without ``prefix_projection``.
 
@@ -64,9 +75,10 @@ def from_peft(
         model: the base model.
         base_id: the model's name in the artefact; left out, what the checkpoint says.
         revision: its revision; left out with `base_id`, what the checkpoint says.
+        labels: names for the logits of its head, where labels were learned: PEFT's files do not hold them.
 
     Returns:
-        The prefix, in the number format of the file.
+        The prefix, with its head if it has one, in the number format of the file.
 
     Raises:
         ArtefactError: the checkpoint is damaged, of another kind, does not fit the model, or PEFT's own answers with
@@ -74,14 +86,17 @@ def from_peft(
         UnsupportedModelError: the model cannot take a prefix.
     """
     path = Path(folder)
-    config, rows = read_adapter(path)
+    adapter = read_adapter(path)
+    config, rows = adapter.config, adapter.rows
     geometry = inspect_model(model).geometry
     _require_fit(path, config, rows, geometry)
     if not geometry.moves_text:
         raise ArtefactError(
-            f"{path}: a prefix of a decoder-only model, {type(model).__name__} is none; load "
-            f"{config.base_model or 'its base model'}"
+            f"{path}: only prefixes of decoder-only models can be exchanged: PEFT moves {type(model).__name__}'s text "
+            "behind the prefix, here text keeps its positions, so that the answers would differ"
         )
+    if labels is not None and adapter.head is None:
+        raise ArtefactError(f"labels: {path} has no head whose logits they could name; leave them out")
     _require_no_window(model, ArtefactError)
     if _is_rounded_by_peft(rows):
         raise ArtefactError(f"{path}: {_ROUNDED}; convert it with .float() first")
@@ -89,7 +104,8 @@ def from_peft(
     if base_id is None and revision is None:
         revision = config.revision
     card = BaseCard(id=name, revision=revision, fingerprint=fingerprint(model))
-    return Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=card)
+    head = None if adapter.head is None else from_adapter(adapter.head, config.task, model, labels, path)
+    return Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=card, head=head)
 
 
 _ROUNDED = "its float64 numbers are rounded to float32 when PEFT loads them, so that its answers would differ"
@@ -103,8 +119,6 @@ def _is_rounded_by_peft(rows: Tensor) -> bool:
 def _require_sayable(prefix: Prefix) -> Site:
     """Refuse what the format has no words for; return the site all layers look like."""
     states = prefix.states
-    if prefix.head is not None:
-        raise ExportError("PEFT's format cannot say a classification head beside a prefix; the artefact holds both")
     sites, lengths = states.geometry.sites, states.lengths
     other = [placement for placement in states.geometry.placements if placement is not Placement.DECODER_SELF]
     if other:

@@ -1,5 +1,6 @@
 """Prefixes from and to other people's formats, by folder: what the commands `export` and `import` do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefixkit.errors import ArtefactError
@@ -32,7 +33,13 @@ def export_peft(run: Path, out: Path, *, base: str | None = None, overwrite: boo
 
 
 def import_peft(
-    folder: Path, out: Path, *, base: str | None = None, revision: str | None = None, overwrite: bool = False
+    folder: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    labels: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> Prefix:
     """Turn a PEFT checkpoint into an artefact, bound to the base model it is imported with.
 
@@ -41,6 +48,7 @@ def import_peft(
         out: the artefact's folder.
         base: the base model; left out, the one the checkpoint names.
         revision: its revision, for a hub model.
+        labels: names for the logits of its head, where it has one.
         overwrite: replace an earlier artefact in the folder.
 
     Raises:
@@ -48,7 +56,7 @@ def import_peft(
         ExportError: `out` is taken.
         ModelError: the base model cannot be loaded, or takes no prefix.
     """
-    config, _ = read_adapter(folder)
+    config = read_adapter(folder).config
     check_target(out, PREFIX_FILES, overwrite=overwrite)
     name = base or config.base_model
     if name is None:
@@ -57,4 +65,4 @@ def import_peft(
         revision = hub_revision(name, config.revision)
     loaded = load_base_model(name, revision=revision)
     found = loaded.revision if base is not None else loaded.revision or config.revision
-    return from_peft(folder, loaded.model, base_id=name, revision=found).save(out)
+    return from_peft(folder, loaded.model, base_id=name, revision=found, labels=labels).save(out)

@@ -40,7 +40,12 @@ class Reading:
 
 
 def read_texts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, reads_both_ways: bool, max_tokens: int
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    reads_both_ways: bool,
+    max_tokens: int,
+    to_last: bool = False,
 ) -> list[Reading]:
     """Return what is read of texts that get one label each.
 
@@ -49,6 +54,7 @@ def read_texts(
         tokenizer: the base model's.
         reads_both_ways: whether the model is an encoder.
         max_tokens: longer texts are cut; special tokens at their end stay.
+        to_last: look at the last token that the tokenizer makes of a text, and put nothing behind it (`Pooling.LAST`).
 
     Raises:
         DataError: a text is empty, and the tokenizer puts nothing around it; or `max_tokens` leaves no room for text.
@@ -57,17 +63,20 @@ def read_texts(
     if reads_both_ways:
         whole = source_ids(texts, tokenizer)
         require_room(max_tokens, opening + closing)
-        return [Reading(cut(ids, max_tokens, closing), (0,), is_cut=len(ids) > max_tokens) for ids in whole]
-    if not closing and tokenizer.eos_token_id is not None:
+        return [_whole(ids, max_tokens, closing, at_last=to_last) for ids in whole]
+    if not closing and not to_last and tokenizer.eos_token_id is not None:
         closing = (tokenizer.eos_token_id,)
     require_room(max_tokens, opening + closing)
     whole = [opening + ids + closing for ids in token_ids(texts, tokenizer, special_tokens=False)]
     if not all(whole):
         raise DataError("a text is empty, and a model needs at least one token to read; leave out such rows")
-    return [
-        Reading(cut(ids, max_tokens, closing), (min(len(ids), max_tokens) - 1,), is_cut=len(ids) > max_tokens)
-        for ids in whole
-    ]
+    return [_whole(ids, max_tokens, closing, at_last=True) for ids in whole]
+
+
+def _whole(ids: Ids, max_tokens: int, closing: Ids, *, at_last: bool) -> Reading:
+    """Return the reading of a whole text, labelled at its last token or at its first."""
+    read = cut(ids, max_tokens, closing)
+    return Reading(read, (len(read) - 1 if at_last else 0,), is_cut=len(ids) > max_tokens)
 
 
 def read_words(rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[Reading]:

@@ -125,7 +125,9 @@ class PrefixTuningConfig:
         """
         folder = Path(folder)
         if (folder / CONFIG_NAME).is_file():
-            saved = read_adapter(folder)[0]
+            saved = read_adapter(folder).config
+            if saved.task.has_head:
+                raise has_head(folder)
             tokens, base, revision = saved.num_virtual_tokens, saved.base_model, saved.revision
         elif (folder / TRAINERS).is_file() and not any((folder / name).is_file() for name in PREFIX_FILES):
             raise ArtefactError(
@@ -218,6 +220,14 @@ def task_of(geometry: Geometry) -> TaskType | None:
     if geometry.moves_text:
         return TaskType.CAUSAL_LM
     return TaskType.SEQ_2_SEQ_LM if Placement.DECODER_SELF in geometry.placements else None
+
+
+def has_head(folder: Path) -> ArtefactError:
+    """Return the refusal of a prefix that was trained with a head."""
+    return ArtefactError(
+        f"{folder}: its prefix learned labels and has a head, which would be lost here; use prefixkit.attach, "
+        "prefixkit.classify or prefixkit.tag (of PEFT's folders with what prefixkit.export.from_peft returns)"
+    )
 
 
 def _size(key: str, value: Any, *, most: int | None = None) -> int:

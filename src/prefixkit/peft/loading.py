@@ -13,7 +13,7 @@ from prefixkit.export import from_peft
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
-from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, TaskType, task_of
+from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, TaskType, has_head, task_of
 from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates
 
 #: Among the parameters in a Trainer's checkpoint, the position of the first text token.
@@ -37,12 +37,9 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
     if any((folder / name).is_file() for name in PREFIX_FILES):
         prefix = Prefix.load(folder)
         if prefix.head is not None:
-            raise ArtefactError(
-                f"{folder}: its prefix learned labels and has a head, which would be lost here; use prefixkit.attach, "
-                "prefixkit.classify or prefixkit.tag"
-            )
+            raise has_head(folder)
         check_base(model, prefix.card.base)
-        if is_checkpoint and not _is_same(prefix.states, read_adapter(folder)[1]):
+        if is_checkpoint and not _is_same(prefix.states, read_adapter(folder).rows):
             raise _differ(folder, "adapter_model.safetensors")
         if is_trainers:
             other = _from_trainer(folder / TRAINERS, model)
@@ -51,7 +48,10 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
         return prefix
     if not is_checkpoint and is_trainers:
         return _from_trainer(folder / TRAINERS, model)
-    return from_peft(folder, model)
+    prefix = from_peft(folder, model)
+    if prefix.head is not None:
+        raise has_head(folder)
+    return prefix
 
 
 def require_task(model: PreTrainedModel) -> TaskType:

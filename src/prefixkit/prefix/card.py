@@ -52,7 +52,7 @@ class HeadCard(_Part):
     hidden_size: int = Field(ge=1)
     """Width of the hidden states it reads."""
     pooling: Pooling = Pooling.TOKEN
-    """The hidden state of a whole text: one token's, or the mean of all."""
+    """The hidden state of a whole text: one token's, the mean of all, or that of its own last token."""
 
     @classmethod
     def of(cls, head: Head) -> "HeadCard":

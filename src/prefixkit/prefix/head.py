@@ -59,8 +59,8 @@ class Head:
                 f"head.labels: expected {len(self.weight)} different labels, two or more, got {', '.join(self.labels)}"
             )
 
-        if self.kind is HeadKind.TOKEN and self.pooling is Pooling.MEAN:
-            raise ArtefactError("head.pooling: a head for words reads each word's own token, not the mean")
+        if self.kind is HeadKind.TOKEN and self.pooling is not Pooling.TOKEN:
+            raise ArtefactError(f"head.pooling: a head for words reads each word's own token, not the {self.pooling}")
 
     def __call__(self, hidden: Float[Tensor, "*k e"]) -> Float[Tensor, "*k c"]:
         """Return the logits of hidden states, in the head's own number format."""
