@@ -7,8 +7,10 @@ import weakref
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    BartForSequenceClassification,
     BertConfig,
     BertLMHeadModel,
     BigBirdPegasusConfig,
@@ -22,6 +24,7 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
+    T5ForSequenceClassification,
 )
 
 from conformance.encoder_families import ENCODER_DECODERS, ENCODERS, build
@@ -150,3 +153,11 @@ def test_a_model_that_was_inspected_is_not_kept_alive(name):
     del known
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("automodel", [BartForSequenceClassification, T5ForSequenceClassification])
+def test_an_encoder_decoder_that_labels_texts_is_refused_by_name(automodel):
+    family = "bart" if automodel is BartForSequenceClassification else "t5"
+    kind, settings = ENCODER_DECODERS[family]
+    with pytest.raises(UnsupportedModelError, match="labels texts from its decoder's last token, which is not"):
+        inspect_model(automodel(CONFIG_MAPPING[kind](**settings)))

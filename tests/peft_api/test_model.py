@@ -452,3 +452,24 @@ def test_gradient_checkpointing_disabled_lets_go_of_the_base_model(base: PreTrai
     assert not base.is_activation_checkpointing
     attach(base, None).detach()
     copy.deepcopy(model)(**batch).loss.backward()
+
+
+def test_pefts_remaining_arguments_for_loading_and_saving(base: PreTrainedModel, tmp_path: Path) -> None:
+    model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    model.save_pretrained(tmp_path / "not mine", is_main_process=False)
+    assert not (tmp_path / "not mine").exists()
+    model.save_pretrained(tmp_path, True, ["default"], save_embedding_layers="auto")
+    own = PrefixTuningConfig.from_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base, tmp_path, "default", True, own, low_cpu_mem_usage=True)
+    assert loaded.encoder is not None
+    with pytest.raises(ConfigError, match="selected_adapters=.*'b'.*: one model holds one prefix here"):
+        model.save_pretrained(tmp_path, selected_adapters=["b"])
+    with pytest.raises(ConfigError, match="save_pretrained: save_embedding_layers=True: the base model is frozen"):
+        model.save_pretrained(tmp_path, save_embedding_layers=True)
+    with pytest.raises(ConfigError, match="PeftModel.from_pretrained: torch_device='cuda': a prefix is where the"):
+        PeftModel.from_pretrained(base, tmp_path, torch_device="cuda")
+    with pytest.raises(ConfigError, match='from_pretrained: key_maping: unknown; did you mean "key_mapping"'):
+        PeftModel.from_pretrained(base, tmp_path, key_maping=None)
+    other = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    with pytest.raises(ConfigError, match="config: says 5 virtual tokens, the prefix has 4; leave it out"):
+        PeftModel.from_pretrained(base, tmp_path, config=other)

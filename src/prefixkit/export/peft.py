@@ -92,8 +92,8 @@ def from_peft(
     _require_fit(path, config, rows, geometry)
     if not geometry.moves_text:
         raise ArtefactError(
-            f"{path}: only prefixes of decoder-only models can be exchanged: PEFT moves {type(model).__name__}'s text "
-            "behind the prefix, here text keeps its positions, so that the answers would differ"
+            f"{path}: only prefixes of decoder-only models can be exchanged; {type(model).__name__} is none: PEFT "
+            "moves its text behind the prefix, here text keeps its positions, so that the answers would differ"
         )
     if labels is not None and adapter.head is None:
         raise ArtefactError(f"labels: {path} has no head whose logits they could name; leave them out")

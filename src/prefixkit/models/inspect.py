@@ -168,6 +168,11 @@ def _inspect(model: PreTrainedModel) -> Anatomy:
             "so no prefix can be prepended; choose another base model"
         )
     _check_implementation(model)
+    if model.config.is_encoder_decoder and hasattr(model, "classification_head"):
+        raise UnsupportedModelError(
+            f"{name}: labels texts from its decoder's last token, which is not supported; take an encoder, such as "
+            "bert-base-uncased, or the encoder-decoder that writes (AutoModelForSeq2SeqLM)"
+        )
     keep_unpacked(model)
     watched = _probe(model, _SOURCE_TOKENS, _TARGET_TOKENS)
     calls = watched.calls

@@ -8,6 +8,7 @@ from typing import Any
 from prefixkit.config import Activation, InitConfig, InitKind, Placement, PrefixConfig
 from prefixkit.errors import ArtefactError, ConfigError, did_you_mean
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
+from prefixkit.peft.arguments import TUNING, check_others
 from prefixkit.prefix import PREFIX_FILES, Geometry, Prefix
 
 
@@ -29,15 +30,6 @@ TRAINERS = "model.safetensors"
 #: The attention stacks that get a prefix where nothing is said: in an encoder-decoder PEFT's choice, not the paper's.
 DEFAULT_PLACEMENT = (Placement.DECODER_SELF,)
 _OFFERED = (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
-#: PEFT's other arguments: the values that mean nothing, and what to do instead of the others.
-_MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "peft_type": ((None, "PREFIX_TUNING"), "only PREFIX_TUNING is here"),
-    "inference_mode": ((None, False), "a new prefix is there to be trained; load a trained one with from_pretrained"),
-    "num_transformer_submodules": ((None, 1), "a decoder-only model has one stack; leave it out"),
-    "modules_to_save": ((None, []), "the base model stays frozen; train its modules outside of prefixkit"),
-    "auto_mapping": ((None,), "PEFT fills it in itself; leave it out"),
-}
-_IGNORED = ("peft_version",)
 NOT_OFFERED = "PEFT's names are offered for decoder-only models and encoder-decoders; use prefixkit.attach"
 
 
@@ -103,9 +95,10 @@ class PrefixTuningConfig:
             )
         if init_weights not in (None, "zero", "random"):
             raise ConfigError(f'init_weights: expected None, "zero" or "random", got {init_weights!r}')
-        known = [*vars(self), *_MEANINGLESS, *_IGNORED]
-        for key, value in others.items():
-            _check_other(key, value, known, self.task_type)
+        others.pop("peft_version", None)
+        if others.get("num_transformer_submodules") == 2 and self.task_type is TaskType.SEQ_2_SEQ_LM:
+            del others["num_transformer_submodules"]
+        check_others("PrefixTuningConfig", others, TUNING, known=tuple(vars(self)))
 
     @property
     def peft_type(self) -> str:
@@ -142,13 +135,23 @@ class PrefixTuningConfig:
         )
 
     @classmethod
-    def of(cls, prefix: Prefix) -> "PrefixTuningConfig":
+    def of(cls, prefix: Prefix, *, given: "PrefixTuningConfig | None" = None) -> "PrefixTuningConfig":
         """Return the configuration of a prefix.
+
+        Args:
+            prefix: the prefix.
+            given: what somebody believes it is.
 
         Raises:
             ArtefactError: it belongs to an encoder.
+            ConfigError: what was given is another prefix's.
         """
         base, states = prefix.card.base, prefix.states
+        tokens = states.num_virtual_tokens
+        if given is not None and given.num_virtual_tokens != tokens:
+            raise ConfigError(
+                f"config: says {given.num_virtual_tokens} virtual tokens, the prefix has {tokens}; leave it out"
+            )
         task = task_of(states.geometry)
         if task is None:
             raise ArtefactError(f"the prefix of {base.id} belongs to an encoder; {NOT_OFFERED}")
@@ -156,7 +159,7 @@ class PrefixTuningConfig:
         placement = tuple(dict.fromkeys(site.placement for site, length in used if length))
         return cls(
             task_type=task,
-            num_virtual_tokens=states.num_virtual_tokens,
+            num_virtual_tokens=tokens,
             base_model_name_or_path=base.id,
             revision=base.revision,
             placement=placement if task is TaskType.SEQ_2_SEQ_LM else None,
@@ -235,17 +238,3 @@ def _size(key: str, value: Any, *, most: int | None = None) -> int:
         expected = "a number of at least 1" if most is None else f"1-{most}"
         raise ConfigError(f"{key}: expected {expected}, got {value!r}")
     return value
-
-
-def _check_other(key: str, value: Any, known: list[str], task: TaskType) -> None:
-    if key in _IGNORED:
-        return
-    if key == "num_transformer_submodules" and value == 2 and task is TaskType.SEQ_2_SEQ_LM:
-        return
-    if key not in _MEANINGLESS:
-        raise ConfigError(
-            f"PrefixTuningConfig: {key}: unknown{did_you_mean(key, known) or '; PEFT has no such argument'}"
-        )
-    harmless, todo = _MEANINGLESS[key]
-    if getattr(value, "value", value) not in harmless:
-        raise ConfigError(f"PrefixTuningConfig: {key}={value!r}: {todo}")

@@ -1,4 +1,4 @@
-"""Reading back what `save_pretrained` wrote, ours or PEFT's."""
+"""What `save_pretrained` writes, and reading it back, ours or PEFT's."""
 
 from pathlib import Path
 
@@ -8,18 +8,34 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefixkit.errors import ArtefactError, ConfigError, UnsupportedModelError
-from prefixkit.export import from_peft
+from prefixkit.errors import ArtefactError, ConfigError, ExportError, UnsupportedModelError
+from prefixkit.export import from_peft, to_peft
 from prefixkit.export.adapter import CONFIG_NAME, read_adapter
+from prefixkit.logs import get_logger
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
 from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, TaskType, has_head, task_of
 from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates
 
+log = get_logger(__name__)
+
 #: Among the parameters in a Trainer's checkpoint, the position of the first text token.
 POSITION = "position_offset"
 #: Likewise, behind an MLP that does not serve all sites alike: virtual tokens per site.
 LENGTHS = "lengths"
+
+
+def save_prefix(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
+    """Write the artefact, and beside it PEFT's files where PEFT's format can say what the prefix is.
+
+    Raises:
+        ArtefactError: the folder cannot be written to.
+    """
+    prefix = prefix.save(folder)
+    try:
+        to_peft(prefix, folder, model)
+    except ExportError as error:
+        log.warning("%s: saved as a prefixkit artefact only: %s", folder, error)
 
 
 def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:

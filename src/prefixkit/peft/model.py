@@ -17,20 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.compat import trains_beside_its_base
-from prefixkit.errors import ConfigError, ExportError, UnsupportedModelError
-from prefixkit.export import to_peft
-from prefixkit.logs import get_logger
+from prefixkit.errors import ConfigError, UnsupportedModelError
 from prefixkit.models.adapters import has_adapters
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.weights import input_device
+from prefixkit.peft.arguments import LOADING, SAVING, check_others
 from prefixkit.peft.calls import Wanted, calls_of
 from prefixkit.peft.config import PrefixTuningConfig
-from prefixkit.peft.loading import LENGTHS, POSITION, load_prefix
+from prefixkit.peft.loading import LENGTHS, POSITION, load_prefix, save_prefix
 from prefixkit.peft.lookup import look_up, one_prefix
 from prefixkit.peft.start import new_encoder
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
-
-log = get_logger(__name__)
 
 #: Models whose prefix is left out, in this thread or task.
 _disabled: ContextVar[frozenset[nn.Module]] = ContextVar("disabled", default=frozenset())
@@ -110,7 +107,13 @@ class PeftModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, model: PreTrainedModel, model_id: str | Path, adapter_name: str = "default", *, is_trainable: bool = False
+        cls,
+        model: PreTrainedModel,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PrefixTuningConfig | None = None,
+        **others: Any,
     ) -> "PeftModel":
         """Load a saved prefix: an artefact, or what PEFT's own `save_pretrained` wrote.
 
@@ -119,15 +122,19 @@ class PeftModel(nn.Module):
             model_id: the folder.
             adapter_name: only ``"default"``.
             is_trainable: train on from the saved keys and values (which PEFT cannot).
+            config: what `PrefixTuningConfig.from_pretrained` returned, if it was asked; it must be the folder's.
+            others: PEFT's remaining arguments, at values that change nothing here.
 
         Raises:
             ArtefactError: the folder holds no prefix, a damaged one, or two that differ.
+            ConfigError: an argument is unknown or asks for what is not done here, or `config` is another prefix's.
             BaseMismatchError: the prefix belongs to another base model.
         """
         if adapter_name != "default":
             raise ConfigError(one_prefix(adapter_name))
+        check_others("PeftModel.from_pretrained", others, LOADING)
         prefix = load_prefix(Path(model_id), model)
-        config = PrefixTuningConfig.of(prefix)
+        config = PrefixTuningConfig.of(prefix, given=config)
         if not is_trainable:
             return cls(model, prefix, config).eval()
         states = prefix.states
@@ -186,19 +193,32 @@ class PeftModel(nn.Module):
         with self._reading(self.prefix):
             return base.generate(*args, **options)
 
-    def save_pretrained(self, folder: str | Path, *, safe_serialization: bool = True) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+        *,
+        is_main_process: bool = True,
+        **others: Any,
+    ) -> None:
         """Write the artefact, and beside it PEFT's files where PEFT's format can say what the prefix is.
+
+        Args:
+            folder: where to.
+            safe_serialization: only True.
+            selected_adapters: only ``["default"]``.
+            is_main_process: False writes nothing: of several processes, one does.
+            others: PEFT's remaining arguments, at values that change nothing here.
 
         Raises:
             ArtefactError: the folder cannot be written to.
+            ConfigError: an argument asks for what is not done here.
         """
-        if not safe_serialization:
-            raise ConfigError("safe_serialization=False: would write a pickle; leave it out")
-        prefix = self.prefix.save(folder)
-        try:
-            to_peft(prefix, folder, self.base_model)
-        except ExportError as error:
-            log.warning("%s: saved as a prefixkit artefact only: %s", folder, error)
+        others |= {"safe_serialization": safe_serialization, "selected_adapters": selected_adapters}
+        check_others("save_pretrained", others, SAVING)
+        if is_main_process:
+            save_prefix(self.prefix, folder, self.base_model)
 
     def get_base_model(self) -> PreTrainedModel:
         """Return the base model."""
