@@ -55,7 +55,9 @@ def main() -> None:
         pairs = zip(states.sites, start.sites, strict=True)
         return -float(sum((site.key - first.key).norm() for site, first in pairs))
 
-    outcome = train_prefix(base, data.train, recipe, folder, classes=data.classes, measure=measure, report=report)
+    outcome = train_prefix(
+        base, data.train, recipe, folder, stream=data.stream, classes=data.classes, measure=measure, report=report
+    )
     prefix = Prefix.from_states(outcome.states, base=BaseCard(id="tiny"), head=outcome.head).save(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     encoder = checkpoints(checkpoint_folder(folder))[-1] / "encoder.safetensors"

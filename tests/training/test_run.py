@@ -103,6 +103,7 @@ def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> Completed
 
 
 LABELS = {"batch_size": 5}
+STREAM = {"batch_size": 3, "accumulation": 2}
 EPOCHS = {"batch_size": 8, "accumulation": 3, "schedule": "cosine", "warmup": 0.3}
 
 
@@ -115,13 +116,15 @@ EPOCHS = {"batch_size": 8, "accumulation": 3, "schedule": "cosine", "warmup": 0.
         (6, {}, (3,)),  # after a rollback, at half the rate
         (8, {}, ()),  # after the last step, before anything else was saved
         (6, LABELS, (3,)),  # where labels are learned: the head goes back and goes on too
+        (6, STREAM, (3,)),  # where rows are read as they are needed: in the third window, after going back to the first
     ],
 )
 def test_a_run_killed_at_any_step_ends_in_the_same_prefix(
     make_recipe: Make, tmp_path: Path, killed_at: int, train: dict[str, Any], fail_at: tuple[int, ...]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    data = {"format": "classes", "keep_label": None, "prompt": ""} if train is LABELS else {}
+    data: dict[str, Any] = {"format": "classes", "keep_label": None, "prompt": ""} if train is LABELS else {}
+    data |= {"stream": True, "stream_head": 120, "stream_window": 18} if train is STREAM else {}
     sections = make_recipe(prefix={"reparam_depth": 2, "reparam_width": 8}, train=train, data=data)
     recipe.write_text(dump_recipe(sections), encoding="utf-8")
     whole = run_apart(recipe, tmp_path / "whole", -1, *fail_at)

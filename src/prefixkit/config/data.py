@@ -88,6 +88,13 @@ class DataConfig(Section):
     """Cut longer examples at max_tokens; false makes them an error."""
     max_rows: int | None = Field(None, ge=1)
     """Take at most this many rows, evenly spaced over the source, for quick trials."""
+    stream: bool = False
+    """Read training rows while training, window by window, for a source larger than memory; of a hub data set nothing
+    is downloaded before it is read. Validation, test and judge rows come from the first stream_head rows."""
+    stream_head: int = Field(20_000, ge=1)
+    """Rows at the source's beginning that are read before training."""
+    stream_window: int = Field(10_000, ge=1)
+    """Training rows held at a time, and shuffled among each other."""
     split: SplitConfig = SplitConfig()
     """Shares of train, validation, test and judge."""
 
@@ -99,6 +106,19 @@ class DataConfig(Section):
             raise ValueError("clearest needs keep_label, the label that is to be clear")
         if self.max_words is not None and self.max_words < self.min_words:
             raise ValueError(f"max_words ({self.max_words}) is below min_words ({self.min_words})")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_are_not_held(self) -> "DataConfig":
+        if not self.stream:
+            return self
+        for is_asked, what in (
+            (self.format.is_classified, f"format {self.format}"),
+            (self.clearest < 1, "clearest"),
+            (self.max_rows is not None, "max_rows"),
+        ):
+            if is_asked:
+                raise ValueError(f"stream reads rows as they come, {what} needs all of them; leave one of them out")
         return self
 
     @model_validator(mode="after")

@@ -15,8 +15,8 @@ CONVERTED = "refs/convert/parquet"
 log = get_logger(__name__)
 
 
-def hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a split as column name to value.
+def hub_records(config: DataConfig, skipped: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split as column name to value, the first ones skipped; streamed if the recipe says so.
 
     A data set that comes as a script, which nobody runs any more, is read from the hub's conversion of it.
 
@@ -32,7 +32,7 @@ def hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_explain(config, where, error)) from None
     names = _class_names(rows.features, config)
-    for record in rows:
+    for record in rows.skip(skipped) if skipped else rows:
         label = record.get(config.label_column) if names else None
         if isinstance(label, list):
             record[config.label_column] = [_named(each, names) for each in label]
@@ -44,14 +44,15 @@ def hub_records(config: DataConfig) -> Iterator[dict[str, Any]]:
 def _load(config: DataConfig) -> Any:
     import datasets
 
+    options: dict[str, Any] = {"split": config.hub_split} | ({"streaming": True} if config.stream else {})
     try:
-        return datasets.load_dataset(config.source, config.subset, split=config.hub_split)
+        return datasets.load_dataset(config.source, config.subset, **options)
     except RuntimeError as error:
         if not _is_script(error):
             raise
         folder = _converted_folder(config, error)
     log.info("%s: comes as a script, which is not run; reading the hub's conversion of it", config.source)
-    return datasets.load_dataset(config.source, data_dir=folder, revision=CONVERTED, split=config.hub_split)
+    return datasets.load_dataset(config.source, data_dir=folder, revision=CONVERTED, **options)
 
 
 def _is_script(error: Exception) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,17 +12,20 @@ from prefixkit.config import DataConfig
 from prefixkit.data.clean import clean_row
 from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
+from prefixkit.data.filters import Filtered, filter_rows
 from prefixkit.data.labelled import build_labelled, class_names
 from prefixkit.data.rows import LabelledText, Row
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import Split, content_hash, distinct_rows, split_rows
+from prefixkit.data.stream import TrainingStream
 from prefixkit.errors import DataError
 from prefixkit.logs import get_logger
 
 log = get_logger(__name__)
 
-_NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
-"""Settings that say where the rows are, not what they are: the same file elsewhere is the same data."""
+_NOT_HASHED = {"source", "subset", "hub_split", "max_rows", "stream", "stream_head", "stream_window"}
+"""Settings that say where the rows are and how they are read, not what they are: the same file elsewhere is the same
+data."""
 
 
 #: English text has about this many words per token of the usual vocabularies.
@@ -84,6 +88,7 @@ class PreparedData:
         classes: names of the labels to tell apart, in the order of their numbers; empty where text is learned.
         hash: SHA-256 of what training sees, in its order, and of the settings that shaped it.
         counts: what became of the rows.
+        stream: with `data.stream`, where training rows come from; all else is of the source's first rows, `train` too.
     """
 
     train: tuple[Example, ...]
@@ -96,16 +101,7 @@ class PreparedData:
     classes: tuple[str, ...]
     hash: str
     counts: DataCounts
-
-
-@dataclass(frozen=True)
-class _Filtered:
-    """Rows through the filters, and how many each filter took."""
-
-    rows: tuple[Row, ...]
-    other_label: int
-    too_short: int
-    too_long: int
+    stream: TrainingStream | None = None
 
 
 def prepare(
@@ -136,7 +132,7 @@ def prepare(
     distinct = distinct_rows(map(clean_row, rows) if config.clean_html else rows)
     splits = split_rows(distinct.rows, config.split)
     label = kept_label(config)
-    filtered = _filter(distinct.rows, config, label)
+    filtered = filter_rows(distinct.rows, config, label)
     if not filtered.rows:
         raise DataError(_explain_empty(config, len(rows), distinct.contradictory, filtered))
     of_split = split_rows(filtered.rows, config.split)
@@ -158,11 +154,12 @@ def prepare(
 
     built = {split: build(of_split[split]) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)}
     _check_loss(built, config)
-    same_length = _filter(splits[Split.TEST], config, None).rows
+    same_length = filter_rows(splits[Split.TEST], config, None).rows
     others = [row for row in same_length if label is not None and row.label != label]
     contrast = build(others).examples
     learned = [example for result in built.values() for example in result.examples]
-    check_context([*learned, *contrast], prefix_tokens=prefix_tokens, context_tokens=context_tokens)
+    fits = partial(check_context, prefix_tokens=prefix_tokens, context_tokens=context_tokens)
+    fits([*learned, *contrast])
 
     judge_test = _labelled(same_length)
     elsewhere = {content_hash(row.learned) for split in splits if split is not Split.JUDGE for row in splits[split]}
@@ -197,6 +194,7 @@ def prepare(
         classes,
         _hash(config, train, validation, classes),
         counts,
+        TrainingStream(config, build, fits) if config.stream else None,
     )
 
 
@@ -214,24 +212,7 @@ def check_context(examples: Iterable[Example], *, prefix_tokens: int, context_to
         )
 
 
-def _filter(rows: Iterable[Row], config: DataConfig, label: str | None) -> _Filtered:
-    kept = []
-    other_label = too_short = too_long = 0
-    for row in rows:
-        if label is not None and row.label != label:
-            other_label += 1
-            continue
-        words = len(row.learned.split())
-        if words < config.min_words:
-            too_short += 1
-        elif config.max_words is not None and words > config.max_words:
-            too_long += 1
-        else:
-            kept.append(row)
-    return _Filtered(tuple(kept), other_label, too_short, too_long)
-
-
-def _explain_empty(config: DataConfig, read: int, contradictory: int, filtered: _Filtered) -> str:
+def _explain_empty(config: DataConfig, read: int, contradictory: int, filtered: Filtered) -> str:
     reasons = (
         (contradictory, "have the text of a row with another label"),
         (filtered.other_label, f"have another label than {kept_label(config)} (data.keep_label)"),
@@ -284,6 +265,8 @@ def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Exa
 
 
 def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
+    if config.stream:
+        log.info("of the first %d rows, as the others are read while training (data.stream):", config.stream_head)
     log.info(
         "rows: %d read, %d duplicates and %d contradictory left out, %d of another label, %d too short, %d too long",
         counts.read,

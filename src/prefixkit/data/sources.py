@@ -3,8 +3,8 @@
 import math
 import os
 import re
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -32,7 +32,8 @@ def load_rows(config: DataConfig) -> list[Row]:
             conversation or label is missing or of the wrong type, or `keep_label` never occurs. The message
             is one line and says which row.
     """
-    records = iter(_spread(_records(config), config.max_rows))
+    records = iter(islice(_records(config), config.stream_head) if config.stream else
+                   _spread(_records(config), config.max_rows))  # fmt: skip
     first = next(records, None)
     if first is None:
         raise DataError(f"{config.source}: no rows in it")
@@ -44,6 +45,16 @@ def load_rows(config: DataConfig) -> list[Row]:
     _check_label(config, rows)
     log.info("%s: %d rows read", config.source, len(rows))
     return rows
+
+
+def rows_behind(config: DataConfig, records: int) -> Iterator[Row]:
+    """Yield the rows of a source behind so many of its records, one after the other, before any filter.
+
+    Raises:
+        DataError: as for `load_rows`, but for what only all rows together can show.
+    """
+    for number, record in enumerate(_records(config, records), start=records + 1):
+        yield from _rows(config, record, number)
 
 
 def _spread(records: Iterable[dict[str, Any]], most: int | None) -> Iterable[dict[str, Any]]:
@@ -59,14 +70,14 @@ def kept_label(config: DataConfig) -> str | None:
     return None if config.keep_label is None else label_name(config.keep_label)
 
 
-def _records(config: DataConfig) -> Iterable[dict[str, Any]]:
+def _records(config: DataConfig, skipped: int = 0) -> Iterable[dict[str, Any]]:
     source = config.source
     if source in PACKAGED_DATASETS:
-        return PACKAGED_DATASETS[source].records()
+        return islice(PACKAGED_DATASETS[source].records(), skipped, None)
     path = Path(os.path.expanduser(source))  # leaves an unknown ~user alone, where Path raises
     if path.exists() or is_file_name(source) or not _HUB_ID.fullmatch(source):
-        return read_records(path)
-    return hub_records(config)
+        return islice(read_records(path), skipped, None)
+    return hub_records(config, skipped)
 
 
 def _wanted_columns(config: DataConfig) -> dict[str, str]:

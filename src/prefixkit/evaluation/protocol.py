@@ -13,6 +13,7 @@ from itertools import cycle, islice
 
 from prefixkit.config import Recipe
 from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData
+from prefixkit.data.stream import window_size, windows_read
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
@@ -71,15 +72,22 @@ def evaluate(
         judge = _train_judge(data, recipe)
         if judge is not None and data.judge_test_rows:
             scores |= measures.judge(judge[0], data.judge_test_rows)
-        writing = Writing(
-            base, recipe, _prompts(wanted, recipe), judge, TrainingTexts([e.text for e in data.train]), measures
-        )
+        texts = TrainingTexts(_training_texts(data, recipe))
+        writing = Writing(base, recipe, _prompts(wanted, recipe), judge, texts, measures)
         for system in systems:
             own, found = writing.score(system, progress)
             samples += own
             scores |= {system.key + key: score for key, score in found.items()}
         scores |= {REAL + key: score for key, score in writing.score_real(people, progress).items()}
     return Evaluation(scores, tuple(samples))
+
+
+def _training_texts(data: PreparedData, recipe: Recipe) -> list[str]:
+    """Return what was learned from; of a stream, what the run read of it."""
+    if data.stream is None:
+        return [example.text for example in data.train]
+    size, windows = window_size(recipe.data, recipe.train), windows_read(recipe.data, recipe.train)
+    return data.stream.texts(size, windows)
 
 
 def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_tokens: int) -> None:

@@ -220,6 +220,7 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         data.train,
         recipe,
         folder,
+        stream=data.stream,
         classes=data.classes,
         measure=measure,
         report=lambda step, steps, words: report("training", step, steps, words),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from prefixkit import processes
 from prefixkit.compat import refusal_of_tracker
 from prefixkit.config import OnDivergence, Recipe, TrainConfig
 from prefixkit.data import Collator, DistributedBatchSampler, Example, LengthGroupedSampler
+from prefixkit.data.stream import StreamedExamples, StreamSampler, TrainingStream
 from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
@@ -38,6 +40,9 @@ from prefixkit.training.start import build_encoder, build_head
 from prefixkit.training.trainer import PrefixTrainer
 
 log = get_logger(__name__)
+
+#: Under a run folder: where the windows of a stream began.
+STREAM_NAME = "training/stream.json"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def train_prefix(
     recipe: Recipe,
     folder: Path,
     *,
+    stream: TrainingStream | None = None,
     classes: Sequence[str] = (),
     measure: Measure,
     report: ProgressBar,
@@ -89,6 +95,7 @@ def train_prefix(
         base: the frozen base model, with nothing attached.
         examples: what to learn from.
         recipe: how.
+        stream: what to learn from instead; `examples` are then its first ones.
         folder: the run folder; checkpoints go to ``training/checkpoints/``, metrics to ``metrics.jsonl``.
         classes: names of the labels to tell apart, where labels are learned.
         measure: held-out loss of a candidate prefix, and of its head, for early stopping.
@@ -103,6 +110,9 @@ def train_prefix(
     with _own_randomness():  # torch's layers draw their weights as they are made, before ours replace them
         encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
     head = build_head(base, recipe, classes) if classes else None
+    learned: Sequence[Example] | StreamedExamples = examples
+    if stream is not None:
+        learned = StreamedExamples(stream, recipe.train, folder / STREAM_NAME, writes=processes.is_first())
     model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
     at_start = copy.deepcopy(model.trained_state())
     progress = Progress()
@@ -110,18 +120,20 @@ def train_prefix(
         with _own_randomness():
             while True:
                 try:
-                    return _run_once(model, base, examples, recipe, folder, measure, report, progress)
+                    return _run_once(model, base, learned, recipe, folder, measure, report, progress)
                 except DivergedError as error:
                     progress = _roll_back(error, progress, recipe.train, folder)
                     model.load_trained_state(at_start)  # a checkpoint, if there is one, overwrites this
     finally:
         model.close()
+        if isinstance(learned, StreamedExamples):
+            learned.close()
 
 
 def _run_once(
     model: PrefixModel,
     base: Base,
-    examples: Sequence[Example],
+    examples: Sequence[Example] | StreamedExamples,
     recipe: Recipe,
     folder: Path,
     measure: Measure,
@@ -156,7 +168,7 @@ def _run_once(
         learning_rate=rate,
         head_rate=recipe.head.learning_rate * slower,
         args=_arguments(config, checkpoint_folder(folder), rate, base),
-        train_dataset=[*examples, examples[0].without_loss()],  # for `IDLE`
+        train_dataset=_with_idle(examples),
         data_collator=Collator(base.tokenizer.pad_token_id),
         callbacks=[heldout, metrics, stop],
     )
@@ -203,14 +215,24 @@ def _roll_back(error: DivergedError, progress: Progress, config: TrainConfig, fo
     return Progress(rollbacks=rollbacks)
 
 
-def _batch_sampler(examples: Sequence[Example], config: TrainConfig) -> DistributedBatchSampler:
+def _with_idle(examples: Sequence[Example] | StreamedExamples) -> Any:
+    """Return what the batch sampler's numbers are looked up in."""
+    return examples if isinstance(examples, StreamedExamples) else [*examples, examples[0].without_loss()]
+
+
+def _batch_sampler(
+    examples: Sequence[Example] | StreamedExamples, config: TrainConfig
+) -> DistributedBatchSampler | StreamSampler:
+    mine = {"rank": processes.rank(), "num_replicas": processes.count()}
+    if isinstance(examples, StreamedExamples):
+        return StreamSampler(config.steps * config.accumulation, config.batch_size, **mine)
     sampler = LengthGroupedSampler(
         [example.num_tokens for example in examples],
         batch_size=config.batch_size,
         seed=config.seed,
         group_by_length=config.group_by_length,
     )
-    return DistributedBatchSampler(sampler, rank=processes.rank(), num_replicas=processes.count())
+    return DistributedBatchSampler(sampler, **mine)
 
 
 def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> TrainingArguments:

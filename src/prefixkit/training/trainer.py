@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from prefixkit import processes
 from prefixkit.data import NO_LOSS, DistributedBatchSampler, EpochDataLoader
+from prefixkit.data.stream import StreamSampler
 from prefixkit.errors import TrainingError
 from prefixkit.training.callbacks import HeldOut, Metrics, StopAfterStep
 from prefixkit.training.checkpoint import Progress, publish, read_own, staging, write_own
@@ -40,7 +41,7 @@ class PrefixTrainer(Trainer):
         self,
         model: PrefixModel,
         *,
-        batch_sampler: DistributedBatchSampler,
+        batch_sampler: DistributedBatchSampler | StreamSampler,
         heldout: HeldOut,
         metrics: Metrics,
         monitor: Monitor,
