@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, masking_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -22,6 +23,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from prefixkit.errors import UnsupportedModelError
+
+#: What the hub's client raises where it cannot connect: of httpx or of its successor, whichever it was built on.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 Module = TypeVar("Module", bound=nn.Module)
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]

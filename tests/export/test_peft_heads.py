@@ -1,13 +1,17 @@
 """Prefixes that PEFT trained with a head for labels: the same logits here, and back again; the rest is refused."""
 
+import copy
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -15,13 +19,16 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BertForSequenceClassification,
+    BertLMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from prefixkit import Base, Prefix, attach, classify
 from prefixkit.config import Pooling, validate_recipe
-from prefixkit.errors import ArtefactError, ConfigError, ExportError
+from prefixkit.data import Example
+from prefixkit.errors import ArtefactError, ConfigError, DataError, EvaluationError, ExportError
+from prefixkit.evaluation.labels import label_losses
 from prefixkit.export import from_peft, to_peft
 from prefixkit.models.reading import last_hidden_state
 from prefixkit.peft import PeftModel as OurPeftModel
@@ -103,29 +110,100 @@ def test_what_peft_learned_says_the_same_here_and_in_peft_again(
     to_peft(again, tmp_path / "ours", model)
     ours, back = (load_file(each / "adapter_model.safetensors") for each in (tmp_path / "ours", folder))
     assert ours.keys() == back.keys()
+    said = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert said["modules_to_save"] == ["score", "classifier"]
     assert all(torch.equal(ours[key], back[key]) for key in back)
     reloaded = PeftModel.from_pretrained(with_head(model, task), tmp_path / "ours").eval()
     with torch.no_grad():
-        said = reloaded(input_ids=ids, attention_mask=mask).logits
-    assert torch.equal(said if task == "SEQ_CLS" else said[mask.bool()], theirs)
+        logits = reloaded(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(logits if task == "SEQ_CLS" else logits[mask.bool()], theirs)
 
 
+@pytest.mark.parametrize("closed", [False, True], ids=["plain", "an end of text is put behind it"])
+@pytest.mark.parametrize("padding", ["<pad>", "<eos>"])
 def test_classify_reads_a_text_as_peft_does(
-    make_model: MakeModel,
-    train: Train,
-    tiny_tokenizer: PreTrainedTokenizerFast,
+    padding: str, closed: bool, make_model: MakeModel, train: Train, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Nothing is put behind the text, and the label comes from its own last token."""
-    model = make_model("llama", vocab_size=len(tiny_tokenizer), dtype=torch.float32)
+    """Nothing is put behind the text, and the label comes from its last token that is not the padding token."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    if closed:
+        ends = [("<eos>", tokenizer.eos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=ends)
+    pad = tokenizer.convert_tokens_to_ids(padding)
+    model = make_model("llama", vocab_size=len(tokenizer), dtype=torch.float32, pad_token_id=pad)
     tuned, folder = train(with_head(model, "SEQ_CLS"), "SEQ_CLS")
     prefix = from_peft(folder, model, labels=["bad", "fair", "good"])
-    texts = ["the film was", "i love this plot"]
-    found = classify(Base("tiny", model, tiny_tokenizer, torch.float32, "none"), texts, prefix)
+    texts = ["the film was", "i love this plot", "it was good <eos>", "<eos>"]
+    base = Base("tiny", model, tokenizer, torch.float32, "none")
+    found = classify(base, texts, prefix)
     for text, said in zip(texts, found, strict=True):
         with torch.no_grad():
-            expected = tuned(**tiny_tokenizer([text], return_tensors="pt", return_token_type_ids=False)).logits[0]
+            expected = tuned(**tokenizer([text], return_tensors="pt", return_token_type_ids=False)).logits[0]
         assert list(said.probabilities) == ["bad", "fair", "good"]
         assert list(said.probabilities.values()) == pytest.approx(expected.softmax(-1).tolist(), abs=1e-6)
+    own = Head(HeadKind.SEQUENCE, ("no", "yes"), torch.ones(2, 32), torch.zeros(2))
+    trained = Prefix.from_states(prefix.states, base=prefix.card.base, head=own)
+    mixed = classify(base, texts[:2], [prefix, trained])  # each text as its own head reads it
+    assert mixed[0].probabilities == pytest.approx(found[0].probabilities)
+    assert mixed[1].probabilities == pytest.approx(classify(base, texts[1:2], trained)[0].probabilities)
+
+
+def test_where_it_cannot_be_known_what_a_head_looks_at_the_text_is_refused(
+    make_model: MakeModel, train: Train, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    model = make_model("llama", vocab_size=len(tokenizer), dtype=torch.float32)
+    _, folder = train(with_head(model, "SEQ_CLS"), "SEQ_CLS")
+    prefix = from_peft(folder, model)
+    model.config.pad_token_id = tokenizer.pad_token = None
+    base = Base("tiny", model, tokenizer, torch.float32, "none")
+    assert len(classify(base, ["the film was"], prefix)) == 1
+    with pytest.raises(DataError, match="a text ends in the end-of-text token, and the base model names no padding"):
+        classify(base, ["the film was <eos>"], prefix)
+
+
+def test_an_imported_head_is_not_measured_on_texts_that_end_otherwise(
+    make_model: MakeModel, train: Train, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = make_model("llama", vocab_size=len(tiny_tokenizer), dtype=torch.float32)
+    _, folder = train(with_head(model, "SEQ_CLS"), "SEQ_CLS")
+    base = Base("tiny", model, tiny_tokenizer, torch.float32, "none")
+    with pytest.raises(EvaluationError, match="this head was imported from PEFT and reads a text's own last token"):
+        label_losses(base, [Example("", "a", (3, 4), (-100, 1))], from_peft(folder, model))
+
+
+def test_a_layer_of_another_kind_of_head_is_no_head(make_model: MakeModel, ids: Tensor, tmp_path: Path) -> None:
+    """BERT's own classes read its pooler, which PEFT does not save, whatever they call the layer behind."""
+    config = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                        is_decoder=True, num_labels=3)  # fmt: skip
+    model = BertForSequenceClassification(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(model, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)).save_pretrained(tmp_path)
+    with pytest.raises(ArtefactError, match="classifier cannot be imported as its head: BertForSequenceClassification"):
+        from_peft(tmp_path, BertLMHeadModel(config).eval())
+
+
+def test_the_width_of_a_head_is_that_of_what_it_reads(make_model: MakeModel, train: Train, ids: Tensor) -> None:
+    """OPT-350m's states are projected to another width before its head reads them."""
+    model = make_model("opt", word_embed_proj_dim=16)
+    tuned, folder = train(with_head(model, "SEQ_CLS"), "SEQ_CLS")
+    found = head_logits(model, from_peft(folder, model), ids, torch.ones_like(ids))[:, -1]
+    with torch.no_grad():
+        torch.testing.assert_close(found, tuned(input_ids=ids).logits, rtol=0, atol=1e-10)
+
+
+def test_a_model_with_a_head_of_its_own_is_not_what_a_prefix_is_bound_to(
+    make_model: MakeModel, train: Train, tmp_path: Path
+) -> None:
+    model = make_model("llama")
+    classifier = with_head(model, "SEQ_CLS")
+    _, folder = train(classifier, "SEQ_CLS")
+    message = r"LlamaForSequenceClassification: has a head of its own \(score\), to which a prefix would be bound; give"
+    with pytest.raises(ArtefactError, match=message):
+        from_peft(folder, with_head(model, "SEQ_CLS"))
+    with pytest.raises(ExportError, match=message):
+        to_peft(from_peft(folder, model), tmp_path / "out", with_head(model, "SEQ_CLS"))
 
 
 def test_a_prefix_for_features_is_a_prefix(make_model: MakeModel, ids: Tensor, tmp_path: Path) -> None:
@@ -148,17 +226,29 @@ def test_labels_are_named_by_the_caller_the_model_or_by_number(make_model: MakeM
     model = make_model("gpt2")
     _, folder = train(with_head(model, "TOKEN_CLS"), "TOKEN_CLS")
 
-    def labels(given: list[str] | None = None) -> tuple[str, ...]:
+    def labels(given: Any = None) -> tuple[str, ...]:
         head = from_peft(folder, model, labels=given).head
         assert head is not None
         return head.labels
 
     assert labels() == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert labels(["O", "B", "I"]) == ("O", "B", "I")
-    with pytest.raises(ArtefactError, match="labels: expected 3 different names, got O, B"):
-        labels(["O", "B"])
+    for wrong in (["O", "B"], ["O", "B", "B"], ["O", "", "B"], "abc"):
+        with pytest.raises(ArtefactError, match="labels: expected a list of 3 different names, got "):
+            labels(wrong)
     model.config.id2label = {0: "no", 1: "yes", 2: "maybe"}
     assert labels() == ("no", "yes", "maybe")
+    model.config.id2label = {0: "no", 1: "no", 2: "maybe"}
+    assert labels() == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+def test_labels_without_a_head_are_refused(
+    make_model: MakeModel, make_prefix: Callable[..., Prefix], tmp_path: Path
+) -> None:
+    model = make_model("gpt2")
+    to_peft(make_prefix(model), tmp_path, model)
+    with pytest.raises(ArtefactError, match="labels: .* has no head whose logits they could name; leave them out"):
+        from_peft(tmp_path, model, labels=["a", "b"])
 
 
 def test_what_would_differ_or_be_lost_is_refused(make_model: MakeModel, train: Train, tmp_path: Path) -> None:
@@ -176,11 +266,15 @@ def test_what_would_differ_or_be_lost_is_refused(make_model: MakeModel, train: T
     for change, message in (
         (
             {"base_model.score.weight": weight[:, :-1]},
-            "its head reads 31 numbers, this model has 32; load its",
+            "its head reads 31 numbers, this model gives 32; load its",
         ),
         ({"base_model.score.weight": weight[:1]}, r"its head says one number \(a regression\), no label"),
         ({"base_model.score.weight": weight[0]}, r"its head is no linear layer: shape \[32\]"),
-        ({"base_model.score.weight": weight / 0}, "the head holds NaN, infinite numbers"),
+        ({"base_model.score.weight": weight / 0}, "its head holds NaN, infinite numbers"),
+        ({"base_model.score.weight": weight.to(torch.float8_e4m3fn)}, "its head holds NaN, infinite numbers"),
+        ({"base_model.score.bias": weight[:, 0] / 0}, "its head holds NaN, infinite numbers"),
+        ({"base_model.score.bias": weight[:, 0].float()}, "weight and bias of its head have different number formats"),
+        ({"base_model.score.bias": weight[:, 0]}, "score is not the head of transformers' class of this model, score"),
         ({"base_model.classifier.weight": weight}, "expected the weights of one linear layer, score or classifier, as"),
         ({"base_model.score.dense.weight": weight}, "also holds base_model.score.dense.weight, a weight of the base"),
     ):
@@ -202,6 +296,11 @@ def test_what_would_differ_or_be_lost_is_refused(make_model: MakeModel, train: T
             Head(HeadKind.SEQUENCE, ("a", "b"), torch.ones(2, 32), torch.ones(2), Pooling.LAST),
             "llama",
             "this head's bias: transformers' own head of this model, score, has none",
+        ),
+        (
+            Head(HeadKind.TOKEN, ("a", "b"), torch.ones(2, 31), torch.ones(2)),
+            "llama",
+            "LlamaForTokenClassification has no such linear layer right behind the base model",
         ),
         (
             Head(HeadKind.TOKEN, ("a", "b"), torch.ones(2, 32), torch.ones(2)),

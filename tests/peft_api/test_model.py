@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import logging
 import warnings
 from dataclasses import replace
@@ -20,6 +21,7 @@ from prefixkit.errors import ArtefactError, BaseMismatchError, ConfigError, Inje
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.text_states import text_states
 from prefixkit.peft import PeftConfig
+from prefixkit.peft.arguments import LOADING, MAKING, SAVING
 from prefixkit.prefix import BaseCard, Head, HeadKind, PrefixStates
 
 P = 5
@@ -471,5 +473,31 @@ def test_pefts_remaining_arguments_for_loading_and_saving(base: PreTrainedModel,
     with pytest.raises(ConfigError, match='from_pretrained: key_maping: unknown; did you mean "key_mapping"'):
         PeftModel.from_pretrained(base, tmp_path, key_maping=None)
     other = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
-    with pytest.raises(ConfigError, match="config: says 5 virtual tokens, the prefix has 4; leave it out"):
+    with pytest.raises(ConfigError, match="config: num_virtual_tokens is 5, that of the saved prefix 4; leave it out"):
         PeftModel.from_pretrained(base, tmp_path, config=other)
+
+
+def test_a_configuration_of_something_else_is_refused(base: PreTrainedModel, tmp_path: Path) -> None:
+    get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="config: expected prefixkit's PrefixTuningConfig, got peft's LoraConfig"):
+        PeftModel.from_pretrained(base, tmp_path, config=peft.LoraConfig())
+    other = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, placement=["cross"])
+    with pytest.raises(ConfigError, match="config: task_type is SEQ_2_SEQ_LM, that of the saved prefix CAUSAL_LM"):
+        PeftModel.from_pretrained(base, tmp_path, config=other)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (peft.get_peft_model, get_peft_model),
+        (peft.PeftModel.from_pretrained, PeftModel.from_pretrained),
+        (peft.PeftModel.save_pretrained, PeftModel.save_pretrained),
+    ],
+)
+def test_arguments_are_those_of_peft_in_its_order(theirs: Any, ours: Any) -> None:
+    """All of PEFT's are taken by name, and what may stand in place stands in PEFT's place."""
+    own, known = list(inspect.signature(ours).parameters.values()), inspect.signature(theirs).parameters
+    in_place = [each.name for each in own if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert in_place == list(known)[: len(in_place)]
+    tables = {*LOADING, *SAVING, *MAKING}
+    assert {*known} - {"kwargs"} <= {*in_place} | tables

@@ -9,7 +9,7 @@ from prefixkit.classification.hidden import OnTexts, hidden_at
 from prefixkit.config import Pooling
 from prefixkit.errors import ArtefactError, DataError
 from prefixkit.models import Base
-from prefixkit.models.reading import Reading, read_texts, read_words
+from prefixkit.models.reading import Reading, read_texts, read_texts_to_last, read_words
 from prefixkit.prefix import Head, HeadKind, Prefix
 from prefixkit.texts import clean_text, is_unicode
 
@@ -76,11 +76,10 @@ def classify(
         raise DataError("texts: expected a list of texts, got one text; write [text]")
     _require_unicode(texts)
     heads, prefixes = _heads(prefix, len(texts), HeadKind.SEQUENCE), _each(prefix, len(texts))
-    read = partial(read_texts, tokenizer=base.tokenizer, reads_both_ways=base.reads_both_ways)
     cleaned = [clean_text(text) if _was_cleaned(own) else text for text, own in zip(texts, prefixes, strict=True)]
     limits = _limits(base, prefixes, max_tokens)
     ways = [(limit, head.pooling is Pooling.LAST) for limit, head in zip(limits, heads, strict=True)]
-    readings = _read(lambda part, way: read(part, max_tokens=way[0], to_last=way[1]), cleaned, ways)
+    readings = _read(partial(_read_texts, base), cleaned, ways)
     found = _probabilities(base, readings, heads, prefix, batch_size, on_progress)
     return [
         ClassifiedText(max(row[0], key=row[0].__getitem__), row[0], reading.is_cut)
@@ -126,6 +125,16 @@ def tag(
                for word, place in zip(words, reading.places, strict=True)]  # fmt: skip
         tagged.append(own)
     return tagged
+
+
+def _read_texts(base: Base, texts: list[str], way: tuple[int, bool]) -> list[Reading]:
+    """Read texts of at most so many tokens, as heads trained here or as transformers' own read them."""
+    max_tokens, to_last = way
+    if not to_last:
+        return read_texts(texts, base.tokenizer, reads_both_ways=base.reads_both_ways, max_tokens=max_tokens)
+    known: int | None = base.model.config.get_text_config().pad_token_id
+    pad_token_id = base.tokenizer.pad_token_id if known is None else known
+    return read_texts_to_last(texts, base.tokenizer, pad_token_id=pad_token_id, max_tokens=max_tokens)
 
 
 def _require_unicode(texts: Iterable[str]) -> None:

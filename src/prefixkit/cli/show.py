@@ -30,7 +30,8 @@ def show(
         "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
         "head": "none"
         if card.head is None
-        else f"{card.head.kind}, {len(card.head.labels)} labels: " + ", ".join(card.head.labels),
+        else f"{card.head.kind}, reads {card.head.pooling}, {len(card.head.labels)} labels: "
+        + ", ".join(card.head.labels),
         "text starts at": f"position {card.position_offset}",
         "content hash": card.content_hash[:12],
         "licence": card.licence or "not stated",

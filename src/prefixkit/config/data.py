@@ -87,7 +87,7 @@ class DataConfig(Section):
     truncate: bool = True
     """Cut longer examples at max_tokens; false makes them an error."""
     max_rows: int | None = Field(None, ge=1)
-    """Take at most this many rows, evenly spaced over the source, for quick trials."""
+    """Read at most this many records, evenly spaced over the source, for quick trials."""
     stream: bool = False
     """Read training rows while training, window by window, for a source larger than memory; of a hub data set nothing
     is downloaded before it is read. Validation, test and judge rows come from the first stream_head rows."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from prefixkit.compat import HTTP_ERROR
 from prefixkit.config import DataConfig
 from prefixkit.data.packaged import PACKAGED_DATASETS
 from prefixkit.data.rows import label_name
@@ -29,16 +30,16 @@ def hub_records(config: DataConfig, skipped: int = 0) -> Iterator[dict[str, Any]
     where = config.source if config.subset is None else f"{config.source} ({config.subset})"
     try:
         rows = _load(config)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        names = _class_names(rows.features, config)
+        for record in rows.skip(skipped) if skipped else rows:
+            label = record.get(config.label_column) if names else None
+            if isinstance(label, list):
+                record[config.label_column] = [_named(each, names) for each in label]
+            elif label is not None:
+                record[config.label_column] = _named(label, names)
+            yield record
+    except (OSError, ValueError, RuntimeError, HTTP_ERROR, datasets.exceptions.DatasetsError) as error:
         raise DataError(_explain(config, where, error)) from None
-    names = _class_names(rows.features, config)
-    for record in rows.skip(skipped) if skipped else rows:
-        label = record.get(config.label_column) if names else None
-        if isinstance(label, list):
-            record[config.label_column] = [_named(each, names) for each in label]
-        elif label is not None:
-            record[config.label_column] = _named(label, names)
-        yield record
 
 
 def _load(config: DataConfig) -> Any:
@@ -50,31 +51,45 @@ def _load(config: DataConfig) -> Any:
     except RuntimeError as error:
         if not _is_script(error):
             raise
-        folder = _converted_folder(config, error)
+        files = _converted_files(config, error)
     log.info("%s: comes as a script, which is not run; reading the hub's conversion of it", config.source)
-    return datasets.load_dataset(config.source, data_dir=folder, revision=CONVERTED, **options)
+    # named one by one: the library would guess splits from names, and read train_extra as part of train
+    return datasets.load_dataset(config.source, data_files={config.hub_split: files}, revision=CONVERTED, **options)
 
 
 def _is_script(error: Exception) -> bool:
     return "scripts are no longer supported" in str(error)
 
 
-def _converted_folder(config: DataConfig, error: Exception) -> str:
-    """Return the folder of the configuration asked for in the hub's conversion."""
+def _converted_files(config: DataConfig, error: Exception) -> list[str]:
+    """Return the files of the configuration and split asked for in the hub's conversion."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        files = HfApi().list_repo_files(config.source, repo_type="dataset", revision=CONVERTED)
+        listed = HfApi().list_repo_files(config.source, repo_type="dataset", revision=CONVERTED)
+    except GatedRepoError:
+        raise
     except (RevisionNotFoundError, RepositoryNotFoundError):
         raise error from None  # there is no conversion
-    folders = sorted({file.split("/")[0] for file in files if file.endswith(".parquet")})
-    if config.subset is None and len(folders) == 1:
-        return folders[0]
-    if config.subset not in folders:
-        got = "" if config.subset is None else f", got {config.subset}"
-        raise DataError(f"data.subset: {config.source} has {', '.join(folders) or 'none'}; name one{got}")
-    return config.subset
+    found: dict[str, dict[str, list[str]]] = {}
+    for file in sorted(listed):
+        if file.count("/") == 2 and file.endswith(".parquet"):
+            own, split, _ = file.split("/")
+            found.setdefault(own, {}).setdefault(split, []).append(file)
+    subset: str | None = next(iter(found)) if config.subset is None and len(found) == 1 else config.subset
+    if subset is None or subset not in found:
+        got = "" if subset is None else f", got {subset}"
+        raise DataError(f"data.subset: {config.source} has {', '.join(found) or 'none'}; name one{got}")
+    splits = found[subset]
+    if config.hub_split not in splits:
+        part = (
+            f"; of {config.hub_split} the hub converted a part only" if f"partial-{config.hub_split}" in splits else ""
+        )
+        raise DataError(
+            f"data.hub_split: {config.source} ({subset}) has {', '.join(splits)}; got {config.hub_split}{part}"
+        )
+    return splits[config.hub_split]
 
 
 def _named(label: Any, names: list[str]) -> Any:
@@ -98,7 +113,7 @@ def _explain(config: DataConfig, where: str, error: Exception) -> str:
         return f"{where}: a gated data set; accept its terms on the hub, then log in with `hf auth login`"
     if isinstance(error, FileNotFoundError):  # datasets.exceptions.DatasetNotFoundError is one
         return f"{where}: neither a file nor a data set of the hub{known or '; check the spelling'}"
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError | HTTP_ERROR):
         return f"{where}: cannot be read: {detail}"
     return (
         f"{where}: the data hub cannot be reached and no copy is cached{known}; "

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from prefixkit.config import Recipe
+from prefixkit.config import Pooling, Recipe
 from prefixkit.data import Example, PreparedData
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.answers import Answers
@@ -89,10 +89,15 @@ def _require_head(prefix: Prefix, classes: Sequence[str]) -> Head:
     """Return the prefix's head; `classes`, where given, are those of the data.
 
     Raises:
-        EvaluationError: there is none, or it knows other labels.
+        EvaluationError: there is none, it knows other labels, or reads texts in another way than they were encoded.
     """
     if prefix.head is None:
         raise EvaluationError("this prefix learned text and has no head, so there are no labels to measure")
+    if prefix.head.pooling is Pooling.LAST:
+        raise EvaluationError(
+            "this head was imported from PEFT and reads a text's own last token, where a recipe's examples end "
+            "otherwise; measure what prefixkit.classify says of the texts"
+        )
     if classes and prefix.head.labels != tuple(classes):
         raise EvaluationError(
             f"the head knows the labels {', '.join(prefix.head.labels)}, the data have {', '.join(classes)}; "

@@ -40,6 +40,7 @@ _CONVERT = (
 #: Keys whose value does not change what the saved numbers mean.
 _HARMLESS = frozenset({"auto_mapping", "encoder_hidden_size", "inference_mode", "init_weights", "peft_version",
                        "prefix_projection"})  # fmt: skip
+_FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SIZES = ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads")
 _READ = frozenset({"peft_type", "task_type", "num_transformer_submodules", "modules_to_save", "revision",
                    "base_model_name_or_path", *_SIZES})  # fmt: skip
@@ -191,11 +192,14 @@ def read_adapter(folder: Path) -> Adapter:
             f"{path}: expected one row per virtual token, {config.num_virtual_tokens} as {CONFIG_NAME} says, "
             f"got shape {list(rows.shape)}"
         )
-    for key, tensor in ((_KEY, rows), ("the head", None if head is None else head.weight)):
-        if tensor is not None and (not tensor.is_floating_point() or not torch.isfinite(tensor).all()):
+    parts = [] if head is None else [head.weight, *([] if head.bias is None else [head.bias])]
+    for key, tensor in ((_KEY, rows), *(("its head", part) for part in parts)):
+        if tensor.dtype not in _FORMATS or not torch.isfinite(tensor).all():
             raise ArtefactError(
                 f"{path}: {key} holds NaN, infinite numbers, or none at all; the run that wrote it failed"
             )
+    if len({part.dtype for part in parts}) > 1:
+        raise ArtefactError(f"{path}: weight and bias of its head have different number formats; convert one of them")
     return Adapter(config, rows, head)
 
 
@@ -227,12 +231,16 @@ def _read_config(folder: Path) -> AdapterConfig:
         why = _WHY_NOT.get(str(said), "is it PEFT's?")
         raise ArtefactError(f"{path}: task_type: expected {', '.join(Task)}, got {said}; {why}")
     task = Task(said)
-    if values.get("num_transformer_submodules") not in (1, None):
+    stacks = values.get("num_transformer_submodules")
+    if stacks is not None and (stacks != 1 or isinstance(stacks, bool)):
         raise ArtefactError(
-            f"{path}: num_transformer_submodules: expected 1, got {values['num_transformer_submodules']}; "
+            f"{path}: num_transformer_submodules: expected 1, got {stacks!r}; "
             "only prefixes of decoder-only models can be exchanged"
         )
-    others = [name for name in values.get("modules_to_save") or () if not (task.has_head and name in HEAD_NAMES)]
+    saved = values.get("modules_to_save") or []
+    if not isinstance(saved, list):
+        raise ArtefactError(f"{path}: modules_to_save: expected a list of names, got {saved!r}")
+    others = [name for name in saved if not (task.has_head and name in HEAD_NAMES)]
     if others:
         raise ArtefactError(f"{path}: modules_to_save: {others} were trained as well; a prefix cannot hold them")
     strange = [key for key in sorted(values.keys() - _READ - _HARMLESS) if values[key] not in (None, False, [], {})]

@@ -1,8 +1,9 @@
 """Classification heads to PEFT and back: the linear layer of transformers' own classes for texts and for words.
 
-Such a class labels a whole text from its last token, by a layer without a bias, and a word from its token, by a layer
-with one in most families. A head trained here for whole texts reads an end-of-text token or a mean, and has a bias:
-PEFT cannot say that.
+Such a class labels a whole text from its last token that is not padding, by a layer called `score` without a bias, and
+a word from its token, by a layer with a bias in most families. A head trained here for whole texts reads an end-of-text
+token or a mean, and has a bias: PEFT cannot say that. Classes that read something else first (BERT's pooler) call their
+layer otherwise, and are refused.
 """
 
 import copy
@@ -17,7 +18,12 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from prefixkit.config import Pooling
 from prefixkit.errors import ArtefactError, ExportError
 from prefixkit.export.adapter import HEAD_NAMES, AdapterHead, Task
+from prefixkit.logs import get_logger
+from prefixkit.models.reading import last_hidden_state
+from prefixkit.models.weights import input_device
 from prefixkit.prefix import Head, HeadKind
+
+log = get_logger(__name__)
 
 _TASKS = {HeadKind.SEQUENCE: Task.SEQ_CLS, HeadKind.TOKEN: Task.TOKEN_CLS}
 _CLASSES = {HeadKind.SEQUENCE: AutoModelForSequenceClassification, HeadKind.TOKEN: AutoModelForTokenClassification}
@@ -44,7 +50,11 @@ def to_adapter(head: Head, model: PreTrainedModel) -> AdapterHead:
             f"PEFT's format cannot say a head that labels a text from the {what}: transformers' own take the text's "
             "last token; the artefact holds prefix and head"
         )
-    name, layer = _layer(head, model)
+    require_plain(model, ExportError)
+    try:
+        name, layer = _layer(head.kind, head.weight.shape, model)
+    except _NoLayerError as error:
+        raise ExportError(f"PEFT's format cannot say this head: {error}; the artefact holds prefix and head") from None
     if layer.bias is None and head.bias.any():
         raise ExportError(
             f"PEFT's format cannot say this head's bias: transformers' own head of this model, {name}, has none; the "
@@ -53,26 +63,36 @@ def to_adapter(head: Head, model: PreTrainedModel) -> AdapterHead:
     return AdapterHead(name, head.weight, None if layer.bias is None else head.bias)
 
 
-def _layer(head: Head, model: PreTrainedModel) -> tuple[str, nn.Linear]:
-    """Return transformers' layer for a head of this model, and its name."""
+class _NoLayerError(Exception):
+    """transformers has no layer such as a head's; says why."""
+
+
+def _layer(kind: HeadKind, shape: torch.Size, model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """Return transformers' layer for a head of this kind and shape on this model, and its name."""
     config = copy.deepcopy(model.config)
-    config.num_labels = len(head.labels)
+    config.num_labels = shape[0]
+    what = "whole texts" if kind is HeadKind.SEQUENCE else "words"
     try:
         with torch.device("meta"):
-            other = _CLASSES[head.kind].from_config(config)
+            other = _CLASSES[kind].from_config(config)
     except ValueError:
-        what = "whole texts" if head.kind is HeadKind.SEQUENCE else "words"
-        raise ExportError(
-            f"PEFT's format cannot say this head: transformers has no class of {type(model).__name__}'s family with "
-            f"one for {what}; the artefact holds prefix and head"
-        ) from None
+        family = f"{type(model).__name__}'s family"
+        raise _NoLayerError(f"transformers has no class of {family} with one for {what}") from None
+    names = HEAD_NAMES[:1] if kind is HeadKind.SEQUENCE else HEAD_NAMES
     for name, layer in other.named_children():
-        if name in HEAD_NAMES and isinstance(layer, nn.Linear) and layer.weight.shape == head.weight.shape:
+        if name in names and isinstance(layer, nn.Linear) and layer.weight.shape == shape:
             return name, layer
-    raise ExportError(
-        f"PEFT's format cannot say this head: {type(other).__name__} has no linear layer of its shape; the artefact "
-        "holds prefix and head"
-    )
+    raise _NoLayerError(f"{type(other).__name__} has no such linear layer right behind the base model")
+
+
+def require_plain(model: PreTrainedModel, kind: type[ArtefactError | ExportError]) -> None:
+    """Refuse a model that has a head for labels itself: a prefix is bound to the base model without one."""
+    for name, _ in model.named_children():
+        if name in HEAD_NAMES:
+            raise kind(
+                f"{type(model).__name__}: has a head of its own ({name}), to which a prefix would be bound; give the "
+                "base model as AutoModelForCausalLM loads it"
+            )
 
 
 def from_adapter(
@@ -90,19 +110,44 @@ def from_adapter(
     Raises:
         ArtefactError: it has another width than the model, fewer than two labels, or another number of them.
     """
+    kind = HeadKind.TOKEN if task is Task.TOKEN_CLS else HeadKind.SEQUENCE
     count, width = found.weight.shape
-    size = model.config.get_text_config().hidden_size
+    size = _width(model)
     if width != size:
-        raise ArtefactError(f"{folder}: its head reads {width} numbers, this model has {size}; load its base model")
+        raise ArtefactError(f"{folder}: its head reads {width} numbers, this model gives {size}; load its base model")
     if count < 2:
         raise ArtefactError(f"{folder}: its head says one number (a regression), no label; it cannot be imported")
-    if labels is not None and (len(labels) != count or len(set(labels)) != count):
-        raise ArtefactError(f"labels: expected {count} different names, got {', '.join(labels)}")
-    known: dict[Any, str] = model.config.id2label or {}
-    own = [known.get(number, "") for number in range(count)]
-    if labels is None:
-        labels = own if len(set(known.values()) - {""}) == count and all(own) else [f"LABEL_{i}" for i in range(count)]
+    try:
+        name, layer = _layer(kind, found.weight.shape, model)
+    except _NoLayerError as error:
+        raise ArtefactError(f"{folder}: {found.name} cannot be imported as its head: {error}") from None
+    if (name, layer.bias is None) != (found.name, found.bias is None):
+        raise ArtefactError(
+            f"{folder}: {found.name} is not the head of transformers' class of this model, {name}; load its base model"
+        )
     bias = found.weight.new_zeros(count) if found.bias is None else found.bias
-    if task is Task.TOKEN_CLS:
-        return Head(HeadKind.TOKEN, tuple(labels), found.weight, bias)
-    return Head(HeadKind.SEQUENCE, tuple(labels), found.weight, bias, Pooling.LAST)
+    pooling = Pooling.TOKEN if kind is HeadKind.TOKEN else Pooling.LAST
+    return Head(kind, _names(labels, count, model), found.weight, bias, pooling)
+
+
+@torch.no_grad()
+def _width(model: PreTrainedModel) -> int:
+    """Return how wide the hidden states are that a head reads; OPT projects some to another width."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+    return last_hidden_state(model, {"input_ids": token, "attention_mask": torch.ones_like(token)}).shape[-1]
+
+
+def _names(given: Sequence[str] | None, count: int, model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the names of a head's labels: those given, those the model's configuration has, or numbered ones."""
+    if given is not None:
+        is_list = isinstance(given, list | tuple) and all(isinstance(name, str) and name.strip() for name in given)
+        if not is_list or len(given) != count or len(set(given)) != count:
+            said = ", ".join(map(repr, given)) if isinstance(given, list | tuple) else repr(given)
+            raise ArtefactError(f"labels: expected a list of {count} different names, got {said}")
+        return tuple(given)
+    known: dict[Any, Any] = model.config.id2label or {}
+    own = [str(known.get(number, "")) for number in range(count)]
+    if len(known) == count == len(set(own)) and all(own):
+        log.info("labels named as in the base model's configuration: %s", ", ".join(own))
+        return tuple(own)
+    return tuple(f"LABEL_{number}" for number in range(count))

@@ -16,7 +16,7 @@ from prefixkit.compat import smallest_window
 from prefixkit.config import Placement
 from prefixkit.errors import ArtefactError, ExportError
 from prefixkit.export.adapter import Adapter, AdapterConfig, read_adapter, write_adapter
-from prefixkit.export.heads import from_adapter, task_of, to_adapter
+from prefixkit.export.heads import from_adapter, require_plain, task_of, to_adapter
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import context_tokens, inspect_model
 from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site
@@ -43,6 +43,7 @@ def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
         raise ExportError(
             f"the prefix of {prefix.card.base.id} has another geometry than this model; give its base model"
         )
+    require_plain(model, ExportError)
     check_base(model, prefix.card.base)
     _require_no_window(model, ExportError)
     head = None if prefix.head is None else to_adapter(prefix.head, model)
@@ -104,6 +105,7 @@ def from_peft(
     if base_id is None and revision is None:
         revision = config.revision
     card = BaseCard(id=name, revision=revision, fingerprint=fingerprint(model))
+    require_plain(model, ArtefactError)
     head = None if adapter.head is None else from_adapter(adapter.head, config.task, model, labels, path)
     return Prefix.from_states(PrefixStates.from_rows(geometry, rows), base=card, head=head)
 

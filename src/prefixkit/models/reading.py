@@ -40,12 +40,7 @@ class Reading:
 
 
 def read_texts(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    reads_both_ways: bool,
-    max_tokens: int,
-    to_last: bool = False,
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, reads_both_ways: bool, max_tokens: int
 ) -> list[Reading]:
     """Return what is read of texts that get one label each.
 
@@ -54,7 +49,6 @@ def read_texts(
         tokenizer: the base model's.
         reads_both_ways: whether the model is an encoder.
         max_tokens: longer texts are cut; special tokens at their end stay.
-        to_last: look at the last token that the tokenizer makes of a text, and put nothing behind it (`Pooling.LAST`).
 
     Raises:
         DataError: a text is empty, and the tokenizer puts nothing around it; or `max_tokens` leaves no room for text.
@@ -63,20 +57,49 @@ def read_texts(
     if reads_both_ways:
         whole = source_ids(texts, tokenizer)
         require_room(max_tokens, opening + closing)
-        return [_whole(ids, max_tokens, closing, at_last=to_last) for ids in whole]
-    if not closing and not to_last and tokenizer.eos_token_id is not None:
+        return [Reading(cut(ids, max_tokens, closing), (0,), is_cut=len(ids) > max_tokens) for ids in whole]
+    if not closing and tokenizer.eos_token_id is not None:
         closing = (tokenizer.eos_token_id,)
     require_room(max_tokens, opening + closing)
     whole = [opening + ids + closing for ids in token_ids(texts, tokenizer, special_tokens=False)]
     if not all(whole):
         raise DataError("a text is empty, and a model needs at least one token to read; leave out such rows")
-    return [_whole(ids, max_tokens, closing, at_last=True) for ids in whole]
+    return [
+        Reading(cut(ids, max_tokens, closing), (min(len(ids), max_tokens) - 1,), is_cut=len(ids) > max_tokens)
+        for ids in whole
+    ]
 
 
-def _whole(ids: Ids, max_tokens: int, closing: Ids, *, at_last: bool) -> Reading:
-    """Return the reading of a whole text, labelled at its last token or at its first."""
-    read = cut(ids, max_tokens, closing)
-    return Reading(read, (len(read) - 1 if at_last else 0,), is_cut=len(ids) > max_tokens)
+def read_texts_to_last(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, pad_token_id: int | None, max_tokens: int
+) -> list[Reading]:
+    """Return what transformers' own classes read of texts that get one label each (`Pooling.LAST`).
+
+    They put nothing behind a text, and look at its last token that is not the padding token, wherever padding stands.
+
+    Args:
+        texts: the texts.
+        tokenizer: the base model's.
+        pad_token_id: the padding token; None if none is known.
+        max_tokens: longer texts are cut; special tokens at their end stay.
+
+    Raises:
+        DataError: as for `read_texts`; or a text ends in an end-of-text token and no padding token is known: the class
+            the head comes from may have had that one.
+    """
+    opening, closing = around_text(tokenizer)
+    require_room(max_tokens, opening + closing)
+    readings = []
+    for whole in source_ids(texts, tokenizer):
+        ids = cut(whole, max_tokens, closing)
+        if pad_token_id is None and ids[-1] == tokenizer.eos_token_id:
+            raise DataError(
+                "a text ends in the end-of-text token, and the base model names no padding token: whether its head "
+                "looks there cannot be known; set model.config.pad_token_id to what it was trained with"
+            )
+        last = max((place for place, token in enumerate(ids) if token != pad_token_id), default=0)
+        readings.append(Reading(ids, (last,), is_cut=len(whole) > max_tokens))
+    return readings
 
 
 def read_words(rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[Reading]:

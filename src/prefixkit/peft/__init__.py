@@ -9,7 +9,8 @@ where they differ.
 from typing import Any
 
 from prefixkit.peft.config import PrefixTuningConfig, TaskType
-from prefixkit.peft.model import PeftModel, get_peft_model
+from prefixkit.peft.making import get_peft_model
+from prefixkit.peft.model import PeftModel
 
 PeftConfig = PrefixTuningConfig
 PeftModelForCausalLM = PeftModelForSeq2SeqLM = PeftModel

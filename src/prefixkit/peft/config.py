@@ -135,23 +135,13 @@ class PrefixTuningConfig:
         )
 
     @classmethod
-    def of(cls, prefix: Prefix, *, given: "PrefixTuningConfig | None" = None) -> "PrefixTuningConfig":
+    def of(cls, prefix: Prefix) -> "PrefixTuningConfig":
         """Return the configuration of a prefix.
-
-        Args:
-            prefix: the prefix.
-            given: what somebody believes it is.
 
         Raises:
             ArtefactError: it belongs to an encoder.
-            ConfigError: what was given is another prefix's.
         """
         base, states = prefix.card.base, prefix.states
-        tokens = states.num_virtual_tokens
-        if given is not None and given.num_virtual_tokens != tokens:
-            raise ConfigError(
-                f"config: says {given.num_virtual_tokens} virtual tokens, the prefix has {tokens}; leave it out"
-            )
         task = task_of(states.geometry)
         if task is None:
             raise ArtefactError(f"the prefix of {base.id} belongs to an encoder; {NOT_OFFERED}")
@@ -159,11 +149,22 @@ class PrefixTuningConfig:
         placement = tuple(dict.fromkeys(site.placement for site, length in used if length))
         return cls(
             task_type=task,
-            num_virtual_tokens=tokens,
+            num_virtual_tokens=states.num_virtual_tokens,
             base_model_name_or_path=base.id,
             revision=base.revision,
             placement=placement if task is TaskType.SEQ_2_SEQ_LM else None,
         )
+
+    def require_same(self, saved: "PrefixTuningConfig") -> None:
+        """Refuse to be taken for the configuration of a saved prefix that it is not.
+
+        Raises:
+            ConfigError: task, length or placement differ.
+        """
+        for key in ("task_type", "num_virtual_tokens", "placement"):
+            said, found = getattr(self, key), getattr(saved, key)
+            if said != found and not (key == "placement" and said is None):
+                raise ConfigError(f"config: {key} is {said}, that of the saved prefix {found}; leave it out")
 
     def to_prefix_config(self, token_dim: int) -> PrefixConfig:
         """Return the same as prefixkit's settings.
@@ -223,6 +224,21 @@ def task_of(geometry: Geometry) -> TaskType | None:
     if geometry.moves_text:
         return TaskType.CAUSAL_LM
     return TaskType.SEQ_2_SEQ_LM if Placement.DECODER_SELF in geometry.placements else None
+
+
+def require_own(config: Any, name: str) -> PrefixTuningConfig:
+    """Return a configuration of ours; refuse PEFT's own, of whatever method.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(config, PrefixTuningConfig):
+        return config
+    kind = type(config)
+    raise ConfigError(
+        f"{name}: expected prefixkit's PrefixTuningConfig, got {kind.__module__.partition('.')[0]}'s {kind.__name__}; "
+        "import PrefixTuningConfig from prefixkit.peft"
+    )
 
 
 def has_head(folder: Path) -> ArtefactError:

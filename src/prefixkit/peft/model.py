@@ -1,4 +1,4 @@
-"""PEFT's `get_peft_model` and `PeftModel` for prefix tuning: a base model with a prefix, as one module.
+"""PEFT's `PeftModel` for prefix tuning: a base model with a prefix, as one module.
 
 The base model reads the prefix inside `forward` and `generate` only; called by itself it is the base model, as with
 PEFT. Under gradient checkpointing, which PEFT refuses, layers run again in the backward pass: the hooks then stay in
@@ -17,60 +17,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.compat import trains_beside_its_base
-from prefixkit.errors import ConfigError, UnsupportedModelError
-from prefixkit.models.adapters import has_adapters
+from prefixkit.errors import ConfigError
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.weights import input_device
 from prefixkit.peft.arguments import LOADING, SAVING, check_others
 from prefixkit.peft.calls import Wanted, calls_of
-from prefixkit.peft.config import PrefixTuningConfig
+from prefixkit.peft.config import PrefixTuningConfig, require_own
 from prefixkit.peft.loading import LENGTHS, POSITION, load_prefix, save_prefix
 from prefixkit.peft.lookup import look_up, one_prefix
-from prefixkit.peft.start import new_encoder
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
 
 #: Models whose prefix is left out, in this thread or task.
 _disabled: ContextVar[frozenset[nn.Module]] = ContextVar("disabled", default=frozenset())
-
-
-def get_peft_model(
-    model: PreTrainedModel,
-    peft_config: Any,
-    adapter_name: str = "default",
-    *,
-    init_token_ids: Sequence[int] | Tensor | None = None,
-    revision: str | None = None,
-) -> "PeftModel":
-    """Freeze a base model and give it a new prefix to train.
-
-    Args:
-        model: a decoder-only or encoder-decoder transformers model with nothing attached.
-        peft_config: what to train, a `PrefixTuningConfig` of prefixkit's.
-        adapter_name: only ``"default"``.
-        init_token_ids: tokens whose keys and values the prefix starts from, such as those of an instruction; random
-            words if left out. Where a prefix starts decides most of how well it learns.
-        revision: of the base model, kept in what is saved.
-
-    Raises:
-        UnsupportedModelError: the model cannot take a prefix, or holds adapters already.
-        ConfigError: the configuration does not fit the model.
-    """
-    if not isinstance(peft_config, PrefixTuningConfig):
-        kind = type(peft_config)
-        raise ConfigError(
-            f"peft_config: expected prefixkit's PrefixTuningConfig, got {kind.__module__.partition('.')[0]}'s "
-            f"{kind.__name__}; import PrefixTuningConfig from prefixkit.peft"
-        )
-    if adapter_name != "default":
-        raise ConfigError(one_prefix(adapter_name))
-    if has_adapters(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: holds adapters, which save_pretrained here would leave out; "
-            "train a PrefixEncoder beside them with prefixkit.attach"
-        )
-    encoder = new_encoder(model, peft_config, init_token_ids)
-    peft_config.revision = revision or peft_config.revision
-    return PeftModel(model, encoder, peft_config)
 
 
 @trains_beside_its_base
@@ -112,7 +70,7 @@ class PeftModel(nn.Module):
         model_id: str | Path,
         adapter_name: str = "default",
         is_trainable: bool = False,
-        config: PrefixTuningConfig | None = None,
+        config: Any = None,
         **others: Any,
     ) -> "PeftModel":
         """Load a saved prefix: an artefact, or what PEFT's own `save_pretrained` wrote.
@@ -133,8 +91,11 @@ class PeftModel(nn.Module):
         if adapter_name != "default":
             raise ConfigError(one_prefix(adapter_name))
         check_others("PeftModel.from_pretrained", others, LOADING)
+        given = None if config is None else require_own(config, "config")
         prefix = load_prefix(Path(model_id), model)
-        config = PrefixTuningConfig.of(prefix, given=config)
+        config = PrefixTuningConfig.of(prefix)
+        if given is not None:
+            given.require_same(config)
         if not is_trainable:
             return cls(model, prefix, config).eval()
         states = prefix.states
@@ -195,19 +156,20 @@ class PeftModel(nn.Module):
 
     def save_pretrained(
         self,
-        folder: str | Path,
+        save_directory: str | Path,
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
-        *,
+        save_embedding_layers: str | bool = "auto",
         is_main_process: bool = True,
         **others: Any,
     ) -> None:
         """Write the artefact, and beside it PEFT's files where PEFT's format can say what the prefix is.
 
         Args:
-            folder: where to.
+            save_directory: where to.
             safe_serialization: only True.
             selected_adapters: only ``["default"]``.
+            save_embedding_layers: not True.
             is_main_process: False writes nothing: of several processes, one does.
             others: PEFT's remaining arguments, at values that change nothing here.
 
@@ -215,10 +177,11 @@ class PeftModel(nn.Module):
             ArtefactError: the folder cannot be written to.
             ConfigError: an argument asks for what is not done here.
         """
-        others |= {"safe_serialization": safe_serialization, "selected_adapters": selected_adapters}
+        others |= {"safe_serialization": safe_serialization, "selected_adapters": selected_adapters,
+                   "save_embedding_layers": save_embedding_layers}  # fmt: skip
         check_others("save_pretrained", others, SAVING)
         if is_main_process:
-            save_prefix(self.prefix, folder, self.base_model)
+            save_prefix(self.prefix, save_directory, self.base_model)
 
     def get_base_model(self) -> PreTrainedModel:
         """Return the base model."""

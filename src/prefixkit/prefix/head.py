@@ -53,6 +53,10 @@ class Head:
     pooling: Pooling = Pooling.TOKEN
 
     def __post_init__(self) -> None:
+        if self.weight.dtype != self.bias.dtype or not self.weight.is_floating_point():
+            raise ArtefactError(
+                f"head: expected weight and bias in one number format, got {self.weight.dtype} and {self.bias.dtype}"
+            )
         names = len(set(self.labels))
         if names < 2 or names != len(self.labels) or names != len(self.weight):
             raise ArtefactError(

@@ -104,7 +104,7 @@ def _take_over(head: ClassificationHead, recipe: Recipe) -> None:
     assert recipe.prefix.init.path is not None
     saved = Prefix.load(recipe.prefix.init.path).head
     if saved is None or (saved.kind, saved.labels, saved.pooling) != (head.kind, head.labels, head.pooling):
-        log.info("%s: has no head for these labels; the head starts anew", recipe.prefix.init.path)
+        log.info("%s: has no head that reads these labels in this way; the head starts anew", recipe.prefix.init.path)
         return
     head.load_state_dict({"weight": saved.weight, "bias": saved.bias})
 
