@@ -1,6 +1,7 @@
 """What several commands show: progress on stderr, a table of scores on stdout."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,13 +36,48 @@ _SYSTEMS = {
 }  # fmt: skip
 
 
+class ProgressLines:
+    """Progress for a log file: what takes long says every half minute how far it is, and that it is done.
+
+    Args:
+        say: takes a line.
+        clock: seconds.
+    """
+
+    EVERY = 30.0
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._clock = say, clock
+        self._began: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __call__(self, what: str, done: int, total: int, words: str) -> None:
+        """Take note of progress."""
+        now = self._clock()
+        began = self._began.setdefault(what, now)
+        is_long, is_due = what in self._said, now - self._said.get(what, began) >= self.EVERY
+        if is_due or (done == total and is_long):
+            self._said[what] = now
+            self._say(f"{what}: {done} of {total} in {now - began:.0f} s{f', {words}' if words else ''}")
+
+
+def _say(line: str) -> None:
+    talk.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_nothing(what: str, done: int, total: int, words: str) -> None:
+    """Be one of several processes, of which the first speaks."""
+
+
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Yield a function that draws progress bars on stderr; silent where stderr is no terminal."""
+    """Yield a function that draws progress bars on stderr, or writes lines now and then where it is no terminal."""
+    if not talk.is_terminal or not is_first():
+        yield ProgressLines(_say) if is_first() else _say_nothing
+        return
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"), console=talk, transient=False,
-        disable=not (talk.is_terminal and is_first()),
     )  # fmt: skip
     tasks: dict[str, TaskID] = {}
 
