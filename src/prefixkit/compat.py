@@ -274,3 +274,19 @@ def refusal_of_tracker(name: str) -> str | None:
     if name not in get_available_reporting_integrations():
         return f"{name} is not installed; install it, or leave it out"
     return None
+
+
+def is_shard(weight: Tensor) -> bool:
+    """Whether a weight is one of which other processes hold parts; nothing is imported to know."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(weight, module.DTensor)
+
+
+def own_part(weight: Tensor) -> Tensor:
+    """Return what this process holds of a weight, itself and not a copy or view."""
+    return weight._local_tensor if is_shard(weight) else weight  # type: ignore[attr-defined]
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Return all of a weight; of a sharded one, all processes must ask."""
+    return weight.full_tensor() if is_shard(weight) else weight  # type: ignore[attr-defined]

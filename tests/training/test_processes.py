@@ -86,6 +86,9 @@ def assert_alike(one: Path, other: Path) -> None:
         (2, {"train": {"batch_size": 4, "accumulation": 2}}),
         (3, {"train": {"batch_size": 4, "steps": 26}}),  # shares of two rows and one, and none of the short last batch
         (2, {"train": {"batch_size": 4}, "data": {"stream": True, "stream_head": 120, "stream_window": 16}}),
+        (2, {"model": {"shard": True}, "train": {"batch_size": 4}}),
+        (2, {"model": {"shard": True}, "train": {"batch_size": 4, "gradient_checkpointing": True},
+             "evaluation": {"samples": 3}, "generation": {"max_new_tokens": 4}}),
         (2, {"train": {"batch_size": 5, "gradient_checkpointing": True}, "head": {"dropout": 0.0},
              "data": {"format": "classes", "keep_label": None, "prompt": ""}}),
     ],
@@ -101,17 +104,22 @@ def test_processes_together_do_what_one_does_alone(
     assert_alike(*folders)
     records = [read_json(folder / "run.json") for folder in folders]
     assert [record["processes"] for record in records] == [1, count]
+    assert [record["sharded"] for record in records] == [False, bool(sections.get("model", {}).get("shard"))]
     assert records[0]["base_weights_hash"] == records[1]["base_weights_hash"]
     assert records[0]["tokens"] == records[1]["tokens"]
     assert (folders[1] / "report.html").is_file()
 
 
-@pytest.mark.parametrize("dying", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize(
+    ("dying", "shard"),
+    [pytest.param(0, False, marks=pytest.mark.slow), (1, False), pytest.param(1, True, marks=pytest.mark.slow)],
+)
 def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
-    dying: int, write: Callable[..., Path], tmp_path: Path
+    dying: int, shard: bool, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    together = {folder: [(str(write()), "--out", str(folder))] * 2 for folder in (whole, killed)}
+    recipe = str(write(model={"shard": shard}))
+    together = {folder: [(recipe, "--out", str(folder))] * 2 for folder in (whole, killed)}
     assert codes(train_together(*together[whole])) == [0, 0]
     ends = codes(train_together(*together[killed], dying=dying))
     assert ends[dying] == -9

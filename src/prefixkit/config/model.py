@@ -35,3 +35,5 @@ class ModelConfig(Section):
     """auto takes bfloat16 where the hardware computes it natively, else float32."""
     attention: Attention = Field(Attention.SDPA, strict=False)
     """sdpa is faster; eager also returns attention weights."""
+    shard: bool = False
+    """Spread the layers over the processes of the run, each of which holds its part; alone, a process holds all."""

@@ -48,6 +48,7 @@ from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, give_back_memory, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
+from prefixkit.models.sharding import is_sharded, shard
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
 from prefixkit.training import (
@@ -121,6 +122,8 @@ def train_run(
         fit = processes.from_first(fit_to_budget(footprint, recipe, memory_budget))
         log.info("%s", fit)
         recipe = fit.apply(recipe)
+    if recipe.model.shard:
+        shard(base.model)
     with locked(folder) if processes.is_first() else nullcontext():
         check_run(folder, recipe, resume=resume, overwrite=overwrite)  # another may have trained here meanwhile
         processes.wait()
@@ -131,7 +134,8 @@ def train_run(
         check_unchanged(folder, base, data)
         if "content_hash" not in read_record(folder / RUN):
             _train(recipe, folder, base, data, report)
-        if processes.is_first():
+        processes.wait()  # the first has written the prefix
+        if processes.is_first() or is_sharded(base.model):
             _measure(recipe, folder, base, data, report)
         processes.wait()
     return _finished(folder)
@@ -285,6 +289,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "machine": asdict(machine),
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
+        "sharded": is_sharded(base.model),
         "versions": machine.versions,
         "content_hash": prefix.card.content_hash,
     }  # fmt: skip
@@ -302,6 +307,8 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
         recipe,
         on_progress=lambda words, done, total: report("evaluating", done, total, words),
     )
+    if not processes.is_first():
+        return  # its part of a sharded base model was needed
     flat = evaluation.to_flat()
     flat["measured_with"] = measured_with(recipe)
     name, lines = (PREDICTIONS, evaluation.predictions) if data.classes else (SAMPLES, evaluation.samples)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import is_encoder
+from prefixkit.compat import is_encoder, own_part
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
 from prefixkit.models.older_fingerprints import older_settings_of
@@ -94,10 +94,12 @@ def _state(model: PreTrainedModel) -> tuple[Any, ...]:
     """
     modules = all_modules(model)
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-    # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own.
+    # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own; so does
+    # what spreads a weight over several processes.
     packed = [id(weight) for weight in weights if type(weight) is not nn.Parameter and not weight.is_meta]
-    counters = sum(weight._version for weight in weights)
-    return seen_settings(model.config), [*map(id, modules)], packed, counters, _end_numbers(weights)
+    held = [*map(own_part, weights)]
+    counters = sum(weight._version for weight in held)
+    return seen_settings(model.config), [*map(id, modules)], packed, counters, _end_numbers(held)
 
 
 def _end_numbers(weights: Iterable[Tensor]) -> list[bytes | float]:

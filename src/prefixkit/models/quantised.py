@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixkit.compat import is_shard
 from prefixkit.errors import ModelError, UnsupportedModelError
 
 #: Rows a layer is tried on; kernels for integers refuse few.
@@ -44,7 +45,7 @@ def check_dtype(base: str, model: nn.Module, dtype: torch.dtype) -> None:
         ModelError: torchao quantised the model from another format.
     """
     for weight in model.parameters():
-        if type(weight) is not nn.Parameter and weight.is_floating_point() and weight.dtype != dtype:
+        if _is_packed(weight) and weight.is_floating_point() and weight.dtype != dtype:
             own = str(weight.dtype).removeprefix("torch.")
             raise ModelError(f"{base}: its weights were quantised to compute in {own}; set model.dtype={own}")
 
@@ -74,7 +75,7 @@ def check_differentiable(model: PreTrainedModel) -> None:
 
 
 def _is_packed(weight: Tensor) -> bool:
-    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+    return not is_shard(weight) and (type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point())
 
 
 def _is_packed_linear(module: Any) -> bool:

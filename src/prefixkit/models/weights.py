@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefixkit.compat import whole
 from prefixkit.errors import ModelError
 from prefixkit.models.quantised import keep_unpacked
 
@@ -48,6 +49,8 @@ def is_offloaded(model: nn.Module) -> bool:
 def stored_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """Return a function per weight and buffer that gets it, offloaded or not; one at a time, so that it fits memory.
 
+    Of weights that are spread over several processes all of them must ask, in the same order.
+
     Raises:
         ModelError: when called, a function whose weight has no numbers anywhere.
         UnsupportedModelError: bitsandbytes has rearranged its weights beyond repair.
@@ -66,7 +69,7 @@ def stored_weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
         for key in (name, tied.get(name, name)):
             where, local = kept.get(key, ({}, ""))
             try:
-                return where[local].detach() if weight.is_meta else weight.detach()
+                return where[local].detach() if weight.is_meta else whole(weight.detach())
             except KeyError:  # a tied weight is kept once, under its other name
                 continue
         raise ModelError(f"{type(model).__name__}: its weight {name} holds no numbers; load the model with its weights")

@@ -17,6 +17,7 @@ from prefixkit import processes
 from prefixkit.errors import DivergedError
 from prefixkit.files import write_text
 from prefixkit.logs import get_logger
+from prefixkit.models.sharding import is_sharded
 from prefixkit.prefix import Head, PrefixStates
 from prefixkit.training.checkpoint import Progress
 from prefixkit.training.model import PrefixModel
@@ -70,7 +71,8 @@ class HeldOut(TrainerCallback):
 
     def _look(self, step: int) -> None:
         head = None if self._model.head is None else self._model.head.materialise()
-        loss = self._measure(self._model.encoder.materialise(), head) if processes.is_first() else None
+        measures = processes.is_first() or is_sharded(self._model)  # whose parts are with all of them
+        loss = self._measure(self._model.encoder.materialise(), head) if measures else None
         self.latest = processes.from_first(loss)
         assert self.latest is not None
         if not math.isfinite(self.latest):
