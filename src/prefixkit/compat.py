@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, masking_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -290,3 +291,19 @@ def own_part(weight: Tensor) -> Tensor:
 def whole(weight: Tensor) -> Tensor:
     """Return all of a weight; of a sharded one, all processes must ask."""
     return weight.full_tensor() if is_shard(weight) else weight  # type: ignore[attr-defined]
+
+
+def cpu_attention_flops() -> dict[Any, Any]:
+    """Return how torch's FLOP counter counts its fused attention on processors, which it does not know itself."""
+    ops: Any = torch.ops.aten
+
+    def forward(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+    return {
+        ops._scaled_dot_product_flash_attention_for_cpu: forward,
+        ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }

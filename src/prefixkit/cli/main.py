@@ -10,6 +10,7 @@ from prefixkit.cli import (
     classify,
     diagnose,
     doctor,
+    estimate,
     evaluate,
     export,
     generate,
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("estimate")(estimate.estimate)
 app.command("sweep")(sweep.sweep)
 app.command("generate")(generate.generate)
 app.command("classify")(classify.classify)

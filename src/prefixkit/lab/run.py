@@ -25,6 +25,7 @@ from prefixkit.evaluation import (
 )
 from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.agreement import check_alike, check_shared, check_unchanged
+from prefixkit.lab.cost import Cost, measure_cost
 from prefixkit.lab.folder import (
     PREDICTIONS,
     RECIPE,
@@ -156,6 +157,17 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     check_unchanged(folder, base, data)
     _measure(recipe, folder, base, data, report)
     return _finished(folder)
+
+
+def estimate_run(recipe: Recipe) -> tuple[Base, Cost]:
+    """Tell what training a recipe costs on this machine, from a few of its steps.
+
+    Raises:
+        PrefixkitError: the base model or the data cannot be loaded.
+    """
+    torch.set_num_threads(choose_threads(recipe.train.threads))
+    base, data = _load(recipe)
+    return base, measure_cost(base, data.train, recipe, data.classes)
 
 
 def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:

@@ -1,0 +1,169 @@
+"""What training a recipe costs, told before it begins: multiplications, time and memory, from a few of its own steps.
+
+A step's FLOPs are counted as it runs. With a frozen base model they are about two thirds of full fine-tuning's: for
+every weight a product forwards and one backwards, and none for its own gradient. What the machine can do is measured on
+matrix products of the model's own shapes; a step reaches a share of it, as elementwise work, attention and memory take
+their time too. On other hardware a step takes its FLOPs divided by what that hardware does, by the same share at best.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prefixkit.compat import cpu_attention_flops
+from prefixkit.config import Recipe
+from prefixkit.data import Collator, Example, LengthGroupedSampler
+from prefixkit.lab.memory import measure_footprint
+from prefixkit.models import Base
+from prefixkit.models.weights import input_device
+from prefixkit.training.model import PrefixModel
+from prefixkit.training.start import build_encoder, build_head
+
+#: Steps that are timed, after one whose FLOPs are counted.
+_STEPS = 3
+#: Seconds the matrix products are tried for.
+_TRIED = 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a recipe's training costs; held-out losses and the evaluation afterwards are not in it.
+
+    Attributes:
+        steps: optimiser steps.
+        texts: read in a step.
+        tokens: likewise, on average over the data; padding not counted.
+        flops: of a step.
+        seconds: a step takes on this machine.
+        rate: FLOP/s of matrix products of the model's shapes on this machine.
+        peak: bytes in memory at most.
+        peak_checkpointed: likewise with gradient checkpointing.
+        trained: numbers.
+    """
+
+    steps: int
+    texts: int
+    tokens: float
+    flops: float
+    seconds: float
+    rate: float
+    peak: int
+    peak_checkpointed: int
+    trained: int
+
+    @property
+    def reached(self) -> float:
+        """The share of the matrix products' rate that a step reaches."""
+        return self.flops / self.seconds / self.rate
+
+    @property
+    def training_seconds(self) -> float:
+        """What all steps take here."""
+        return self.steps * self.seconds
+
+    def seconds_at(self, rate: float) -> float:
+        """Return what all steps take on hardware of so many FLOP/s, if the same share of it is reached."""
+        return self.steps * self.flops / (rate * self.reached)
+
+
+def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classes: Sequence[str]) -> Cost:
+    """Take a few steps of a recipe and tell what all of them cost. Nothing of them is kept.
+
+    Args:
+        base: the frozen base model, with nothing attached.
+        examples: what is to be learned from.
+        recipe: how.
+        classes: names of the labels, where labels are learned.
+    """
+    train = recipe.train
+    footprint = measure_footprint(base, examples, recipe, classes)
+    encoder = build_encoder(base, recipe.prefix, seed=train.seed, texts=[example.text for example in examples[:64]])
+    head = build_head(base, recipe, classes) if classes else None
+    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
+    lengths = [example.num_tokens for example in examples]
+    sampler = LengthGroupedSampler(lengths, train.batch_size, seed=train.seed, group_by_length=train.group_by_length)
+    collate, order = Collator(base.tokenizer.pad_token_id), cycle(sampler)
+    try:
+        if train.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
+        flops, seconds, tokens = 0.0, 0.0, 0
+        for number in range(_STEPS + 1):
+            rows = list(islice(order, train.batch_size))
+            tensors = collate([examples[row] for row in rows])
+            batch = {name: tensor.to(input_device(base.model)) for name, tensor in tensors.items()}
+            read = sum(lengths[row] for row in rows)
+            if number == 0:  # slower, as it counts
+                flops = _flops(model.train(), optimiser, batch) / read
+                continue
+            seconds += _seconds(model, optimiser, batch)
+            tokens += read
+    finally:
+        model.close()
+    texts = train.batch_size * train.accumulation
+    mean = texts * sum(lengths) / len(lengths)
+    return Cost(
+        steps=train.steps,
+        texts=texts,
+        tokens=mean,
+        flops=flops * mean,
+        seconds=seconds / tokens * mean,
+        rate=matmul_rate(base, tokens=max(1, round(mean / train.accumulation))),
+        peak=footprint.peak(train.batch_size, checkpointing=train.gradient_checkpointing),
+        peak_checkpointed=footprint.peak(train.batch_size, checkpointing=True),
+        trained=encoder.num_parameters() + (0 if head is None else head.num_parameters()),
+    )
+
+
+def _step(model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    model(**batch)["loss"].backward()
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def _flops(model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]) -> int:
+    with FlopCounterMode(display=False, custom_mapping=cpu_attention_flops()) as counter:
+        _step(model, optimiser, batch)
+    return int(counter.get_total_flops())
+
+
+def _seconds(model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]) -> float:
+    _synchronise(batch["input_ids"])
+    started = time.perf_counter()
+    _step(model, optimiser, batch)
+    _synchronise(batch["input_ids"])
+    return time.perf_counter() - started
+
+
+def _synchronise(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+@torch.no_grad()
+def matmul_rate(base: Base, *, tokens: int) -> float:
+    """Return the FLOP/s of matrix products of a model's linear layers with so many tokens, forwards and backwards."""
+    device, weights = input_device(base.model), []
+    for module in base.model.modules():
+        if isinstance(module, nn.Linear):
+            out, into = module.out_features, module.in_features
+            weights.append(torch.randn(out, into, dtype=base.dtype, device=device))
+        if len(weights) == 16:  # more are more of the same shapes
+            break
+    numbers: dict[int, Any] = {
+        size: torch.randn(tokens, size, dtype=base.dtype, device=device) for weight in weights for size in weight.shape
+    }
+    done, started = 0.0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < _TRIED or not done:
+        for weight in weights:
+            torch.mm(numbers[weight.shape[1]], weight.T)
+            torch.mm(numbers[weight.shape[0]], weight)
+            done += 4 * tokens * weight.numel()
+        _synchronise(weights[0])
+    return done / spent
