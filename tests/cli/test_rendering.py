@@ -8,12 +8,12 @@ def test_what_takes_long_says_so_every_half_minute_and_at_its_end() -> None:
     report = ProgressLines(lines.append, lambda: now[0])
     for step in range(1, 101):
         now[0] += 1
-        report("training", step, 100, f"loss {4 - step / 100:.2f}" if step > 40 else "")
+        report("training", 500 + step, 600, f"loss {4 - step / 100:.2f}" if step > 40 else "")
     assert lines == [
-        "training: 31 of 100 in 30 s",
-        "training: 61 of 100 in 60 s, loss 3.39",
-        "training: 91 of 100 in 90 s, loss 3.09",
-        "training: 100 of 100 in 99 s, loss 3.00",
+        "training: 531 of 600, 30 in 30 s",
+        "training: 561 of 600, 60 in 60 s, loss 3.39",
+        "training: 591 of 600, 90 in 90 s, loss 3.09",
+        "training: 600 of 600, 99 in 99 s, loss 3.00",
     ]
 
 

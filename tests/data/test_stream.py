@@ -10,9 +10,10 @@ from typing import Any
 import datasets
 import pytest
 
+from prefixkit import processes
 from prefixkit.config import DataConfig, TrainConfig
 from prefixkit.data import Example, PreparedData, prepare, sources
-from prefixkit.data.stream import Place, Position, StreamedExamples, StreamSampler, TrainingStream, windows_read
+from prefixkit.data.stream import Place, Position, StreamedExamples, StreamSampler, TrainingStream
 from prefixkit.errors import ConfigError, DataError
 
 TRAIN = TrainConfig(steps=20, batch_size=4, seed=3)
@@ -172,8 +173,8 @@ def test_a_source_without_end_is_read_no_further_than_needed(
     assert data.stream is not None
     StreamedExamples(data.stream, TRAIN, tmp_path / "stream.json")[Place(9, 3)]
     assert len(taken) < 100 + 40 / 0.7 + 2 * 1024  # a window, and what is encoded at a time
-    assert windows_read(config, TRAIN) == 2
-    assert len(data.stream.texts(40, 2)) == 80
+    assert len(data.stream.texts(40, 80)) == 80
+    assert len(data.stream.texts(40, 41)) == 80  # the second window was read
 
 
 def test_a_hub_data_set_is_streamed_from_where_it_is_read(
@@ -208,6 +209,50 @@ def test_a_hub_data_set_is_streamed_from_where_it_is_read(
     assert skipped == [json.loads(record.read_text())[1][0][1]] != [0]
 
 
+def test_what_was_learned_is_told_once(make: Callable[..., tuple[DataConfig, TrainingStream]]) -> None:
+    _, stream = make(60)
+    lap = list(itertools.islice(stream.windows(8), 3))
+    assert stream.texts(8, 20) == list(dict.fromkeys(e.text for window in lap for e in window.examples))
+    every = stream.texts(8, 10_000)  # many laps
+    assert len(every) == len(set(every)) == len(stream.texts(8, 100_000))
+
+
+def test_processes_that_read_other_rows_are_refused(
+    make: Callable[..., tuple[DataConfig, TrainingStream]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stream = make()
+    monkeypatch.setattr(processes, "from_first", lambda value: (value[0], "another hash"))
+    with pytest.raises(DataError, match="the processes of this run read different rows; give all the same source"):
+        StreamedExamples(stream, TRAIN, tmp_path / "stream.json")[Place(0, 0)]
+
+
+def test_the_hash_says_how_a_source_is_streamed(
+    make: Callable[..., tuple[DataConfig, TrainingStream]], tiny_tokenizer: Any
+) -> None:
+    config, _ = make()
+    changes: list[dict[str, Any]] = [{}, {"stream": False}, {"stream_window": 20}, {"stream_head": 140}]
+    hashes = [prepared(config.model_copy(update=change), tiny_tokenizer).hash for change in changes]
+    assert len(set(hashes)) == 4
+    plain = config.model_copy(update={"stream": False})
+    assert (
+        prepared(plain, tiny_tokenizer).hash
+        == prepared(plain.model_copy(update={"stream_window": 3}), tiny_tokenizer).hash
+    )
+
+
+def test_a_label_that_the_head_lacks_is_not_said_to_be_missing(
+    write_jsonl: Callable[..., str], tiny_tokenizer: Any
+) -> None:
+    values = [{"text": f"film {i}", "label": "neg" if i < 200 else "pos"} for i in range(400)]
+    config = DataConfig(
+        source=write_jsonl(values), label_column="label", keep_label="pos", stream=True, stream_head=100
+    )
+    with pytest.raises(
+        DataError, match=r'no row of its first 100 \(data.stream_head\) of .* has "pos" in column "label"'
+    ):
+        prepared(config, tiny_tokenizer)
+
+
 def test_nothing_to_learn_from_is_an_error_and_no_endless_loop(
     make: Callable[..., tuple[DataConfig, TrainingStream]],
 ) -> None:
@@ -237,6 +282,7 @@ def test_a_long_text_further_down_is_refused_when_it_is_read(
         ({"format": "classes", "label_column": "label"}, "format classes"),
         ({"label_column": "label", "keep_label": "pos", "clearest": 0.5}, "clearest"),
         ({"max_rows": 10}, "max_rows"),
+        ({"format": "input_target"}, "data.split.judge with format input_target"),
     ],
 )
 def test_what_needs_all_rows_is_refused(settings: dict[str, Any], what: str) -> None:

@@ -11,11 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import processes
 from lab import hold
 from prefixkit.config import Recipe, dump_recipe, validate_recipe
+from prefixkit.data import longest_first
 from prefixkit.errors import ConfigError
 from prefixkit.files import read_json
 from prefixkit.lab.folder import read_recipe
 from prefixkit.lab.memory import Footprint, fit_to_budget, parse_bytes, sized_like
-from prefixkit.lab.run import train_run
+from prefixkit.lab.run import _load, train_run
 
 MB = 10**6
 FOOTPRINT = Footprint(held=1000 * MB, loading=1060 * MB, row=100 * MB, row_checkpointed=20 * MB, logits=30 * MB,
@@ -120,3 +121,16 @@ def test_a_run_within_a_budget_says_what_was_chosen_and_is_resumed_with_it(
         train_run(recipe, tmp_path / "third", memory_budget=1000, report=lambda *_: None)
     assert not (tmp_path / "third").exists()
     assert read_json(run.folder / "run.json")["recipe"]["train"]["batch_size"] == 4
+
+
+def test_of_a_stream_a_row_as_long_as_any_can_be_is_measured(recipe: Recipe) -> None:
+    streamed = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"stream": True, "stream_head": 40, "max_tokens": 30})}
+    )
+    _, data = _load(streamed)
+    assert max(example.num_tokens for example in data.train) < 30
+    longest, *others = longest_first(data, streamed)
+    assert len(longest.input_ids) == len(longest.labels) == 30
+    assert tuple(others) == data.train
+    _, plain = _load(recipe)
+    assert longest_first(plain, recipe) == plain.train

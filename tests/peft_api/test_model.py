@@ -481,6 +481,9 @@ def test_a_configuration_of_something_else_is_refused(base: PreTrainedModel, tmp
     get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="config: expected prefixkit's PrefixTuningConfig, got peft's LoraConfig"):
         PeftModel.from_pretrained(base, tmp_path, config=peft.LoraConfig())
+    named = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, base_model_name_or_path="another/model")
+    with pytest.raises(ConfigError, match="config: base_model_name_or_path is another/model, that of the saved prefix"):
+        PeftModel.from_pretrained(base, tmp_path, config=named)
     other = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, placement=["cross"])
     with pytest.raises(ConfigError, match="config: task_type is SEQ_2_SEQ_LM, that of the saved prefix CAUSAL_LM"):
         PeftModel.from_pretrained(base, tmp_path, config=other)

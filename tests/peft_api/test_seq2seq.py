@@ -295,3 +295,19 @@ def test_a_decoders_checkpoint_that_happens_to_fit_an_encoder_decoder_is_refused
     for read in (lambda: from_peft(tmp_path, t5), lambda: PeftModel.from_pretrained(t5, tmp_path)):
         with pytest.raises(ArtefactError, match="models can be exchanged; T5ForConditionalGeneration is none"):
             read()
+
+
+def test_a_configuration_given_on_loading_is_compared_whatever_its_order(tmp_path: Path) -> None:
+    t5 = build(ENCODER_DECODERS["t5"])
+    places = ["encoder_self", "decoder_self", "cross"]
+    get_peft_model(
+        t5, PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, placement=places)
+    ).save_pretrained(tmp_path)
+
+    def load(placement: list[str] | None) -> PeftModel:
+        config = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, placement=placement)
+        return PeftModel.from_pretrained(t5, tmp_path, config=config)
+
+    assert load(places[::-1]).active_peft_config.num_virtual_tokens == 4
+    with pytest.raises(ConfigError, match="config: placement is decoder_self, that of the saved prefix cross, "):
+        load(None)

@@ -48,17 +48,18 @@ class ProgressLines:
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
         self._said: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int, words: str) -> None:
         """Take note of progress."""
         now = self._clock()
-        began = self._began.setdefault(what, now)
+        began, before = self._began.setdefault(what, (now, done))
         is_long, is_due = what in self._said, now - self._said.get(what, began) >= self.EVERY
         if is_due or (done == total and is_long):
             self._said[what] = now
-            self._say(f"{what}: {done} of {total} in {now - began:.0f} s{f', {words}' if words else ''}")
+            spent = f"{done - before} in {now - began:.0f} s"
+            self._say(f"{what}: {done} of {total}, {spent}{f', {words}' if words else ''}")
 
 
 def _say(line: str) -> None:

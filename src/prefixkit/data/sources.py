@@ -213,7 +213,8 @@ def _check_label(config: DataConfig, rows: list[Row]) -> None:
         return
     shown = ", ".join(labels[:_MOST_LABELS_SHOWN])
     more = f" and {len(labels) - _MOST_LABELS_SHOWN} more" if len(labels) > _MOST_LABELS_SHOWN else ""
+    of_head = f" of its first {config.stream_head} (data.stream_head)" if config.stream else ""
     raise DataError(
-        f'data.keep_label: no row of {config.source} has "{wanted}" in column "{config.label_column}"; '
+        f'data.keep_label: no row{of_head} of {config.source} has "{wanted}" in column "{config.label_column}"; '
         f"labels: {shown}{more}"
     )

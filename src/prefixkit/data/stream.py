@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from torch.utils.data import Dataset, Sampler
 
+from prefixkit import processes
 from prefixkit.config import DataConfig, TrainConfig
 from prefixkit.data.batches import LengthGroupedSampler, check_batch_size
 from prefixkit.data.clean import clean_row
@@ -98,9 +99,15 @@ class TrainingStream:
                 yield Window(examples, next(iter(found.values()))[0])
                 found = {}
 
-    def texts(self, size: int, windows: int) -> list[str]:
-        """Return the learned texts of the first windows."""
-        return [example.text for window in islice(self.windows(size), windows) for example in window.examples]
+    def texts(self, size: int, examples: int) -> list[str]:
+        """Return what a run learned from that read so many examples in windows of a size, each text once."""
+        found: dict[str, None] = {}
+        for window in islice(self.windows(size), -(-examples // size)):
+            if window.start.lap:  # the source is read through, or nearly
+                found |= dict.fromkeys(example.text for example in window.examples)
+                break
+            found |= dict.fromkeys(example.text for example in window.examples)
+        return list(found)
 
     def _examples(self, start: Position) -> Iterator[tuple[Position, Row, Example]]:
         for lap in count(start.lap):
@@ -233,8 +240,13 @@ class StreamedExamples(Dataset[Example]):
         self._held, self._examples, self._order = number, window.examples, list(sampler)
 
     def _remember(self, number: int, window: Window) -> None:
-        """Write down where a window began; if that is known, it must be as it was."""
+        """Write down where a window began; if that is known, it must be as it was. All processes read the same."""
         own = (window.start, window.hash)
+        (others,) = processes.totals(own != processes.from_first(own))
+        if others:
+            raise DataError(
+                f"{self.stream.config.source}: the processes of this run read different rows; give all the same source"
+            )
         if number < len(self._begun):
             if self._begun[number] != own:
                 raise DataError(
@@ -250,9 +262,3 @@ class StreamedExamples(Dataset[Example]):
 def window_size(data: DataConfig, train: TrainConfig) -> int:
     """Return the examples of a window: `data.stream_window`, in whole batches."""
     return max(1, data.stream_window // train.batch_size) * train.batch_size
-
-
-def windows_read(data: DataConfig, train: TrainConfig) -> int:
-    """Return how many windows a run reads, the last one perhaps in part."""
-    batches = train.steps * train.accumulation
-    return -(-batches * train.batch_size // window_size(data, train))

@@ -13,7 +13,7 @@ from itertools import cycle, islice
 
 from prefixkit.config import Recipe
 from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData
-from prefixkit.data.stream import window_size, windows_read
+from prefixkit.data.stream import window_size
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
@@ -72,7 +72,7 @@ def evaluate(
         judge = _train_judge(data, recipe)
         if judge is not None and data.judge_test_rows:
             scores |= measures.judge(judge[0], data.judge_test_rows)
-        texts = TrainingTexts(_training_texts(data, recipe))
+        texts = TrainingTexts(_training_texts(prefix, data, recipe))
         writing = Writing(base, recipe, _prompts(wanted, recipe), judge, texts, measures)
         for system in systems:
             own, found = writing.score(system, progress)
@@ -82,12 +82,13 @@ def evaluate(
     return Evaluation(scores, tuple(samples))
 
 
-def _training_texts(data: PreparedData, recipe: Recipe) -> list[str]:
-    """Return what was learned from; of a stream, what the run read of it."""
+def _training_texts(prefix: Prefix, data: PreparedData, recipe: Recipe) -> list[str]:
+    """Return what a prefix learned from; of a stream, the windows that were read of it."""
     if data.stream is None:
         return [example.text for example in data.train]
-    size, windows = window_size(recipe.data, recipe.train), windows_read(recipe.data, recipe.train)
-    return data.stream.texts(size, windows)
+    train = recipe.train
+    taken = train.steps if prefix.card.training is None else prefix.card.training.steps
+    return data.stream.texts(window_size(recipe.data, train), taken * train.accumulation * train.batch_size)
 
 
 def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_tokens: int) -> None:

@@ -148,6 +148,7 @@ def _names(given: Sequence[str] | None, count: int, model: PreTrainedModel) -> t
     known: dict[Any, Any] = model.config.id2label or {}
     own = [str(known.get(number, "")) for number in range(count)]
     if len(known) == count == len(set(own)) and all(own):
-        log.info("labels named as in the base model's configuration: %s", ", ".join(own))
+        if own != [f"LABEL_{number}" for number in range(count)]:
+            log.info("labels named as in the base model's configuration: %s", ", ".join(own))
         return tuple(own)
     return tuple(f"LABEL_{number}" for number in range(count))

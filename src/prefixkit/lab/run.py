@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from prefixkit import processes
 from prefixkit.config import Recipe, validate_recipe
-from prefixkit.data import PreparedData, check_batch_size, prepare
+from prefixkit.data import PreparedData, check_batch_size, longest_first, prepare
 from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.evaluation import (
     check_context,
@@ -109,6 +109,8 @@ def train_run(
     if resume and memory_budget is not None and (folder / RECIPE).is_file():
         recipe, memory_budget = sized_like(recipe, read_recipe(folder)), None
     check_batch_size(recipe.train.batch_size, processes.count())
+    if memory_budget is not None and recipe.model.shard and processes.count() > 1:
+        raise ConfigError("--memory-budget measures a whole base model; leave it out, or set model.shard to false")
     processes.join()
     check_run(folder, recipe, resume=resume, overwrite=overwrite)
     if resume and is_measured(folder, recipe):
@@ -119,7 +121,7 @@ def train_run(
     base, data = _load(recipe)
     check_alike(base, data)
     if memory_budget is not None:
-        footprint = measure_footprint(base, data.train, recipe, data.classes)
+        footprint = measure_footprint(base, longest_first(data, recipe), recipe, data.classes)
         fit = processes.from_first(fit_to_budget(footprint, recipe, memory_budget))
         log.info("%s", fit)
         recipe = fit.apply(recipe)
@@ -189,6 +191,7 @@ def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
         revision=recipe.model.revision,
         dtype=recipe.model.dtype,
         attention=recipe.model.attention,
+        on_cpu=recipe.model.shard and processes.count() > 1,
     )
     base.check_format(recipe.data.format)
     config = recipe.prefix

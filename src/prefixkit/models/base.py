@@ -115,6 +115,7 @@ def load_base_model(
     revision: str | None = None,
     dtype: Dtype | str = Dtype.AUTO,
     attention: Attention | str = Attention.SDPA,
+    on_cpu: bool = False,
 ) -> Base:
     """Load a frozen language model and its tokenizer.
 
@@ -126,6 +127,7 @@ def load_base_model(
         revision: branch, tag or commit of a hub model.
         dtype: number format of the weights; ``auto`` takes bfloat16 where the hardware computes it natively.
         attention: transformers' attention implementation.
+        on_cpu: leave it in the machine's memory, for `shard` to put its parts where they run.
 
     Raises:
         ModelError: the model cannot be found, read or verified; the message is one line and says what to do.
@@ -141,6 +143,8 @@ def load_base_model(
     model, tokenizer, loading, commit = _load(source, location, chosen, attention, revision)
     require_complete(base, model, loading)
     check_dtype(base, model, chosen)
+    if not on_cpu:
+        model.to(choose_device())  # type: ignore[arg-type]
     is_pad_eos = _ensure_padding(base, tokenizer)
     _freeze(model, tokenizer)
     found, licence = _provenance(source, commit)
@@ -175,7 +179,7 @@ def _load(
     model, loading = loaded
     if is_encoder(config) and hasattr(model, "pooler"):
         model.pooler = None
-    return model.to(choose_device()), tokenizer, loading, commit
+    return model, tokenizer, loading, commit
 
 
 def _automodel(config: PretrainedConfig) -> Any:

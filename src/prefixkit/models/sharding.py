@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from prefixkit import processes
 from prefixkit.compat import checkpointed_layers, is_shard
 from prefixkit.errors import UnsupportedModelError
+from prefixkit.models.hardware import choose_device
 from prefixkit.models.quantised import is_quantised
-from prefixkit.models.weights import input_device, is_offloaded
+from prefixkit.models.weights import is_offloaded
 
 
 def shard(model: PreTrainedModel) -> None:
@@ -34,9 +35,11 @@ def shard(model: PreTrainedModel) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(input_device(model).type, (processes.count(),))
-    for layer in layers:
+    device = choose_device()
+    mesh = init_device_mesh(device.type, (processes.count(),))
+    for layer in layers:  # each goes where it runs in parts: the whole model need not fit there
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    model.to(device)  # type: ignore[arg-type]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -51,7 +51,7 @@ def source_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_
     """
     whole = token_ids(texts, tokenizer, special_tokens=True)
     if not all(whole):
-        raise DataError("an input is empty, and an encoder needs at least one token to read; leave out such rows")
+        raise DataError("an input is empty, and a model needs at least one token to read; leave out such rows")
     if max_tokens is None or max(map(len, whole), default=0) <= max_tokens:
         return whole
     opening, closing = around_text(tokenizer)

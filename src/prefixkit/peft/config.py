@@ -159,11 +159,13 @@ class PrefixTuningConfig:
         """Refuse to be taken for the configuration of a saved prefix that it is not.
 
         Raises:
-            ConfigError: task, length or placement differ.
+            ConfigError: they differ in something both say.
         """
-        for key in ("task_type", "num_virtual_tokens", "placement"):
+        for key in ("task_type", "num_virtual_tokens", "base_model_name_or_path", "revision", "placement"):
             said, found = getattr(self, key), getattr(saved, key)
-            if said != found and not (key == "placement" and said is None):
+            if key == "placement" and saved.task_type is TaskType.SEQ_2_SEQ_LM:
+                said, found = (", ".join(sorted(places or DEFAULT_PLACEMENT)) for places in (said, found))
+            if said != found and (said is not None or key == "task_type"):
                 raise ConfigError(f"config: {key} is {said}, that of the saved prefix {found}; leave it out")
 
     def to_prefix_config(self, token_dim: int) -> PrefixConfig:

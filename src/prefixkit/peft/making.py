@@ -46,7 +46,8 @@ def get_peft_model(
     config = require_own(peft_config, "peft_config")
     if adapter_name != "default":
         raise ConfigError(one_prefix(adapter_name))
-    check_others("get_peft_model", {"mixed": mixed}, MAKING)
+    others = {"mixed": mixed, "autocast_adapter_dtype": autocast_adapter_dtype, "low_cpu_mem_usage": low_cpu_mem_usage}
+    check_others("get_peft_model", others, MAKING)
     if has_adapters(model):
         raise UnsupportedModelError(
             f"{type(model).__name__}: holds adapters, which save_pretrained here would leave out; "
