@@ -125,7 +125,7 @@ def test_a_run_within_a_budget_says_what_was_chosen_and_is_resumed_with_it(
 
 def test_of_a_stream_a_row_as_long_as_any_can_be_is_measured(recipe: Recipe) -> None:
     streamed = recipe.model_copy(
-        update={"data": recipe.data.model_copy(update={"stream": True, "stream_head": 40, "max_tokens": 30})}
+        update={"data": recipe.data.model_copy(update={"stream": True, "stream_head": 80, "max_tokens": 30})}
     )
     _, data = _load(streamed)
     assert max(example.num_tokens for example in data.train) < 30
