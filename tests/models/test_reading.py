@@ -137,7 +137,7 @@ def test_an_empty_text_is_read_where_something_stands_around_it_and_refused_else
     with pytest.raises(DataError) as caught:
         read_text("", byte_level(eos_token=None), reads_both_ways=False, max_tokens=9)
     assert str(caught.value) == "a text is empty, and a model needs at least one token to read; leave out such rows"
-    with pytest.raises(DataError, match="^an input is empty, and an encoder needs at least one token to read"):
+    with pytest.raises(DataError, match="^an input is empty, and a model needs at least one token to read"):
         read_text("", byte_level(), reads_both_ways=True, max_tokens=9)
 
 

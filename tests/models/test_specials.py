@@ -56,5 +56,5 @@ def test_a_target_ends_where_the_tokenizer_puts_nothing_around_it(plain: PreTrai
 
 
 def test_an_empty_input_is_refused_where_nothing_stands_around_it(plain: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match="an input is empty, and an encoder needs at least one token to read"):
+    with pytest.raises(DataError, match="an input is empty, and a model needs at least one token to read"):
         source_ids(["the film", ""], plain)

@@ -62,7 +62,7 @@ def test_the_start_is_ours_unless_asked_otherwise(init_weights: Any, kind: InitK
             "task_type: expected CAUSAL_LM or SEQ_2_SEQ_LM, got SEQ_CLS; a prefix with a head for labels is trained by",
         ),
         ({"num_virtual_token": 3}, 'num_virtual_token: unknown; did you mean "num_virtual_tokens"?'),
-        ({"zzz": 3}, "PrefixTuningConfig: zzz: unknown; PEFT has no such argument"),
+        ({"zzz": 3}, "PrefixTuningConfig: zzz: unknown; leave it out"),
         ({"num_virtual_tokens": 0}, "num_virtual_tokens: expected 1-4096, got 0"),
         ({"num_virtual_tokens": None}, "num_virtual_tokens: expected 1-4096, got None"),
         ({"num_virtual_tokens": 5000}, "num_virtual_tokens: expected 1-4096, got 5000"),

@@ -196,4 +196,4 @@ def test_a_run_that_starts_from_a_prefix_starts_from_its_head_too(
     assert torch.equal(build_head(base, recipe, data.classes).weight, saved.weight)
     caplog.set_level("INFO", logger="prefixkit")
     assert not torch.equal(build_head(base, recipe, ("x", "y")).weight, saved.weight)
-    assert "has no head for these labels; the head starts anew" in caplog.text
+    assert "has no head that reads these labels in this way; the head starts anew" in caplog.text
