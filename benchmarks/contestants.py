@@ -13,7 +13,7 @@ from prefixkit.errors import TrainingError
 from prefixkit.models import Base, load_base_model
 from prefixkit.training import build_encoder
 from prefixkit.training.loss import summed_loss
-from prefixkit.training.model import PrefixModel
+from prefixkit.training.start import build_model
 
 LORA, PEFT_PREFIX, PEFT_PROJECTED, PREFIXKIT, FULL = "lora", "peft-prefix", "peft-projected", "prefixkit", "full"
 LORA_TARGETS = ["q_proj", "v_proj"]
@@ -44,9 +44,7 @@ def logits_loss(model: nn.Module) -> Loss:
 
 
 def build_prefixkit(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
-    texts = [example.text for example in data.train[:64]]  # as train_prefix does
-    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset)
+    model = build_model(base, data.train, recipe, ())
 
     def loss(batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         return summed_loss(model.base, batch, labels, plain_head=model.plain_head)

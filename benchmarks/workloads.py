@@ -23,6 +23,7 @@ from contestants import BUILDERS, PEFT_PREFIX, batches, load
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import NO_LOSS, Collator, PreparedData
 from prefixkit.injection import attach
+from prefixkit.lab.cost import linear_products
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, peak_memory_bytes
@@ -74,21 +75,16 @@ def training_step(method: str, base: Base, recipe: Recipe, data: PreparedData) -
     return step
 
 
-@torch.no_grad()
 def matmul_floor(base: Base, recipe: Recipe) -> Step:
     """The matrix products that no prefix tuning of this model can do without, and nothing else.
 
     Forward and, for the inputs, backward of every linear layer, on real tokens only; the head at as many positions.
     """
-    weights = [module.weight for module in base.model.modules() if isinstance(module, nn.Linear)]
-    most = recipe.train.batch_size * recipe.data.max_tokens
-    numbers = {size: torch.randn(most, size, dtype=base.dtype) for weight in weights for size in weight.shape}
+    multiply = linear_products(base, most=recipe.train.batch_size * recipe.data.max_tokens)
 
     def step(batch: dict[str, Tensor]) -> int:
         tokens = int(batch["attention_mask"].sum())
-        for weight in weights:
-            torch.mm(numbers[weight.shape[1]][:tokens], weight.T)
-            torch.mm(numbers[weight.shape[0]][:tokens], weight)
+        multiply(tokens)
         return tokens
 
     return step

@@ -1,22 +1,21 @@
 """What stands around an encoder-decoder: training, low precision, pipelines, device maps, LoRA, batching."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import CompileConfig, pipeline
 
 from conformance.encoder_families import ENCODER_DECODERS, build
 from conformance.pairs import Pairs, cannot_cache, make_pairs
 from conformance.scene import SIX
-from prefixkit.errors import InjectionError, UnsupportedModelError
+from conformance.unsupported import check_flex_is_refused, check_reentrant_is_refused
+from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
-from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
+from prefixkit.prefix import BaseCard, Prefix
 
 pytestmark = pytest.mark.slow
 #: T5 does not scale its attention scores; without a prefix, too, its rounding errors come to 19 units.
@@ -68,23 +67,13 @@ def test_embeddings_in_place_of_tokens(encoder_decoder, cell, all_float64, make_
 @pytest.mark.cell("checkpointing")
 def test_reentrant_checkpointing_is_refused(encoder_decoder, cell, make_prefix, make_states, make_ids):
     model = build(ENCODER_DECODERS[encoder_decoder])
-    source, states = make_pairs(model, make_prefix).source, make_states(model, 2)
-    encoder = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
-    reproduce(encoder, states)
-    model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=True))
-    with (
-        attach(model.train(), encoder),
-        cell.refused(InjectionError, "use_reentrant=True gives a prefix wrong gradients or none; enable it with"),
-    ):
-        model(**source, labels=make_ids(3, 4), use_cache=False)
+    inputs = {**make_pairs(model, make_prefix).source, "labels": make_ids(3, 4), "use_cache": False}
+    check_reentrant_is_refused(cell, model, make_states(model, 2), **inputs)
 
 
 @pytest.mark.cell("flex")
 def test_flex_attention_is_refused(encoder_decoder, cell):
-    model = build(ENCODER_DECODERS[encoder_decoder])
-    model.config._attn_implementation_internal = "flex_attention"
-    with cell.refused(UnsupportedModelError, "attention implementation 'flex_attention' is not supported; load the"):
-        attach(model, None)
+    check_flex_is_refused(cell, build(ENCODER_DECODERS[encoder_decoder]))
 
 
 @pytest.mark.cell("compiled-forward")

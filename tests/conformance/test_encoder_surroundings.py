@@ -1,21 +1,20 @@
 """What stands around an encoder: embeddings as input, low precision, pipelines, device maps, LoRA, other attentions."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, pipeline
 
 from conformance.encoder_families import ENCODERS, build
 from conformance.reference import reading
-from prefixkit.errors import InjectionError, UnsupportedModelError
+from conformance.unsupported import check_flex_is_refused, check_reentrant_is_refused
+from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
-from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
+from prefixkit.prefix import BaseCard, Prefix
 
 pytestmark = pytest.mark.slow
 UNITS = 16
@@ -76,23 +75,12 @@ def test_low_precision_stays_within_rounding_of_float64(encoder, dtype, attentio
 @pytest.mark.cell("checkpointing")
 def test_reentrant_checkpointing_is_refused(encoder, cell, make_states, make_ids):
     model = build(ENCODERS[encoder], AutoModelForSequenceClassification)
-    states = make_states(model, 2)
-    prefix = PrefixEncoder(states.geometry, states.lengths, dtype=torch.float64)
-    reproduce(prefix, states)
-    model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=True))
-    with (
-        attach(model.train(), prefix),
-        cell.refused(InjectionError, "use_reentrant=True gives a prefix wrong gradients or none; enable it with"),
-    ):
-        model(**text(make_ids))
+    check_reentrant_is_refused(cell, model, make_states(model, 2), **text(make_ids))
 
 
 @pytest.mark.cell("flex")
 def test_flex_attention_is_refused(encoder, cell):
-    model = build(ENCODERS[encoder], AutoModel)
-    model.config._attn_implementation_internal = "flex_attention"
-    with cell.refused(UnsupportedModelError, "attention implementation 'flex_attention' is not supported; load the"):
-        attach(model, None)
+    check_flex_is_refused(cell, build(ENCODERS[encoder], AutoModel))
 
 
 @pytest.mark.cell("pipeline")

@@ -10,7 +10,8 @@ from transformers import CompileConfig, pipeline
 
 from conformance.foreign import FOREIGN, before_and_after
 from conformance.scene import LOGITS, SIX, check_greedy, make_scene
-from prefixkit.errors import InjectionError, UnsupportedModelError
+from conformance.unsupported import check_flex_is_refused
+from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
 
 pytestmark = pytest.mark.slow
@@ -133,10 +134,7 @@ def test_continuous_batching_is_refused_and_leaves_the_model_as_it_was(family, c
 
 @pytest.mark.cell("flex")
 def test_flex_attention_is_refused(any_family, cell, make_model):
-    model = make_model(any_family, fresh=True)
-    model.config._attn_implementation_internal = "flex_attention"
-    with cell.refused(UnsupportedModelError, "attention implementation 'flex_attention' is not supported; load the"):
-        attach(model, None)
+    check_flex_is_refused(cell, make_model(any_family, fresh=True))
 
 
 @pytest.mark.cell("foreign-cache")

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from conformance.families import build_model
 from conformance.scene import PADDINGS, padding
+from conformance.unsupported import REENTRANT
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
@@ -67,7 +68,7 @@ def test_checkpointing_gives_the_same_gradients_or_is_refused(
         return
     model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=kind == "reentrant"))
     if kind == "reentrant":
-        with cell.refused(InjectionError, "use_reentrant=True gives a prefix wrong gradients or none; enable it with"):
+        with cell.refused(InjectionError, REENTRANT):
             gradients()
         return
     if any_family in DROPS_ARGUMENTS:

@@ -115,8 +115,8 @@ def tag(
         raise DataError("rows: expected a list of words for each text, got a text; split it into words")
     _require_unicode(word for words in rows for word in words)
     heads, prefixes = _heads(prefix, len(rows), HeadKind.TOKEN), _each(prefix, len(rows))
-    read = partial(read_words, tokenizer=base.tokenizer)
-    readings = _read(lambda part, limit: read(part, max_tokens=limit), rows, _limits(base, prefixes, max_tokens))
+    limits = _limits(base, prefixes, max_tokens)
+    readings = _read(lambda part, limit: read_words(part, base.tokenizer, max_tokens=limit), rows, limits)
     found = _probabilities(base, readings, heads, prefix, batch_size, on_progress)
     tagged = []
     for words, reading, probabilities in zip(rows, readings, found, strict=True):

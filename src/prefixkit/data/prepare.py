@@ -8,7 +8,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.config import DataConfig, Recipe
+from prefixkit.config import DataConfig
 from prefixkit.data.clean import clean_row
 from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
@@ -27,6 +27,7 @@ log = get_logger(__name__)
 _NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
 """Settings that say where the rows are, not what they are: the same file elsewhere is the same data."""
 _OF_STREAMS = {"stream", "stream_head", "stream_window"}
+"""Settings that change nothing where rows are not streamed."""
 
 
 #: English text has about this many words per token of the usual vocabularies.
@@ -200,14 +201,14 @@ def prepare(
     )
 
 
-def longest_first(data: PreparedData, recipe: Recipe) -> tuple[Example, ...]:
+def longest_first(data: PreparedData, max_tokens: int) -> tuple[Example, ...]:
     """Return training examples with one as long as any can be: of a stream, longer ones may follow."""
     if data.stream is None:
         return data.train
-    longest, most = max(data.train, key=lambda example: example.num_tokens), recipe.data.max_tokens
+    longest = max(data.train, key=lambda example: example.num_tokens)
 
     def stretched(ids: Ids) -> Ids:
-        return (ids * -(-most // len(ids)))[:most]
+        return (ids * -(-max_tokens // len(ids)))[:max_tokens]
 
     source = None if longest.source_ids is None else stretched(longest.source_ids)
     ids, labels = stretched(longest.input_ids), stretched(longest.labels)

@@ -46,20 +46,24 @@ _READ = frozenset({"peft_type", "task_type", "num_transformer_submodules", "modu
                    "base_model_name_or_path", *_SIZES})  # fmt: skip
 
 
-class Task(StrEnum):
-    """PEFT's tasks whose prefixes can be exchanged: of decoder-only models, with a head for labels or without."""
+class TaskType(StrEnum):
+    """PEFT's tasks."""
 
-    CAUSAL_LM = "CAUSAL_LM"
-    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
     SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
     TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
     @property
     def has_head(self) -> bool:
-        """Whether a head is trained beside the prefix."""
-        return self in (Task.SEQ_CLS, Task.TOKEN_CLS)
+        """Whether a head for labels is trained beside the prefix."""
+        return self in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS)
 
 
+#: Those whose prefixes can be exchanged: of decoder-only models, with a head for labels or without.
+EXCHANGED = (TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION, TaskType.SEQ_CLS, TaskType.TOKEN_CLS)
 #: Why the others cannot.
 _WHY_NOT = {
     "SEQ_2_SEQ_LM": "in an encoder-decoder PEFT lets layers share their halves and counts positions to the prefix, "
@@ -97,7 +101,7 @@ class AdapterConfig:
         revision: of the base model.
     """
 
-    task: Task
+    task: TaskType
     num_virtual_tokens: int
     token_dim: int | None
     num_layers: int | None
@@ -227,10 +231,10 @@ def _read_config(folder: Path) -> AdapterConfig:
         todo = "load it with peft; LoRA and its kin work beside an attached prefix" if kind else "is it PEFT's?"
         raise ArtefactError(f"{path}: peft_type: expected PREFIX_TUNING, got {kind}; {todo}")
     said = values.get("task_type")
-    if said not in list(Task):
+    if said not in EXCHANGED:
         why = _WHY_NOT.get(str(said), "is it PEFT's?")
-        raise ArtefactError(f"{path}: task_type: expected {', '.join(Task)}, got {said}; {why}")
-    task = Task(said)
+        raise ArtefactError(f"{path}: task_type: expected {', '.join(EXCHANGED)}, got {said}; {why}")
+    task = TaskType(said)
     stacks = values.get("num_transformer_submodules")
     if stacks is not None and (stacks != 1 or isinstance(stacks, bool)):
         raise ArtefactError(

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from prefixkit.config import Pooling
 from prefixkit.errors import ArtefactError, ExportError
-from prefixkit.export.adapter import HEAD_NAMES, AdapterHead, Task
+from prefixkit.export.adapter import HEAD_NAMES, AdapterHead, TaskType
 from prefixkit.logs import get_logger
 from prefixkit.models.reading import last_hidden_state
 from prefixkit.models.weights import input_device
@@ -25,13 +25,13 @@ from prefixkit.prefix import Head, HeadKind
 
 log = get_logger(__name__)
 
-_TASKS = {HeadKind.SEQUENCE: Task.SEQ_CLS, HeadKind.TOKEN: Task.TOKEN_CLS}
+_TASKS = {HeadKind.SEQUENCE: TaskType.SEQ_CLS, HeadKind.TOKEN: TaskType.TOKEN_CLS}
 _CLASSES = {HeadKind.SEQUENCE: AutoModelForSequenceClassification, HeadKind.TOKEN: AutoModelForTokenClassification}
 
 
-def task_of(head: Head | None) -> Task:
+def task_of_head(head: Head | None) -> TaskType:
     """Return PEFT's name for what a prefix with such a head does."""
-    return Task.CAUSAL_LM if head is None else _TASKS[head.kind]
+    return TaskType.CAUSAL_LM if head is None else _TASKS[head.kind]
 
 
 def to_adapter(head: Head, model: PreTrainedModel) -> AdapterHead:
@@ -96,7 +96,7 @@ def require_plain(model: PreTrainedModel, kind: type[ArtefactError | ExportError
 
 
 def from_adapter(
-    found: AdapterHead, task: Task, model: PreTrainedModel, labels: Sequence[str] | None, folder: Path
+    found: AdapterHead, task: TaskType, model: PreTrainedModel, labels: Sequence[str] | None, folder: Path
 ) -> Head:
     """Return the head of a checkpoint.
 
@@ -110,7 +110,7 @@ def from_adapter(
     Raises:
         ArtefactError: it has another width than the model, fewer than two labels, or another number of them.
     """
-    kind = HeadKind.TOKEN if task is Task.TOKEN_CLS else HeadKind.SEQUENCE
+    kind = HeadKind.TOKEN if task is TaskType.TOKEN_CLS else HeadKind.SEQUENCE
     count, width = found.weight.shape
     size = _width(model)
     if width != size:

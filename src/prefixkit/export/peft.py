@@ -16,7 +16,7 @@ from prefixkit.compat import smallest_window
 from prefixkit.config import Placement
 from prefixkit.errors import ArtefactError, ExportError
 from prefixkit.export.adapter import Adapter, AdapterConfig, read_adapter, write_adapter
-from prefixkit.export.heads import from_adapter, require_plain, task_of, to_adapter
+from prefixkit.export.heads import from_adapter, require_plain, task_of_head, to_adapter
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import context_tokens, inspect_model
 from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site
@@ -48,7 +48,7 @@ def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
     _require_no_window(model, ExportError)
     head = None if prefix.head is None else to_adapter(prefix.head, model)
     config = AdapterConfig(
-        task=task_of(prefix.head),
+        task=task_of_head(prefix.head),
         num_virtual_tokens=states.num_virtual_tokens,
         token_dim=site.kv_heads * site.head_dim,
         num_layers=len(states.geometry.sites),

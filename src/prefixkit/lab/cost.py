@@ -7,10 +7,9 @@ their time too. On other hardware a step takes its FLOPs divided by what that ha
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +20,13 @@ from prefixkit.config import Recipe
 from prefixkit.data import Collator, Example, LengthGroupedSampler
 from prefixkit.lab.memory import measure_footprint
 from prefixkit.models import Base
-from prefixkit.models.weights import input_device
+from prefixkit.models.weights import input_device, is_plain
 from prefixkit.training.model import PrefixModel
-from prefixkit.training.start import build_encoder, build_head
+from prefixkit.training.start import build_model
 
 #: Steps that are timed, after one whose FLOPs are counted.
 _STEPS = 3
-#: Seconds the matrix products are tried for.
+#: Seconds the matrix products are tried for at least.
 _TRIED = 1.0
 
 
@@ -83,16 +82,15 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
     """
     train = recipe.train
     footprint = measure_footprint(base, examples, recipe, classes)
-    encoder = build_encoder(base, recipe.prefix, seed=train.seed, texts=[example.text for example in examples[:64]])
-    head = build_head(base, recipe, classes) if classes else None
-    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
+    model = build_model(base, examples, recipe, classes)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     lengths = [example.num_tokens for example in examples]
     sampler = LengthGroupedSampler(lengths, train.batch_size, seed=train.seed, group_by_length=train.group_by_length)
     collate, order = Collator(base.tokenizer.pad_token_id), cycle(sampler)
     try:
         if train.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
+        optimiser = torch.optim.AdamW(trained, lr=0.0)
         flops, seconds, tokens = 0.0, 0.0, 0
         for number in range(_STEPS + 1):
             rows = list(islice(order, train.batch_size))
@@ -117,7 +115,7 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
         rate=matmul_rate(base, tokens=max(1, round(mean / train.accumulation))),
         peak=footprint.peak(train.batch_size, checkpointing=train.gradient_checkpointing),
         peak_checkpointed=footprint.peak(train.batch_size, checkpointing=True),
-        trained=encoder.num_parameters() + (0 if head is None else head.num_parameters()),
+        trained=sum(parameter.numel() for parameter in trained),
     )
 
 
@@ -146,24 +144,41 @@ def _synchronise(tensor: Tensor) -> None:
         torch.cuda.synchronize(tensor.device)
 
 
-@torch.no_grad()
-def matmul_rate(base: Base, *, tokens: int) -> float:
-    """Return the FLOP/s of matrix products of a model's linear layers with so many tokens, forwards and backwards."""
-    device, weights = input_device(base.model), []
-    for module in base.model.modules():
-        if isinstance(module, nn.Linear):
-            out, into = module.out_features, module.in_features
-            weights.append(torch.randn(out, into, dtype=base.dtype, device=device))
-        if len(weights) == 16:  # more are more of the same shapes
-            break
-    numbers: dict[int, Any] = {
-        size: torch.randn(tokens, size, dtype=base.dtype, device=device) for weight in weights for size in weight.shape
-    }
-    done, started = 0.0, time.perf_counter()
-    while (spent := time.perf_counter() - started) < _TRIED or not done:
+def linear_products(base: Base, *, most: int) -> Callable[[int], int]:
+    """Return what no training of a prefix can do without: the products of all linear layers, and nothing else.
+
+    Args:
+        base: the base model; its own weights are multiplied with.
+        most: tokens at most.
+
+    Returns:
+        A function that multiplies for so many tokens, forwards and backwards for the input, and returns the FLOPs.
+    """
+    device = input_device(base.model)
+    linear = [module for module in base.model.modules() if isinstance(module, nn.Linear)]
+    shapes = [(layer.out_features, layer.in_features) for layer in linear]
+    weights = [
+        layer.weight.detach() if is_plain(layer.weight) else torch.empty(shape, dtype=base.dtype, device=device)
+        for layer, shape in zip(linear, shapes, strict=True)
+    ]
+    sizes = {size for weight in weights for size in weight.shape}
+    numbers = {size: torch.randn(most, size, dtype=base.dtype, device=device) for size in sizes}
+
+    @torch.no_grad()
+    def multiply(tokens: int) -> int:
         for weight in weights:
-            torch.mm(numbers[weight.shape[1]], weight.T)
-            torch.mm(numbers[weight.shape[0]], weight)
-            done += 4 * tokens * weight.numel()
-        _synchronise(weights[0])
+            torch.mm(numbers[weight.shape[1]][:tokens], weight.T)
+            torch.mm(numbers[weight.shape[0]][:tokens], weight)
+        return 4 * tokens * sum(weight.numel() for weight in weights)
+
+    return multiply
+
+
+def matmul_rate(base: Base, *, tokens: int) -> float:
+    """Return the FLOP/s of `linear_products` with so many tokens on this machine."""
+    multiply, somewhere = linear_products(base, most=tokens), next(base.model.parameters())
+    done, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < _TRIED or not done:
+        done += multiply(tokens)
+        _synchronise(somewhere)
     return done / spent

@@ -31,8 +31,7 @@ from prefixkit.models.hardware import held_memory_bytes, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.weights import input_device
 from prefixkit.training.loss import CHUNK
-from prefixkit.training.model import PrefixModel
-from prefixkit.training.start import build_encoder, build_head
+from prefixkit.training.start import build_model
 
 _SLACK = 1.25
 """What allocators hold beyond what was asked for."""
@@ -113,9 +112,7 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         classes: names of the labels, where labels are learned.
     """
     longest = max(examples, key=lambda example: example.num_tokens)
-    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=[longest.text])
-    head = build_head(base, recipe, classes) if classes else None
-    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
+    model = build_model(base, examples, recipe, classes)
     batch = {
         name: tensor.to(input_device(base.model))
         for name, tensor in Collator(base.tokenizer.pad_token_id)([longest]).items()
@@ -131,7 +128,7 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
     tokens = len(longest.input_ids)
     logits = 3 * 4 * vocabulary * CHUNK if model.plain_head else 0  # a chunk, its exponentials and its gradient
-    if head is None and not model.plain_head:
+    if not classes and not model.plain_head:
         row += 3 * 4 * vocabulary * tokens  # all of them
     numbers = inspect_model(base.model).geometry.numbers_per_token
     text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens

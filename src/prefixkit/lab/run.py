@@ -121,7 +121,7 @@ def train_run(
     base, data = _load(recipe)
     check_alike(base, data)
     if memory_budget is not None:
-        footprint = measure_footprint(base, longest_first(data, recipe), recipe, data.classes)
+        footprint = measure_footprint(base, longest_first(data, recipe.data.max_tokens), recipe, data.classes)
         fit = processes.from_first(fit_to_budget(footprint, recipe, memory_budget))
         log.info("%s", fit)
         recipe = fit.apply(recipe)

@@ -8,7 +8,8 @@ where they differ.
 
 from typing import Any
 
-from prefixkit.peft.config import PrefixTuningConfig, TaskType
+from prefixkit.export.adapter import TaskType
+from prefixkit.peft.config import PrefixTuningConfig
 from prefixkit.peft.making import get_peft_model
 from prefixkit.peft.model import PeftModel
 

@@ -1,27 +1,14 @@
 """PEFT's `PrefixTuningConfig`: the same arguments, checked, and what they mean as prefixkit's settings."""
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from prefixkit.config import Activation, InitConfig, InitKind, Placement, PrefixConfig
 from prefixkit.errors import ArtefactError, ConfigError, did_you_mean
-from prefixkit.export.adapter import CONFIG_NAME, read_adapter
+from prefixkit.export.adapter import CONFIG_NAME, TaskType, read_adapter
 from prefixkit.peft.arguments import TUNING, check_others
 from prefixkit.prefix import PREFIX_FILES, Geometry, Prefix
-
-
-class TaskType(StrEnum):
-    """PEFT's tasks; prefix tuning is offered here for CAUSAL_LM and SEQ_2_SEQ_LM."""
-
-    SEQ_CLS = "SEQ_CLS"
-    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
-    CAUSAL_LM = "CAUSAL_LM"
-    TOKEN_CLS = "TOKEN_CLS"
-    QUESTION_ANS = "QUESTION_ANS"
-    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-
 
 #: PEFT's projection as our reparameterisation: one hidden layer (tanh) and the last one.
 PROJECTION_DEPTH = 2
@@ -29,6 +16,7 @@ PROJECTION_DEPTH = 2
 TRAINERS = "model.safetensors"
 #: The attention stacks that get a prefix where nothing is said: in an encoder-decoder PEFT's choice, not the paper's.
 DEFAULT_PLACEMENT = (Placement.DECODER_SELF,)
+#: Tasks prefix tuning is offered for under PEFT's names.
 _OFFERED = (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM)
 NOT_OFFERED = "PEFT's names are offered for decoder-only models and encoder-decoders; use prefixkit.attach"
 

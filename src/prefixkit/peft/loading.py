@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from prefixkit.errors import ArtefactError, ConfigError, ExportError, UnsupportedModelError
 from prefixkit.export import from_peft, to_peft
-from prefixkit.export.adapter import CONFIG_NAME, read_adapter
+from prefixkit.export.adapter import CONFIG_NAME, TaskType, read_adapter
 from prefixkit.logs import get_logger
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
-from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, TaskType, has_head, task_of
+from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, has_head, task_of
 from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates
 
 log = get_logger(__name__)

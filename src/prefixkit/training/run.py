@@ -36,7 +36,7 @@ from prefixkit.training.callbacks import (
 from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints, newest_readable, read_own, step_of
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.monitor import Monitor
-from prefixkit.training.start import build_encoder, build_head
+from prefixkit.training.start import build_model
 from prefixkit.training.trainer import PrefixTrainer
 
 log = get_logger(__name__)
@@ -106,14 +106,11 @@ def train_prefix(
         TrainingError: a checkpoint could not be saved.
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved first.
     """
-    texts = [example.text for example in examples[:64]]
     with _own_randomness():  # torch's layers draw their weights as they are made, before ours replace them
-        encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    head = build_head(base, recipe, classes) if classes else None
+        model = build_model(base, examples, recipe, classes)
     learned: Sequence[Example] | StreamedExamples = examples
     if stream is not None:
         learned = StreamedExamples(stream, recipe.train, folder / STREAM_NAME, writes=processes.is_first())
-    model = PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
     at_start = copy.deepcopy(model.trained_state())
     progress = Progress()
     try:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefixkit.config import Format, InitKind, PrefixConfig, Recipe
+from prefixkit.data import Example
 from prefixkit.errors import ConfigError
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
@@ -29,8 +30,31 @@ from prefixkit.prefix import (
     reproduce,
 )
 from prefixkit.seeding import derive
+from prefixkit.training.model import PrefixModel
 
 log = get_logger(__name__)
+
+#: Training texts a prefix may start from.
+_STARTING = 64
+
+
+def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes: Sequence[str]) -> PrefixModel:
+    """Return what is trained: a base model with a recipe's prefix attached, and a head where labels are learned.
+
+    Args:
+        base: the frozen base model, with nothing attached.
+        examples: what is to be learned from; with init kind text and no text given, the prefix starts from their
+            beginning.
+        recipe: how.
+        classes: names of the labels to tell apart, where labels are learned.
+
+    Raises:
+        PrefixkitError: as for `build_encoder` and `build_head`.
+    """
+    texts = [example.text for example in examples[:_STARTING]]
+    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
+    head = build_head(base, recipe, classes) if classes else None
+    return PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
 
 
 def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequence[str]) -> PrefixEncoder:
