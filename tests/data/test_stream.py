@@ -253,6 +253,14 @@ def test_a_label_that_the_head_lacks_is_not_said_to_be_missing(
         prepared(config, tiny_tokenizer)
 
 
+def test_a_head_too_short_for_every_split_is_told_to_be_longer(
+    make: Callable[..., tuple[DataConfig, TrainingStream]], tiny_tokenizer: Any
+) -> None:
+    config, _ = make()
+    with pytest.raises(DataError, match=r"data.split.\w+: none of the \d rows left .*; raise data.stream_head"):
+        prepared(config.model_copy(update={"stream_head": 3}), tiny_tokenizer)
+
+
 def test_nothing_to_learn_from_is_an_error_and_no_endless_loop(
     make: Callable[..., tuple[DataConfig, TrainingStream]],
 ) -> None:

@@ -12,6 +12,7 @@ from prefixkit import PrefixTuningConfig, get_peft_model
 from prefixkit.config import Activation, InitKind
 from prefixkit.errors import ConfigError
 from prefixkit.peft import PeftConfig, TaskType
+from prefixkit.peft.arguments import LOADING, MAKING, SAVING, TUNING, Meaningless, check_others
 
 
 def test_the_lab_pages_configuration_is_a_two_layer_tanh_mlp() -> None:
@@ -145,3 +146,14 @@ def test_a_configuration_says_all_it_holds() -> None:
     assert (told["peft_type"], told["task_type"], told["num_virtual_tokens"]) == ("PREFIX_TUNING", "CAUSAL_LM", 7)
     assert config.peft_type == "PREFIX_TUNING"
     assert PrefixTuningConfig(**{name: value for name, value in told.items() if value is not None}).to_dict() == told
+
+
+@pytest.mark.parametrize("table", [TUNING, MAKING, LOADING, SAVING])
+def test_arguments_that_mean_nothing_are_taken_at_the_values_that_mean_nothing(table: Meaningless) -> None:
+    for key, (harmless, todo) in table.items():
+        for value in harmless:
+            check_others("call", {key: value}, table)
+        with pytest.raises(ConfigError, match=re.escape(f"call: {key}='another': {todo}")):
+            check_others("call", {key: "another"}, table)
+    with pytest.raises(ConfigError, match="call: qqqq: unknown; leave it out"):
+        check_others("call", {"qqqq": 1}, table)

@@ -235,3 +235,9 @@ def test_autocast_does_not_round_the_heads_own_arithmetic() -> None:
     expected = head(hidden)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head(hidden), expected)
+
+
+@pytest.mark.parametrize(("weight", "bias"), [(torch.float32, torch.bfloat16), (torch.float16, torch.float32)])
+def test_weight_and_bias_have_one_number_format(weight: torch.dtype, bias: torch.dtype) -> None:
+    with pytest.raises(ArtefactError, match=r"^head: expected weight and bias in one number format, got torch\."):
+        Head(HeadKind.SEQUENCE, ("a", "b"), torch.zeros(2, 3).to(weight), torch.zeros(2).to(bias))

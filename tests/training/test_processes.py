@@ -19,6 +19,7 @@ from prefixkit.config import Recipe, dump_recipe
 from prefixkit.data import DistributedBatchSampler, LengthGroupedSampler
 from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.files import read_json
+from prefixkit.lab.run import train_run
 from prefixkit.prefix import Prefix
 from prefixkit.processes import join
 from prefixkit.training import checkpoint_folder, checkpoints, read_metrics
@@ -204,3 +205,10 @@ def test_torchrun_runs_a_recipe(write: Callable[..., Path], tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["folder"] == str(tmp_path / "many")  # said once
     assert_alike(tmp_path / "alone", tmp_path / "many")
+
+
+def test_a_budget_is_for_a_whole_base_model(make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--memory-budget measures a whole base model; leave it out, or set model.s"):
+        train_run(make_recipe(model={"shard": True}), tmp_path / "run", memory_budget=10**9, report=lambda *_: None)
+    assert not (tmp_path / "run").exists()
