@@ -128,6 +128,7 @@ def from_prefixes(
     rows = [prefix] if isinstance(prefix, Prefix) or prefix is None else list(prefix)
     if not rows:
         raise InjectionError("no rows: give one prefix (or None) per row of the batch")
+    bases = {}
     for each in rows:
         if not isinstance(each, Prefix | None):
             raise InjectionError(f"expected a Prefix or None per row, got {type(each).__name__}")
@@ -136,7 +137,9 @@ def from_prefixes(
                 raise InjectionError(
                     f"the prefix of {each.card.base.id} has another geometry than this model; load its base model"
                 )
-            check_base(model, each.card.base)
+            bases[each.card.base.fingerprint] = each.card.base
+    for base in bases.values():  # once each: a look at the model takes as long as a switch
+        check_base(model, base)
     if all(each is None for each in rows):
         return None
     states = [None if each is None else each.states for each in rows]

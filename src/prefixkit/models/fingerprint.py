@@ -1,23 +1,22 @@
 """Which model is this? A fingerprint for refusing the wrong base, and a hash for proving nothing changed."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from ctypes import string_at
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefixkit.compat import is_encoder, own_part
+from prefixkit.compat import is_encoder
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
 from prefixkit.models.older_fingerprints import older_settings_of
 from prefixkit.models.quantised import is_quantised
-from prefixkit.models.settings import seen_settings, settings_of
-from prefixkit.models.weights import all_modules, plain_parts, stored_weights
+from prefixkit.models.settings import settings_of
+from prefixkit.models.watch import Watch
+from prefixkit.models.weights import plain_parts, stored_weights
 from prefixkit.prefix import BaseCard
 
 #: Numbers sampled from each weight for the fingerprint.
@@ -26,9 +25,9 @@ _SAMPLES = 512
 
 @dataclass(frozen=True)
 class _Known:
-    """A model's fingerprints, and the state they were taken in."""
+    """A model's fingerprints, and a look at what it was when they were taken."""
 
-    state: tuple[Any, ...]
+    watch: Watch
     newest: str
     older: frozenset[str]
 
@@ -53,14 +52,14 @@ def fingerprint(model: PreTrainedModel) -> str:
 def _look(model: PreTrainedModel) -> _Known:
     """Take a model's fingerprints, and remember them."""
     newest, *older = _digests(model, [settings_of(model), *older_settings_of(model)])
-    known = _known[model] = _Known(_state(model), newest, frozenset(older))
+    known = _known[model] = _Known(Watch(model), newest, frozenset(older))
     return known
 
 
 def _fingerprints(model: PreTrainedModel) -> _Known:
     """Return what is remembered, as long as nothing seems to have changed since: attaching takes no look of its own."""
     known = _known.get(model)
-    return known if known is not None and known.state == _state(model) else _look(model)
+    return known if known is not None and known.watch.holds(model) else _look(model)
 
 
 def _digests(model: PreTrainedModel, settings: Sequence[str]) -> list[str]:
@@ -84,36 +83,6 @@ def _weights(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
     stem = "" if model.base_model is model else f"{model.base_model_prefix}."
     inner = {name.removeprefix(stem): get for name, get in weights.items() if name.startswith(stem)}
     return {name: get for name, get in inner.items() if not name.startswith("pooler.")}
-
-
-def _state(model: PreTrainedModel) -> tuple[Any, ...]:
-    """Return what changes with settings, modules or weights: of weights torch's counters, first and last numbers.
-
-    The counters alone miss changes through ``.data``: that is how PEFT merges adapters, and how embeddings of added
-    tokens, the last ones, are often set.
-    """
-    modules = all_modules(model)
-    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-    # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own; so does
-    # what spreads a weight over several processes.
-    packed = [id(weight) for weight in weights if type(weight) is not nn.Parameter and not weight.is_meta]
-    held = [*map(own_part, weights)]
-    counters = sum(weight._version for weight in held)
-    return seen_settings(model.config), [*map(id, modules)], packed, counters, _end_numbers(held)
-
-
-def _end_numbers(weights: Iterable[Tensor]) -> list[bytes | float]:
-    """Return the first and last number of each weight that is at hand; as bytes where they can be read at once."""
-    at_hand: list[bytes | float] = []
-    elsewhere: list[Tensor] = []
-    for weight in weights:
-        if weight.is_cpu and type(weight) is nn.Parameter and weight.is_contiguous() and (count := weight.numel()):
-            start, size = weight.data_ptr(), weight.itemsize
-            at_hand += string_at(start, size), string_at(start + (count - 1) * size, size)
-        elif not weight.is_meta:
-            parts = (part for _, part in plain_parts("", weight) if part.numel())
-            elsewhere += [part[(end,) * part.dim()].double() for part in parts for end in (0, -1)]
-    return at_hand + (torch.stack(elsewhere).tolist() if elsewhere else [])
 
 
 def weights_hash(model: PreTrainedModel) -> str:

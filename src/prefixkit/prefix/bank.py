@@ -152,14 +152,12 @@ def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
     lengths = [0 if entry is None else entry.length for entry in entries]
     longest = max(lengths)
     some = next(entry for entry in entries if entry is not None)
+    nothing = some.key[:, :0]
 
     def padded(part: str) -> Float[Tensor, "n g p d"]:
-        tensors = [
-            some.key.new_zeros(some.key.shape[0], longest, some.key.shape[2])
-            if entry is None
-            else functional.pad(getattr(entry, part), (0, 0, 0, longest - entry.length))
-            for entry in entries
-        ]
+        tensors = [nothing if entry is None else getattr(entry, part) for entry in entries]
+        if min(lengths) < longest:
+            tensors = [functional.pad(tensor, (0, 0, 0, longest - tensor.shape[1])) for tensor in tensors]
         return torch.stack(tensors)
 
     mask = None
