@@ -26,9 +26,10 @@ from transformers import get_scheduler
 
 from contestants import BUILDERS, LORA, PEFT_PREFIX, PREFIXKIT, Contestant, Loss, batches, load, logits_loss
 from prefixkit.config import Recipe, load_recipe
-from prefixkit.data import NO_LOSS, Collator, Example, PreparedData, prepare
+from prefixkit.data import NO_LOSS, Collator, Example, PreparedData, keep_examples, prepare
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
+from prefixkit.lab.likeliest import likeliest
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive
@@ -180,6 +181,9 @@ def start(recipe: Recipe, out: Path) -> tuple[dict[str, Any], PreparedData]:
     base = load(recipe)
     tokens, context = recipe.prefix.num_virtual_tokens, base.context_tokens
     data = prepare(recipe.data, base.tokenizer, prefix_tokens=tokens, context_tokens=context)
+    if recipe.data.likeliest < 1:
+        say("choosing the likeliest examples")
+        data = keep_examples(data, likeliest(base, data.train, recipe.data.likeliest))
     test_tokens = scored_tokens(test_rows(recipe, data))
     setting: dict[str, Any] = {
         "benchmark": "quality_vs_peft",

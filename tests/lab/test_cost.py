@@ -9,7 +9,8 @@ from torch import nn
 from prefixkit.config import Recipe
 from prefixkit.lab import cost as cost_module
 from prefixkit.lab.cost import Cost, matmul_rate, measure_cost
-from prefixkit.lab.run import _load, estimate_run
+from prefixkit.lab.loading import load_for
+from prefixkit.lab.run import estimate_run
 from processes import prefixkit
 
 
@@ -21,7 +22,7 @@ def test_the_flops_of_a_step_are_those_of_its_products(recipe: Recipe, monkeypat
             "data": recipe.data.model_copy(update={"max_tokens": 6, "min_words": 8, "max_words": None}),
         }
     )
-    base, data = _load(same)
+    base, data = load_for(same)
     assert {example.num_tokens for example in data.train} == {6}  # so that there is no padding
     found = measure_cost(base, data.train, same, ())
     config, p, t, b = base.model.config, same.prefix.num_virtual_tokens, 6, 4

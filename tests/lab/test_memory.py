@@ -15,8 +15,9 @@ from prefixkit.data import longest_first
 from prefixkit.errors import ConfigError
 from prefixkit.files import read_json
 from prefixkit.lab.folder import read_recipe
+from prefixkit.lab.loading import load_for
 from prefixkit.lab.memory import Footprint, fit_to_budget, parse_bytes, sized_like
-from prefixkit.lab.run import _load, train_run
+from prefixkit.lab.run import train_run
 
 MB = 10**6
 FOOTPRINT = Footprint(held=1000 * MB, loading=1060 * MB, row=100 * MB, row_checkpointed=20 * MB, logits=30 * MB,
@@ -127,10 +128,10 @@ def test_of_a_stream_a_row_as_long_as_any_can_be_is_measured(recipe: Recipe) -> 
     streamed = recipe.model_copy(
         update={"data": recipe.data.model_copy(update={"stream": True, "stream_head": 80, "max_tokens": 30})}
     )
-    _, data = _load(streamed)
+    _, data = load_for(streamed)
     assert max(example.num_tokens for example in data.train) < 30
     longest, *others = longest_first(data, 30)
     assert len(longest.input_ids) == len(longest.labels) == 30
     assert tuple(others) == data.train
-    _, plain = _load(recipe)
+    _, plain = load_for(recipe)
     assert longest_first(plain, 30) == plain.train

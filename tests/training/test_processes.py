@@ -84,11 +84,11 @@ def assert_alike(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "sections"),
     [
-        (2, {"train": {"batch_size": 4, "accumulation": 2}}),
+        (2, {"train": {"batch_size": 4, "accumulation": 2}, "data": {"likeliest": 0.5}}),
         (3, {"train": {"batch_size": 4, "steps": 26}}),  # shares of two rows and one, and none of the short last batch
         (2, {"train": {"batch_size": 4}, "data": {"stream": True, "stream_head": 120, "stream_window": 16}}),
         (2, {"model": {"shard": True}, "train": {"batch_size": 4, "gradient_checkpointing": True},
-             "evaluation": {"samples": 3}, "generation": {"max_new_tokens": 4}}),
+             "data": {"likeliest": 0.5}, "evaluation": {"samples": 3}, "generation": {"max_new_tokens": 4}}),
         pytest.param(2, {"model": {"shard": True}, "train": {"batch_size": 4, "patience": 1, "evaluate_every": 1},
                          "data": {"stream": True, "stream_head": 120, "stream_window": 16}}, marks=pytest.mark.slow),
         pytest.param(2, {"model": {"shard": True}, "train": {"batch_size": 5}, "head": {"dropout": 0.0},

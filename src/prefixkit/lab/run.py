@@ -13,10 +13,9 @@ from safetensors.torch import save
 
 from prefixkit import processes
 from prefixkit.config import Recipe, validate_recipe
-from prefixkit.data import PreparedData, check_batch_size, longest_first, prepare
+from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.evaluation import (
-    check_context,
     evaluate,
     evaluate_labels,
     heldout_loss,
@@ -42,20 +41,20 @@ from prefixkit.lab.folder import (
     read_recipe,
     read_record,
 )
+from prefixkit.lab.likeliest import keep_likeliest
+from prefixkit.lab.loading import load_for
 from prefixkit.lab.memory import fit_to_budget, measure_footprint, sized_like
 from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, give_back_memory, peak_memory_bytes
-from prefixkit.models.inspect import inspect_model
 from prefixkit.models.sharding import is_sharded, shard
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
 from prefixkit.training import (
     Outcome,
     check_trackers,
-    prefix_lengths,
     train_prefix,
 )
 
@@ -118,7 +117,7 @@ def train_run(
         return _finished(folder)
     check_trackers(recipe.train.report_to)
     torch.set_num_threads(choose_threads(recipe.train.threads))
-    base, data = _load(recipe)
+    base, data = load_for(recipe)
     check_alike(base, data)
     if memory_budget is not None:
         footprint = measure_footprint(base, longest_first(data, recipe.data.max_tokens), recipe, data.classes)
@@ -135,6 +134,7 @@ def train_run(
         processes.wait()
         check_shared(folder)
         check_unchanged(folder, base, data)
+        data = _choose(recipe, folder, base, data, report)
         if "content_hash" not in read_record(folder / RUN):
             _train(recipe, folder, base, data, report)
         processes.wait()  # the first has written the prefix
@@ -155,8 +155,9 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
         raise ConfigError("measuring a run takes one process; start it without torchrun or accelerate launch")
     Prefix.load(folder)
     torch.set_num_threads(choose_threads(recipe.train.threads))
-    base, data = _load(recipe)
+    base, data = load_for(recipe)
     check_unchanged(folder, base, data)
+    data = _choose(recipe, folder, base, data, report)
     _measure(recipe, folder, base, data, report)
     return _finished(folder)
 
@@ -168,7 +169,7 @@ def estimate_run(recipe: Recipe) -> tuple[Base, Cost]:
         PrefixkitError: the base model or the data cannot be loaded.
     """
     torch.set_num_threads(choose_threads(recipe.train.threads))
-    base, data = _load(recipe)
+    base, data = load_for(recipe)
     return base, measure_cost(base, data.train, recipe, data.classes)
 
 
@@ -185,30 +186,9 @@ def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
                            attention=recipe.model.attention), prefix, recipe  # fmt: skip
 
 
-def _load(recipe: Recipe) -> tuple[Base, PreparedData]:
-    base = load_base_model(
-        recipe.model.base,
-        revision=recipe.model.revision,
-        dtype=recipe.model.dtype,
-        attention=recipe.model.attention,
-        on_cpu=recipe.model.shard and processes.count() > 1,
-    )
-    base.check_format(recipe.data.format)
-    config = recipe.prefix
-    geometry = inspect_model(base.model).geometry
-    lengths = prefix_lengths(geometry, config)
-    positions = geometry.text_position(lengths, is_gated=config.gate, asked=config.position_offset)
-    data = prepare(
-        recipe.data,
-        base.tokenizer,
-        prefix_tokens=positions,
-        context_tokens=base.context_tokens,
-        start=base.start_token_id,
-        reads_both_ways=base.reads_both_ways,
-    )
-    if not data.classes:
-        check_context(base, data, recipe, prefix_tokens=positions)
-    return base, data
+def _choose(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> PreparedData:
+    share = recipe.data.likeliest
+    return keep_likeliest(folder, base, data, share, lambda done, rows: report("choosing examples", done, rows, ""))
 
 
 def _recipe_of(folder: Path, prefix: Prefix) -> Recipe:

@@ -1,0 +1,42 @@
+"""What a recipe reads: its base model and its data."""
+
+from prefixkit import processes
+from prefixkit.config import Recipe
+from prefixkit.data import PreparedData, prepare
+from prefixkit.evaluation import check_context
+from prefixkit.models import Base, load_base_model
+from prefixkit.models.inspect import inspect_model
+from prefixkit.training import prefix_lengths
+
+
+def load_for(recipe: Recipe) -> tuple[Base, PreparedData]:
+    """Load a recipe's base model and data, and check that the one can read the other.
+
+    Training examples are all that `data.likeliest` chooses from.
+
+    Raises:
+        PrefixkitError: the base model or the data cannot be loaded, or do not go together.
+    """
+    base = load_base_model(
+        recipe.model.base,
+        revision=recipe.model.revision,
+        dtype=recipe.model.dtype,
+        attention=recipe.model.attention,
+        on_cpu=recipe.model.shard and processes.count() > 1,
+    )
+    base.check_format(recipe.data.format)
+    config = recipe.prefix
+    geometry = inspect_model(base.model).geometry
+    lengths = prefix_lengths(geometry, config)
+    positions = geometry.text_position(lengths, is_gated=config.gate, asked=config.position_offset)
+    data = prepare(
+        recipe.data,
+        base.tokenizer,
+        prefix_tokens=positions,
+        context_tokens=base.context_tokens,
+        start=base.start_token_id,
+        reads_both_ways=base.reads_both_ways,
+    )
+    if not data.classes:
+        check_context(base, data, recipe, prefix_tokens=positions)
+    return base, data
