@@ -40,6 +40,26 @@ def test_what_is_saved_is_what_is_loaded(prefix: Prefix, tmp_path: Path) -> None
     assert prefix.save(tmp_path / "again").card.content_hash == saved.card.content_hash
 
 
+def test_loaded_prefixes_are_compact(prefix: Prefix, tmp_path: Path) -> None:
+    prefix.save(tmp_path)
+    one, other = Prefix.load(tmp_path), Prefix.load(tmp_path)
+    parts = [part for site in one.states.sites for part in (site.key, site.value, site.gate) if part is not None]
+    filled = [part for part in parts if part.numel()]
+    assert len({part.untyped_storage().data_ptr() for part in filled}) == 1
+    assert filled[0].untyped_storage().nbytes() == sum(part.nbytes for part in filled)
+    assert one.card.sites is other.card.sites
+    assert one.states.geometry is other.states.geometry
+    one.states.sites[0].key.zero_()
+    assert not torch.equal(one.states.sites[0].key, other.states.sites[0].key)
+    assert other.save(tmp_path / "again").card.content_hash == one.card.content_hash
+
+
+def test_large_numbers_are_finite(prefix: Prefix, tmp_path: Path) -> None:
+    prefix.save(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors["decoder_self.2.value"].fill_(3e38))
+    assert float(Prefix.load(tmp_path).states.sites[2].value.max()) == pytest.approx(3e38)
+
+
 def rewrite(folder: Path, change: Any) -> None:
     """Change the tensors and make the card agree."""
     path = folder / "prefix.safetensors"

@@ -139,11 +139,28 @@ class Prefix:
                 "the file was truncated or changed, copy it again"
             )
         try:
-            tensors = load(content)
+            tensors = _in_one_block(load(content), path)
         except SafetensorError as error:
             raise ArtefactError(f"{path}: not a readable safetensors file: {error}") from None
         head = None if card.head is None else _take_head(tensors, card.head, path)
         return cls(_from_tensors(tensors, card, path), card, head)
+
+
+def _in_one_block(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return tensors as parts of one block of memory, all numbers checked; one block per number format.
+
+    A thousand prefixes in blocks of their own layers' size would take a tenth more memory, and each twice as long.
+    """
+    found: dict[str, Tensor] = {}
+    for dtype in {tensor.dtype for tensor in tensors.values()}:
+        own = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+        block = torch.cat([tensor.flatten() for tensor in own.values()])
+        if not block.sum().isfinite() and not torch.isfinite(block).all():  # a sum of large numbers may overflow
+            name = next(name for name, tensor in own.items() if not torch.isfinite(tensor).all())
+            raise ArtefactError(f"{path}: {name} holds NaN or infinite numbers")
+        parts = block.split([tensor.numel() for tensor in own.values()])
+        found |= {name: part.view(tensor.shape) for (name, tensor), part in zip(own.items(), parts, strict=True)}
+    return found
 
 
 def _to_tensors(states: PrefixStates) -> dict[str, Tensor]:
@@ -201,8 +218,6 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: P
         raise ArtefactError(f"{path}: tensor {name} is missing")
     if tuple(tensor.shape) != shape:
         raise ArtefactError(f"{path}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-    if not torch.isfinite(tensor).all():
-        raise ArtefactError(f"{path}: {name} holds NaN or infinite numbers")
     return tensor
 
 

@@ -1,8 +1,9 @@
 """The card of an artefact (`prefix.json`): what the numbers beside it mean and where they come from."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from prefixkit.config import Placement, Pooling
 from prefixkit.prefix.geometry import Geometry, Site
@@ -79,6 +80,17 @@ class TrainingCard(_Part):
     """Versions of the libraries."""
 
 
+@lru_cache(maxsize=64)
+def _shared(sites: tuple[SiteCard, ...]) -> tuple[SiteCard, ...]:
+    """Return the first of all equal lists of sites: thousands of prefixes of one model hold it once."""
+    return sites
+
+
+@lru_cache(maxsize=64)
+def _geometry(sites: tuple[SiteCard, ...]) -> Geometry:
+    return Geometry(tuple(card.site() for card in sites))
+
+
 class PrefixCard(_Part):
     """Everything about a prefix but its numbers."""
 
@@ -99,10 +111,12 @@ class PrefixCard(_Part):
     content_hash: str = ""
     """SHA-256 of prefix.safetensors."""
 
+    _share_sites = field_validator("sites")(_shared)
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of prefix.json; an absent head is left out, as readers from before know no such key."""
         return self.model_dump(mode="json", exclude={"head"} if self.head is None else None)
 
     def geometry(self) -> Geometry:
         """Return the geometry of the base model."""
-        return Geometry(tuple(card.site() for card in self.sites))
+        return _geometry(self.sites)
