@@ -43,9 +43,11 @@ test-oldest test-newest: setup
 	  "transformers==$(if $(findstring oldest,$@),$(OLDEST),$(NEWEST))"
 	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 --dist worksteal -m "not slow" $(MODEL_TESTS)
 
-# Speed and memory beside PEFT, LoRA and full fine-tuning; fails where a goal is missed. Nothing else should be running.
+# Speed and memory beside PEFT, LoRA and full fine-tuning, and of many prefixes; fails where a goal is missed.
+# Nothing else should be running.
 bench: setup
-	@$(PY) benchmarks/speed.py --out .bench/speed.json
+	@$(PY) benchmarks/resident.py --out .bench/resident.json; many=$$?; \
+	  $(PY) benchmarks/speed.py --out .bench/speed.json && exit $$many
 
 lint: setup
 	@$(PY) -m ruff check .

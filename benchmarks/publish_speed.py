@@ -1,9 +1,10 @@
-"""Put `speed.py`'s result where people read it: docs/performance.md and its figure.
+"""Put what `speed.py` and `resident.py` found where people read it: docs/performance.md and its figure.
 
     .venv/bin/python benchmarks/speed.py --out result.json
     .venv/bin/python benchmarks/publish_speed.py result.json
 
-Keeps the result in ``benchmarks/results/speed.json`` and makes both from that file. A test holds the page against it.
+Keeps the result in ``benchmarks/results/speed.json`` and makes both from that file and ``resident.json`` beside it.
+Without a new result, makes them again. A test holds the page against the files.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from prefixkit.files import read_json, write_json, write_text
 from prefixkit.lab.facts import format_bytes
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "speed.json"
+RESULTS = ROOT / "benchmarks" / "results"
+RESULT, RESIDENT = RESULTS / "speed.json", RESULTS / "resident.json"
 PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "results" / "speed.svg"
 SUITES = {
     "training": "Training steps",
@@ -48,7 +50,22 @@ Made by `benchmarks/publish_speed.py` from [a result file](../benchmarks/results
 ![Time and memory of a training step beside prefixkit's](results/speed.svg)
 
 {tables}
+
+## Many prefixes beside one model
+
+[Measured](../benchmarks/resident.py) on {resident_machine}: prefixes of {virtual_tokens} virtual
+tokens, {prefixes:,} of them in memory, {resident:,} to choose among; medians of {times}, lowest and highest tenth in
+brackets.
+
+{resident_table}
 """
+ACTIONS = {
+    "load_ms": "loading one, with all checks",
+    "switch_ms": "switching to another",
+    "switch_8_rows_ms": "switching to eight others, one per row",
+    "attach_and_detach_ms": "attaching one to a model with nothing attached, and detaching it",
+    "bytes_per_tensor_byte": "memory per byte of tensors",
+}
 NOTE = {
     "float32": "This processor has no bfloat16 of its own, so everything ran in float32, where matrix products take "
     "most of a step, whoever computes it: nobody can be faster than the last row of the first table.",
@@ -58,7 +75,7 @@ NOTE = {
 Json = Mapping[str, Any]
 
 
-def render(result: Json) -> str:
+def render(result: Json, resident: Json) -> str:
     """Return the page."""
     machine, versions = result["machine"], result["machine"]["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -70,7 +87,27 @@ def render(result: Json) -> str:
         tables="\n\n".join(
             _table(title, result["suites"][name]) for name, title in SUITES.items() if name in result["suites"]
         ),
+        resident_machine=f"{resident['machine']['cores']} cores of {resident['machine']['cpu']}, one thread",
+        virtual_tokens=resident["num_virtual_tokens"],
+        prefixes=resident["prefixes"],
+        resident=resident["resident"],
+        times=resident["times"],
+        resident_table=_resident_table(resident),
     )
+
+
+def _resident_table(resident: Json) -> str:
+    goals = {goal["what"]: goal for goal in resident["goals"]}
+    lines = ["| | came out as | goal at most | |", "|---|---|---|---|"]
+    for key, name in ACTIONS.items():
+        found = resident["measured"][key]
+        is_timed = isinstance(found, Mapping)
+        value = f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}] ms" if is_timed else f"{found:.2f}"
+        goal = goals.get(key)
+        mark = "" if goal is None else "met" if goal["is_met"] else "**missed**"
+        most = "" if goal is None else f"{goal['most']:g} ms" if is_timed else f"{goal['most']:.2f}"
+        lines.append(f"| {name} | {value} | {most} | {mark} |")
+    return "\n".join(lines)
 
 
 def _table(title: str, suite: Json) -> str:
@@ -120,11 +157,11 @@ def draw(result: Json, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="what speed.py wrote")
+    parser.add_argument("result", type=Path, nargs="?", default=RESULT, help="what speed.py wrote")
     result = read_json(parser.parse_args().result)
     write_json(RESULT, result)
     draw(result, FIGURE)
-    write_text(PAGE, render(result))
+    write_text(PAGE, render(result, read_json(RESIDENT)))
 
 
 if __name__ == "__main__":

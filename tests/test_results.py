@@ -62,7 +62,7 @@ def test_the_page_on_classification_says_what_the_published_run_says():
 
 def test_the_page_on_performance_says_what_the_result_says():
     publish = load_publish("publish_speed")
-    result = read_json(publish.RESULT)
-    assert publish.PAGE.read_text(encoding="utf-8") == publish.render(result)
-    assert "results/speed.svg" in publish.render(result)
+    page = publish.PAGE.read_text(encoding="utf-8")
+    assert page == publish.render(read_json(publish.RESULT), read_json(publish.RESIDENT))
+    assert "results/speed.svg" in page
     assert ElementTree.fromstring(publish.FIGURE.read_text(encoding="utf-8")).tag == "{http://www.w3.org/2000/svg}svg"
