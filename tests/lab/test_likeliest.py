@@ -75,19 +75,22 @@ def test_a_run_chooses_once(loaded: tuple[Base, PreparedData], tmp_path: Path, m
     assert keep_likeliest(tmp_path, base, data, 0.5, quiet).train == first.train
 
 
-def test_other_data_is_chosen_from_anew(loaded: tuple[Base, PreparedData], tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_another", ["data_hash", "base"])
+def test_with_other_data_or_another_base_it_is_chosen_anew(
+    loaded: tuple[Base, PreparedData], tmp_path: Path, of_another: str
+) -> None:
     base, data = loaded
     expected = keep_likeliest(tmp_path, base, data, 0.5, quiet)
-    write_json(tmp_path / KEPT, read_json(tmp_path / KEPT) | {"data_hash": "of other data", "kept": [0]})
+    write_json(tmp_path / KEPT, read_json(tmp_path / KEPT) | {of_another: "another", "kept": [0]})
     assert keep_likeliest(tmp_path, base, data, 0.5, quiet).train == expected.train
 
 
-@pytest.mark.parametrize("kept", [None, [], [0, 10_000], ["0"]])
+@pytest.mark.parametrize("kept", [None, [], [0, 10_000], ["0"], [[0]], [1.0], [True], [2, 1], [1, 1], [-1]])
 def test_a_damaged_choice_is_named(loaded: tuple[Base, PreparedData], tmp_path: Path, kept: object) -> None:
     base, data = loaded
     keep_likeliest(tmp_path, base, data, 0.5, quiet)
     write_json(tmp_path / KEPT, read_json(tmp_path / KEPT) | {"kept": kept})
-    with pytest.raises(ArtefactError, match=r"likeliest.json: damaged; delete it, and start again with --overwrite"):
+    with pytest.raises(ArtefactError, match=r"likeliest.json: damaged; delete it, and the base model is asked again"):
         keep_likeliest(tmp_path, base, data, 0.5, quiet)
 
 

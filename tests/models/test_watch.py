@@ -31,6 +31,32 @@ def moved(model):
     weight_of(model).data = weight_of(model).data.clone()
 
 
+def shrunk(model):
+    weight_of(model).data = weight_of(model).data[:-1]
+
+
+def turned(model):
+    weight_of(model).data = weight_of(model).data.T
+
+
+def turned_square(model):
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    assert weight.shape[0] == weight.shape[1]
+    weight.data = weight.data.T
+
+
+def thinned(model):
+    weight_of(model).data = weight_of(model).data[::2]
+
+
+def spread(model):
+    weight_of(model).data = weight_of(model).data[:1].expand(len(weight_of(model)), -1)
+
+
+def reshaped(model):
+    weight_of(model).data = weight_of(model).data.view(weight_of(model).shape[::-1])
+
+
 def other_module(model):
     old = model.model.layers[1].mlp.up_proj
     model.model.layers[1].mlp.up_proj = nn.Linear(old.in_features, old.out_features, bias=False)
@@ -52,7 +78,10 @@ def setting(model):
     model.config.rope_parameters["rope_theta"] *= 2
 
 
-CHANGES = [in_place, merged, added_token, moved, other_module, other_weight, one_more_module, one_less_layer, setting]
+CHANGES = [
+    in_place, merged, added_token, moved, shrunk, turned, turned_square, thinned, spread, reshaped,
+    other_module, other_weight, one_more_module, one_less_layer, setting,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -81,6 +110,21 @@ def test_weights_that_lie_in_memory_piecewise_are_watched_too(make_tiny_llama):
     assert watch.holds(model)
     weight_of(model).data[0, 0] += 1
     assert not watch.holds(model)
+
+
+def test_a_smaller_weight_in_the_same_place_is_never_read_behind_its_end(make_tiny_llama, monkeypatch):
+    model = make_tiny_llama()
+    watch = Watch(model)
+    weight_of(model).data = weight_of(model).data[:4]  # what lay behind may belong to something else by now
+    monkeypatch.setattr("prefixkit.models.watch._value", lambda cell: pytest.fail("read"))
+    assert not watch.holds(model)
+
+
+def test_modules_that_torch_compiled_are_watched_too(make_tiny_llama):
+    model = make_tiny_llama()
+    with pytest.warns(DeprecationWarning):
+        model.model.layers[0].extra = torch.jit.script(nn.Linear(2, 2))
+    assert Watch(model).holds(model)
 
 
 def test_a_model_is_not_kept_alive(make_tiny_llama):

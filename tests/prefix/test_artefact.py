@@ -1,6 +1,7 @@
 """An artefact is loaded whole and right, or refused with the reason."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_loaded_prefixes_are_compact(prefix: Prefix, tmp_path: Path) -> None:
     one.states.sites[0].key.zero_()
     assert not torch.equal(one.states.sites[0].key, other.states.sites[0].key)
     assert other.save(tmp_path / "again").card.content_hash == one.card.content_hash
+
+
+def test_a_loaded_prefix_is_pickled_without_repeating_itself(prefix: Prefix, tmp_path: Path) -> None:
+    prefix.save(tmp_path)
+    loaded = Prefix.load(tmp_path)
+    content = pickle.dumps(loaded)
+    assert len(content) < 1.05 * len(pickle.dumps(prefix))
+    again = pickle.loads(content)
+    assert again.card == loaded.card
+    for one, other in zip(again.states.sites, loaded.states.sites, strict=True):
+        assert torch.equal(one.key, other.key)
+        assert torch.equal(one.value, other.value)
+        assert one.key.data_ptr() != other.key.data_ptr() or one.length == 0
 
 
 def test_large_numbers_are_finite(prefix: Prefix, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from prefixkit.errors import InjectionError
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy
 from prefixkit.models.quantised import check_differentiable
-from prefixkit.prefix import Bank, Geometry, Prefix, PrefixEncoder, PrefixStates, SiteStates, stack
+from prefixkit.prefix import Bank, BaseCard, Geometry, Prefix, PrefixEncoder, PrefixStates, SiteStates, stack
 
 #: Something that is read, and how often each of its parts was changed in place.
 Stamp = tuple[object, tuple[int, ...]]
@@ -128,7 +128,7 @@ def from_prefixes(
     rows = [prefix] if isinstance(prefix, Prefix) or prefix is None else list(prefix)
     if not rows:
         raise InjectionError("no rows: give one prefix (or None) per row of the batch")
-    bases = {}
+    bases: dict[str | None, BaseCard] = {}
     for each in rows:
         if not isinstance(each, Prefix | None):
             raise InjectionError(f"expected a Prefix or None per row, got {type(each).__name__}")
@@ -137,7 +137,7 @@ def from_prefixes(
                 raise InjectionError(
                     f"the prefix of {each.card.base.id} has another geometry than this model; load its base model"
                 )
-            bases[each.card.base.fingerprint] = each.card.base
+            bases.setdefault(each.card.base.fingerprint, each.card.base)
     for base in bases.values():  # once each: a look at the model takes as long as a switch
         check_base(model, base)
     if all(each is None for each in rows):

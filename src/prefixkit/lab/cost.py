@@ -32,7 +32,7 @@ _TRIED = 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """What a recipe's training costs; held-out losses and the evaluation afterwards are not in it.
+    """What a recipe's training costs; `data.likeliest`, held-out losses and the evaluation afterwards are not in it.
 
     Attributes:
         steps: optimiser steps.

@@ -16,6 +16,7 @@ from prefixkit.files import write_json
 from prefixkit.lab.folder import LIKELIEST, TRAINING, read_record
 from prefixkit.logs import get_logger
 from prefixkit.models import Base
+from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.sharding import is_sharded
 
 log = get_logger(__name__)
@@ -62,17 +63,18 @@ def keep_likeliest(folder: Path, base: Base, data: PreparedData, share: float, r
     if share == 1:
         return data
     path = folder / TRAINING / LIKELIEST
+    made_from = {"data_hash": data.hash, "base": fingerprint(base.model)}
     known = processes.from_first(read_record(path))
-    if known.get("data_hash") != data.hash:
+    if any(known.get(key) != value for key, value in made_from.items()):
         if processes.is_first() or is_sharded(base.model):
             places = likeliest(base, data.train, share, report)
-            known = {"data_hash": data.hash, "examples": len(data.train), "kept": list(places)}
+            known = made_from | {"examples": len(data.train), "kept": list(places)}
         if processes.is_first():
             write_json(path, known)
         known = processes.from_first(known)
     kept = known.get("kept")
-    if not isinstance(kept, list) or not kept or not set(kept) <= set(range(len(data.train))):
-        raise ArtefactError(f"{path}: damaged; delete it, and start again with --overwrite")
+    if not _is_choice(kept, len(data.train)):
+        raise ArtefactError(f"{path}: damaged; delete it, and the base model is asked again")
     chosen = keep_examples(data, kept)
     log.info(
         "%d training examples left out that the base model finds less likely (data.likeliest); %d stay",
@@ -80,3 +82,10 @@ def keep_likeliest(folder: Path, base: Base, data: PreparedData, share: float, r
         chosen.counts.train,
     )
     return chosen
+
+
+def _is_choice(kept: object, examples: int) -> bool:
+    """Whether something read from a file is a choice among so many examples: some of their places, in rising order."""
+    if not isinstance(kept, list) or not kept or any(type(place) is not int for place in kept):
+        return False
+    return kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < examples

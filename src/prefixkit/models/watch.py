@@ -1,14 +1,15 @@
-"""Whether a model is still what it was when somebody looked: asked at every attach and switch, so it takes no time.
+"""Whether a model is still what it was when somebody looked: asked at every attach and switch, so it must be quick.
 
 A look at all numbers takes a second; what is watched instead changes with settings, modules and weights: torch's
-counters of changes in place, where each weight lies, and its first and last number. The counters alone miss changes
-through ``.data``: that is how PEFT merges adapters, and how embeddings of added tokens, the last ones, are often set.
+counters of changes in place, where each weight lies and in which shape, and its first and last number. The counters
+alone miss changes through ``.data``: that is how PEFT merges adapters, and how embeddings of added tokens, the last
+ones, are often set.
 """
 
 from collections.abc import Sequence
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
-from itertools import chain, compress
-from operator import attrgetter, not_
+from itertools import chain
+from operator import attrgetter, methodcaller
 from weakref import ref
 
 import torch
@@ -24,7 +25,8 @@ _Cell = c_uint8 | c_uint16 | c_uint32 | c_uint64
 _CELLS: dict[int, type[_Cell]] = {1: c_uint8, 2: c_uint16, 4: c_uint32, 8: c_uint64}
 
 _children, _own_weights = attrgetter("_modules"), attrgetter("_parameters")
-_version, _value = attrgetter("_version"), attrgetter("value")
+_version, _layout, _value = attrgetter("_version"), attrgetter("shape", "dtype"), attrgetter("value")
+_values = methodcaller("values")
 
 
 class Watch:
@@ -40,11 +42,11 @@ class Watch:
         self._modules = [ref(module) for module in modules]
         self._links = _links(modules)
         weights = _weights(modules)
-        self._ids, self._is_plain = [*map(id, weights)], [*map(_is_plain, weights)]
-        plain, other = self._sorted(weights)
+        plain, other = _sorted(weights)
         self._counters = _counters(plain, other)
+        self._layouts = [*map(_layout, weights)]
         self._places = [*map(Tensor.data_ptr, plain)]
-        # Read only while every weight lies where it lay.
+        # Read only while every weight lies where it lay, in one piece of the same size.
         self._cells = [cell for weight in plain for cell in _end_cells(weight)]
         self._ends = [*map(_value, self._cells)]
         self._others = _state_of(other)
@@ -54,36 +56,36 @@ class Watch:
         modules = [module for each in self._modules if (module := each()) is not None]
         if len(modules) != len(self._modules) or _links(modules) != self._links:
             return False
-        plain, other = self._sorted(_weights(modules))
+        weights = _weights(modules)
+        plain, other = _sorted(weights)
         return (
             _counters(plain, other) == self._counters
+            and [*map(_layout, weights)] == self._layouts
             and [*map(Tensor.data_ptr, plain)] == self._places
             and [*map(_value, self._cells)] == self._ends
             and _state_of(other) == self._others
             and seen_settings(model.config) == self._settings
         )
 
-    def _sorted(self, weights: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return the weights whose numbers lie in this machine's memory one after the other, and the others."""
-        same = [*map(id, weights)] == self._ids  # offloaded ones are new objects after every forward pass
-        are_plain = self._is_plain if same else [*map(_is_plain, weights)]
-        if all(are_plain):
-            return weights, ()
-        return [*compress(weights, are_plain)], [*compress(weights, map(not_, are_plain))]
-
 
 def _links(modules: Sequence[nn.Module]) -> list[int]:
     """Return which modules are whose children."""
-    return [*map(id, chain.from_iterable(map(dict.values, map(_children, modules))))]
+    return [*map(id, chain.from_iterable(map(_values, map(_children, modules))))]
 
 
 def _weights(modules: Sequence[nn.Module]) -> list[Tensor]:
-    own = chain.from_iterable(map(dict.values, map(_own_weights, modules)))
+    own = chain.from_iterable(map(_values, map(_own_weights, modules)))
     return [weight for weight in own if weight is not None]
 
 
-def _is_plain(weight: Tensor) -> bool:
-    return type(weight) is nn.Parameter and weight.is_cpu and weight.is_contiguous()
+def _sorted(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the weights whose numbers lie in this machine's memory one after the other, and the others."""
+    plain: list[Tensor] = []
+    other: list[Tensor] = []
+    for weight in weights:
+        is_plain = type(weight) is nn.Parameter and weight.is_cpu and weight.is_contiguous()
+        (plain if is_plain else other).append(weight)
+    return plain, other
 
 
 def _counters(plain: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[int, int]:

@@ -147,13 +147,15 @@ class Prefix:
 
 
 def _in_one_block(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return tensors as parts of one block of memory, all numbers checked; one block per number format.
+    """Return tensors as parts of one block of memory, all numbers checked; one block per number format, the head apart.
 
     A thousand prefixes in blocks of their own layers' size would take a tenth more memory, and each twice as long.
     """
     found: dict[str, Tensor] = {}
-    for dtype in {tensor.dtype for tensor in tensors.values()}:
-        own = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+    blocks: dict[tuple[torch.dtype, bool], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        blocks.setdefault((tensor.dtype, name.startswith("head.")), {})[name] = tensor
+    for own in blocks.values():
         block = torch.cat([tensor.flatten() for tensor in own.values()])
         if not block.sum().isfinite() and not torch.isfinite(block).all():  # a sum of large numbers may overflow
             name = next(name for name, tensor in own.items() if not torch.isfinite(tensor).all())

@@ -71,7 +71,7 @@ class TrainingCard(_Part):
     steps: int
     """Optimiser steps taken."""
     data_hash: str
-    """Hash of the examples it was trained on, in order."""
+    """Hash of the examples it was trained on, in order; with `data.likeliest`, of those that chooses from."""
     trained_parameters: int
     """Numbers that were trained; with an MLP more than the artefact holds."""
     base_weights_hash: str

@@ -30,6 +30,10 @@ class SiteStates:
         """Number of virtual tokens here."""
         return self.key.shape[1]
 
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        """Pickle the site's own numbers alone: those of a loaded prefix lie in one block with all other sites'."""
+        return {name: _on_its_own(part) for name, part in vars(self).items()}
+
 
 @dataclass(frozen=True)
 class PrefixStates:
@@ -130,3 +134,9 @@ class PrefixStates:
                 SiteStates(take(s.key, p), take(s.value, p), s.gate) for s, p in zip(self.sites, lengths, strict=True)
             ),
         )
+
+
+def _on_its_own(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or tensor.requires_grad or tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone()
