@@ -122,7 +122,7 @@ def test_a_smaller_weight_in_the_same_place_is_never_read_behind_its_end(make_ti
 
 def test_modules_that_torch_compiled_are_watched_too(make_tiny_llama):
     model = make_tiny_llama()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         model.model.layers[0].extra = torch.jit.script(nn.Linear(2, 2))
     assert Watch(model).holds(model)
 
