@@ -26,10 +26,11 @@ from transformers import get_scheduler
 
 from contestants import BUILDERS, LORA, PEFT_PREFIX, PREFIXKIT, Contestant, Loss, batches, load, logits_loss
 from prefixkit.config import Recipe, load_recipe
-from prefixkit.data import NO_LOSS, Collator, Example, PreparedData, keep_examples, prepare
+from prefixkit.data import NO_LOSS, Collator, Example, PreparedData, keep_examples
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.likeliest import likeliest
+from prefixkit.lab.loading import load_for
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive
@@ -178,9 +179,7 @@ def say(message: str) -> None:
 
 def start(recipe: Recipe, out: Path) -> tuple[dict[str, Any], PreparedData]:
     """Prepare the data, and the result file: what is in it already counts if it was made in the same way."""
-    base = load(recipe)
-    tokens, context = recipe.prefix.num_virtual_tokens, base.context_tokens
-    data = prepare(recipe.data, base.tokenizer, prefix_tokens=tokens, context_tokens=context)
+    base, data = load_for(recipe)
     if recipe.data.likeliest < 1:
         say("choosing the likeliest examples")
         data = keep_examples(data, likeliest(base, data.train, recipe.data.likeliest))

@@ -64,7 +64,7 @@ def measure(base: Base, saved: Path, *, prefixes: int, resident: int, times: int
     grown = held_memory_bytes() - before
     tensors = sum(t.nbytes for site in held[0].states.sites for t in (site.key, site.value)) * prefixes
     del held[resident:]
-    # A step that no multiple of the resident number divides: neighbours are not neighbours in memory.
+    # In long steps (of a prime, so that each has its turn): one after the other, but not side by side in memory.
     order = [place * 7919 % resident for place in range(resident)]
 
     def choose(turn: int, rows: int = 1) -> list[Prefix]:

@@ -20,10 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from contestants import FULL, LORA, PEFT_PREFIX, PEFT_PROJECTED, PREFIXKIT, load
+from contestants import FULL, LORA, PEFT_PREFIX, PEFT_PROJECTED, PREFIXKIT
 from prefixkit.config import Recipe, load_recipe
-from prefixkit.data import PreparedData, prepare
+from prefixkit.data import PreparedData
 from prefixkit.files import write_json
+from prefixkit.lab.loading import load_for
 from prefixkit.models.hardware import choose_dtype, describe_machine
 from workloads import FLOOR, GENERATION, RECIPE, Spec, to_json
 
@@ -155,9 +156,7 @@ def run_suite(name: str, rounds: int, data: Path) -> dict[str, Any]:
 def prepare_data(recipe: Recipe) -> PreparedData:
     """Read and tokenise once what every contestant is to read."""
     say("preparing the data")
-    base = load(recipe)
-    tokens, context = recipe.prefix.num_virtual_tokens, base.context_tokens
-    return prepare(recipe.data, base.tokenizer, prefix_tokens=tokens, context_tokens=context)
+    return load_for(recipe)[1]
 
 
 def check(goal: Goal, over: Contestant, under: Contestant) -> dict[str, Any]:

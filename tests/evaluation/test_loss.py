@@ -105,6 +105,10 @@ def test_a_text_beyond_the_context_is_refused_with_the_numbers(base, prefix):
 
 def test_a_loss_that_is_no_number_is_refused(base, prefix):
     broken = dataclasses.replace(prefix, states=prefix.states.map(lambda tensor: tensor * torch.nan))
-    expected = r"^the loss of a held-out text is nan: the prefix is damaged or the dtype too narrow; try model.dtype"
-    with pytest.raises(EvaluationError, match=expected):
+    expected = r"^the loss of a text is nan: the {} is damaged or the dtype too narrow; try model.dtype=float32$"
+    with pytest.raises(EvaluationError, match=expected.format("prefix")):
         heldout_loss(base, EXAMPLES, prefix=broken)
+    with torch.no_grad():
+        base.model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(EvaluationError, match=expected.format("base model")):
+        heldout_loss(base, EXAMPLES)

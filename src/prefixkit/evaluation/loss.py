@@ -86,9 +86,10 @@ def heldout_loss(
             batch = collate([examples[place] for place in places])
             for place, value in zip(places, _batch_losses(base, batch), strict=True):
                 if not math.isfinite(value):
+                    damaged = "base model" if prefix is None else "prefix"
                     raise EvaluationError(
-                        f"the loss of a held-out text is {value}: the prefix is damaged or the dtype too "
-                        "narrow; try model.dtype=float32"
+                        f"the loss of a text is {value}: the {damaged} is damaged or the dtype too narrow; "
+                        "try model.dtype=float32"
                     )
                 nats[place] = value
             done += len(places)

@@ -49,6 +49,7 @@ def keep_likeliest(folder: Path, base: Base, data: PreparedData, share: float, r
 
     What was chosen stays in the run folder, so that a run that is resumed trains on the same examples whatever else
     the machine does: two sums of the same numbers need not agree in the last digit, and two examples may be that close.
+    Where that was deleted with the rest of ``training/``, the base model is asked again.
 
     Args:
         folder: the run folder; only this process or those of the same run write there.

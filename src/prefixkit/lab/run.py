@@ -15,13 +15,7 @@ from prefixkit import processes
 from prefixkit.config import Recipe, validate_recipe
 from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, TrainingError
-from prefixkit.evaluation import (
-    evaluate,
-    evaluate_labels,
-    heldout_loss,
-    label_losses,
-    validation_rows,
-)
+from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
 from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.agreement import check_alike, check_shared, check_unchanged
 from prefixkit.lab.cost import Cost, measure_cost
@@ -52,11 +46,7 @@ from prefixkit.models.hardware import choose_threads, describe_machine, give_bac
 from prefixkit.models.sharding import is_sharded, shard
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
-from prefixkit.training import (
-    Outcome,
-    check_trackers,
-    train_prefix,
-)
+from prefixkit.training import Outcome, check_trackers, train_prefix
 
 log = get_logger(__name__)
 

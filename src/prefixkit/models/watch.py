@@ -100,7 +100,7 @@ def _end_cells(weight: Tensor) -> list[_Cell]:
 
 
 def _state_of(weights: Sequence[Tensor]) -> tuple[list[int], list[float]]:
-    """Return what changes with weights on other devices, quantised or spread over processes: slow, and they are few."""
+    """Return what changes with weights on other devices, quantised or spread over processes; it takes longer."""
     # What merges an adapter into a quantised weight puts a new one in its place, with a counter of its own; so does
     # what spreads a weight over several processes.
     packed = [id(weight) for weight in weights if type(weight) is not nn.Parameter and not weight.is_meta]
