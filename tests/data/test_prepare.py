@@ -107,6 +107,12 @@ def test_clearest_chooses_among_training_rows_alone(run: Callable[..., PreparedD
     assert half.hash != whole.hash
 
 
+def test_settings_that_came_later_leave_the_hash_as_it_was(run: Callable[..., PreparedData]) -> None:
+    """A run of an earlier release is resumed and measured on the data it knows."""
+    assert run(ROWS).hash == "305ef4bffcf984796aeafe39a8d3f7271724c775dbdc6d84623033cf49a14ea3"
+    assert run(ROWS, likeliest=0.5).hash != run(ROWS).hash
+
+
 def test_the_judge_learns_from_no_target_that_is_also_learned_or_reported(run: Callable[..., PreparedData]) -> None:
     rows = [{"input": f"question {i}", "target": f"answer {i % 40}", "label": ("positive", "negative")[i % 2]}
             for i in range(400)]  # fmt: skip
