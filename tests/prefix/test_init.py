@@ -14,6 +14,7 @@ from prefixkit.prefix import (
     init_mlp,
     init_random,
     init_zero,
+    match_units,
     reproduce,
 )
 from prefixkit.prefix.init import TOLERANCE
@@ -148,3 +149,60 @@ def test_dropout_scales_what_it_keeps_and_leaves_evaluation_alone(depth: int) ->
     assert float(gone.float().mean()) == pytest.approx(0.25, abs=0.06)  # 1200 numbers: 4.8 standard deviations
     torch.testing.assert_close(dropped[~gone], whole[~gone] / 0.75)
     assert same(encoder.eval()(), kept)
+
+
+def uneven() -> PrefixStates:
+    """States whose sites differ in size, as a model's do; one holds nothing but zeros, one is empty."""
+    sizes, (even, *_) = [(3000.0, 0.7), (5.0, 1e-3), (0.0, 0.0)], states(4, 4, 4).sites
+    return PrefixStates(geometry(), tuple(SiteStates(k * even.key, v * even.value) for k, v in sizes))
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_units_are_powers_of_two_and_change_nothing_at_the_start(depth: int) -> None:
+    target = uneven()
+    encoder = make(depth, 4, 4, 4)
+    match_units(encoder, target)
+    sizes = [[float(part.square().mean().sqrt()) for part in (s.key, s.value)] for s in target.sites[:2]]
+    for row, (key, value) in zip(encoder.units, sizes, strict=False):
+        assert key / 2**0.5 <= row[0] <= key * 2**0.5
+        assert value / 2**0.5 <= row[1] <= value * 2**0.5
+    assert torch.equal(encoder.units.log2(), encoder.units.log2().round())
+    assert encoder.units[2].tolist() == [1, 1]
+    error = reproduce(encoder, target)
+    if depth == 0:
+        assert error == 0
+        assert same(encoder.materialise(), target)
+    else:
+        assert error < TOLERANCE
+        for made, wanted in zip(encoder.materialise().sites, target.sites, strict=True):
+            torch.testing.assert_close(
+                made.value, wanted.value, atol=1e-4 * float(wanted.value.std()) + 1e-6, rtol=1e-4
+            )
+
+
+def test_a_site_without_virtual_tokens_keeps_its_unit() -> None:
+    encoder = make(0, 4, 0, 2)
+    match_units(encoder, states(4, 0, 2, scale=64.0))
+    assert encoder.units[1].tolist() == [1, 1]
+    assert encoder.units[0].min() > 1
+
+
+def test_a_step_moves_every_site_in_proportion_to_its_size() -> None:
+    """Adam's first step is the learning rate, whatever the gradient's size."""
+    target = uneven()
+    encoder = make(0, 4, 4, 4)
+    match_units(encoder, target)
+    reproduce(encoder, target)
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=0.25, weight_decay=0.0)
+    sum(site.key.sum() + site.value.sum() for site in encoder().sites).backward()  # type: ignore[union-attr]
+    optimiser.step()
+    for made, wanted, unit in zip(encoder.materialise().sites, target.sites, encoder.units, strict=True):
+        for part, before, size in ((made.key, wanted.key, unit[0]), (made.value, wanted.value, unit[1])):
+            torch.testing.assert_close(before - part, 0.25 * size.expand_as(part), atol=1e-3 * float(size), rtol=0)
+
+
+def test_small_states_an_mlp_would_round_away_are_kept_in_units_of_their_own() -> None:
+    target = states(5, 5, 5, scale=1e-6)
+    encoder = make(2, 5, 5, 5)
+    match_units(encoder, target)
+    assert reproduce(encoder, target) < TOLERANCE

@@ -59,15 +59,18 @@ def test_an_artefact_for_a_model_with_an_encoder_gives_the_logits_it_gave(name):
     assert float((stacks.logits(model, None, prefix.head) - expected).abs().max()) > 1e-2
 
 
+def known(read: object, written: object) -> object:
+    """What is read now of the settings that were written then; others have come since."""
+    if isinstance(read, dict) and isinstance(written, dict):
+        return {key: known(read[key], value) for key, value in written.items()}
+    return read
+
+
 def test_the_recipe_in_a_card_of_schema_1_still_means_what_it_says():
     """A bare artefact is used by the recipe in its card: every setting must still be known."""
     card = Prefix.load(ARTEFACTS / "trained").card
     written = card.training.recipe
     read = validate_recipe(written).model_dump(mode="json")
     assert len(written["train"]) > 15
-    for section, settings in written.items():
-        if isinstance(settings, dict):
-            assert {key: read[section][key] for key in settings} == settings, section
-        else:
-            assert read[section] == settings
+    assert known(read, written) == written
     assert (card.training.steps, card.training.versions["transformers"]) == (250, "5.23.0")

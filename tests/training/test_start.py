@@ -12,6 +12,7 @@ from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.prefix import BaseCard, Prefix
 from prefixkit.training import build_encoder
+from prefixkit.training.model import PrefixModel
 
 
 def config(**values: Any) -> PrefixConfig:
@@ -34,6 +35,37 @@ def test_a_prefix_started_from_text_is_that_text(tiny_llama_dir: Any, depth: int
         found = base.model(more).logits
     # Depth 0 copies; an MLP is solved for, and checked, only to TOLERANCE of the states' size.
     torch.testing.assert_close(found, expected, atol=1e-10 if depth == 0 else 2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_scaled_prefix_starts_at_the_same_place_in_units_of_its_layers(tiny_llama_dir: Any, depth: int) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float64")
+    text, width = "i loved this film", {"reparam_depth": depth, "reparam_width": 8}
+    plain, scaled = (
+        build_encoder(base, config(**width, init={"text": text, "scaled": on}), seed=0, texts=[])
+        for on in (False, True)
+    )
+    assert (plain.units == 1).all()
+    for unit, site, same in zip(scaled.units, scaled.materialise().sites, plain.materialise().sites, strict=True):
+        for size, part, expected in ((unit[0], site.key, same.key), (unit[1], site.value, same.value)):
+            assert 0.5**0.5 <= part.square().mean().sqrt() / size <= 2**0.5
+            torch.testing.assert_close(part, expected, atol=0 if depth == 0 else 1e-6, rtol=0)
+
+
+def test_a_checkpoint_from_before_there_were_units_goes_on_as_it_was(tiny_llama_dir: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    scaled = config(init={"text": "i loved this film", "scaled": True})
+    model = PrefixModel(base.model, build_encoder(base, scaled, seed=0, texts=[]), None)
+    older = {name: tensor.clone() for name, tensor in model.trained_state().items() if name != "units"}
+    model.load_trained_state(older)
+    assert (model.encoder.units == 1).all()
+    assert torch.equal(model.encoder.materialise().sites[1].key, older["states.1"][0])
+
+
+def test_a_start_from_numbers_alone_has_no_sizes_to_count_in(tiny_llama_dir: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    encoder = build_encoder(base, config(init={"kind": "random", "scaled": True}), seed=0, texts=[])
+    assert (encoder.units == 1).all()
 
 
 def test_a_short_text_is_repeated_and_a_missing_one_taken_from_the_training_texts(

@@ -48,6 +48,9 @@ class InitConfig(Section):
     """For kind random: standard deviation of the normal numbers."""
     path: str | None = None
     """For kind prefix: the run or artefact folder to start from; it must have the same geometry."""
+    scaled: bool = False
+    """Count each layer's keys and values in units of their own size at the start, so that one learning rate suits all
+    of them; for the kinds that start from the model's own (text, words, prefix)."""
     orthogonal: bool = True
     """With reparameterisation: orthogonal weights, so that no virtual token's signal is lost or blown up."""
 

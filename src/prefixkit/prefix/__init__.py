@@ -9,7 +9,7 @@ from prefixkit.prefix.card import BaseCard, HeadCard, PrefixCard, SiteCard, Trai
 from prefixkit.prefix.encoder import PrefixEncoder
 from prefixkit.prefix.geometry import Geometry, Site
 from prefixkit.prefix.head import ClassificationHead, Head, HeadKind
-from prefixkit.prefix.init import init_mlp, init_random, init_zero, reproduce
+from prefixkit.prefix.init import init_mlp, init_random, init_zero, match_units, reproduce
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "init_mlp",
     "init_random",
     "init_zero",
+    "match_units",
     "reproduce",
     "stack",
 ]

@@ -12,7 +12,11 @@ and after training only ``P`` is kept: `materialise` runs the MLP once and drops
     table P'           [p, w]
       hidden layers    [p, w] -> [p, w]     (depth - 1 of them, each followed by the activation)
       last layer       [p, w] -> [p, o]     o = sum of 2 * g * d over sites that have virtual tokens
-    split per site     key, value: [g, p, d] each
+    split per site     key, value: [g, p, d] each, times their unit
+
+Units: the keys and values of one layer may be a hundred times as large as those of another, and Adam moves every number
+by the learning rate. So each site's keys and its values are counted in a unit of their own (`init.match_units`), and
+one learning rate suits them all.
 
 The encoder runs once per training step on `p` rows, whatever the batch size: all rows of a batch share its
 output (PEFT runs its MLP on ``b * p`` rows). Where the paper's table is as wide as the model, ours is `w` wide.
@@ -50,6 +54,9 @@ class PrefixEncoder(nn.Module):
         gated: adds a gate per site and query head that starts at 0, so that step 0 is the base model exactly.
         dtype: number format of the parameters; float32 keeps small updates even for a bfloat16 base model.
 
+    Attributes:
+        units: what the keys (column 0) and values (column 1) of each site are counted in, [sites, 2]; not trained.
+
     Raises:
         ConfigError: depth is outside 0-3, or every length is 0.
     """
@@ -77,6 +84,8 @@ class PrefixEncoder(nn.Module):
         self._widths = [site.numbers_per_token if p else 0 for site, p in sites]
         self.depth = depth
         self.dropout = dropout
+        self.units: Float[Tensor, "s 2"]
+        self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype))
         if depth == 0:
             self.states = nn.ParameterList(
                 torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites
@@ -96,6 +105,8 @@ class PrefixEncoder(nn.Module):
     def forward(self) -> PrefixStates:
         """Return the prefix states, with gradients to the encoder's parameters."""
         pairs = list(self.states) if self.depth == 0 else self._split(self.last(self.hidden(self.table)))
+        units = self.units[:, :, None, None, None]  # [s, 2, 1, 1, 1]
+        pairs = [pair * unit for pair, unit in zip(pairs, units, strict=True)]
         pairs = [nn.functional.dropout(pair, self.dropout, self.training) for pair in pairs]
         gates = [gate if len(gate) else None for gate in self.gates] if self.gates is not None else [None] * len(pairs)
         return PrefixStates(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prefixkit.errors import ConfigError, InjectionError
 from prefixkit.prefix.encoder import PrefixEncoder
-from prefixkit.prefix.states import PrefixStates
+from prefixkit.prefix.states import PrefixStates, SiteStates
 
 #: Largest allowed error of reproduced states, relative to their root mean square.
 TOLERANCE = 1e-4
@@ -62,6 +62,20 @@ def init_zero(encoder: PrefixEncoder) -> None:
 
 
 @torch.no_grad()
+def match_units(encoder: PrefixEncoder, states: PrefixStates) -> None:
+    """Count each site's keys, and its values, in the power of two nearest to their root mean square in `states`.
+
+    A power of two, so that counting in it rounds nothing. A site without states, or with zeros alone, keeps its unit.
+    Call it before the encoder is initialised.
+    """
+    for row, site in zip(encoder.units, states.sites, strict=True):
+        for column, part in enumerate((site.key, site.value)):
+            size = part.double().square().mean().sqrt()
+            if size > 0:  # not so where there is nothing: nan
+                row[column] = 2.0 ** size.log2().round()
+
+
+@torch.no_grad()
 def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
     """Make the encoder produce the target states, and its gates those of the target where it has any.
 
@@ -89,6 +103,7 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
         for gate, states in zip(encoder.gates, target.sites, strict=True):
             if len(gate):
                 gate.copy_(torch.ones_like(gate) if states.gate is None else states.gate)
+    target = _in_units(encoder, target)
     if encoder.depth == 0:
         for pair, states in zip(encoder.states, target.slice(encoder.lengths).sites, strict=True):
             pair[0].copy_(states.key)
@@ -107,6 +122,12 @@ def reproduce(encoder: PrefixEncoder, target: PrefixStates) -> float:
             f"{len(encoder.table)} virtual tokens (error {error:.1g}); use at least {len(encoder.table)}"
         )
     return error
+
+
+def _in_units(encoder: PrefixEncoder, states: PrefixStates) -> PrefixStates:
+    sites = zip(states.sites, encoder.units.to(states.sites[0].key), strict=True)
+    counted = (SiteStates(site.key / unit[0], site.value / unit[1], site.gate) for site, unit in sites)
+    return PrefixStates(states.geometry, tuple(counted))
 
 
 def _solve_last_layer(encoder: PrefixEncoder, target: Float[Tensor, "p o"]) -> float:

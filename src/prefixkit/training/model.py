@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -86,7 +87,9 @@ class PrefixModel(nn.Module):
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `trained_state` returned."""
-        self.encoder.load_state_dict({name: t for name, t in state.items() if not name.startswith(_HEAD)})
+        encoder = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
+        before_units = {"units": torch.ones_like(self.encoder.units)}  # what older checkpoints counted in
+        self.encoder.load_state_dict(before_units | encoder)
         if self.head is not None:
             self.head.load_state_dict(
                 {name.removeprefix(_HEAD): t for name, t in state.items() if name.startswith(_HEAD)}

@@ -27,6 +27,7 @@ from prefixkit.prefix import (
     init_mlp,
     init_random,
     init_zero,
+    match_units,
     reproduce,
 )
 from prefixkit.seeding import derive
@@ -91,7 +92,10 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
         case InitKind.ZERO:
             init_zero(encoder)
         case kind:
-            reproduce(encoder, _target_states(base, config, kind, max(lengths), texts, generator))
+            target = _target_states(base, config, kind, max(lengths), texts, generator)
+            if config.init.scaled:
+                match_units(encoder, target)
+            reproduce(encoder, target)
     return encoder.to(input_device(base.model))
 
 
