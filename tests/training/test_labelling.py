@@ -122,7 +122,7 @@ def test_training_moves_prefix_and_head_and_nothing_else(
     assert outcome.trained_parameters == outcome.encoder.num_parameters() + 2 * 32 + 2
     first, last = (read_own(path)[0] for path in checkpoints(checkpoint_folder(tmp_path)))
     assert {"head.weight", "head.bias"} < set(first)
-    assert all((first[name] - last[name]).abs().max() > 1e-4 for name in first)
+    assert all((first[name] - last[name]).abs().max() > 1e-4 for name in first.keys() - {"units"})
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.2
 

@@ -36,7 +36,7 @@ def assert_close_and_moved(one: Any, other: Any, base: Any, recipe: Recipe, data
     """Two trained encoders are equal, and neither is where it started: else the comparison would be of nothing."""
     texts = [example.text for example in data.train[:64]]
     start = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
-    assert one.keys() == start.state_dict().keys()
+    assert one.keys() == other.keys() == {*start.state_dict(), "units"}
     for name, tensor in start.named_parameters():
         torch.testing.assert_close(one[name], other[name], atol=1e-9, rtol=0)
         assert (tensor - one[name]).abs().max() > 1e-3

@@ -241,7 +241,7 @@ def _save(
         outcome.states, base=card, position_offset=offset, head=outcome.head, training=training, licence=licence
     )
     with atomic_path(folder / TRAINING / "encoder.safetensors") as path:
-        path.write_bytes(save(outcome.encoder.state_dict()))
+        path.write_bytes(save(outcome.encoder.state_dict() | {"units": outcome.encoder.units}))
     prefix = prefix.save(folder)
     record = _record(recipe, base, data, outcome, prefix)
     write_json(folder / RUN, record | {"base_weights_hash": {"before": weights, "after": weights}})

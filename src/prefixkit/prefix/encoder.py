@@ -55,7 +55,8 @@ class PrefixEncoder(nn.Module):
         dtype: number format of the parameters; float32 keeps small updates even for a bfloat16 base model.
 
     Attributes:
-        units: what the keys (column 0) and values (column 1) of each site are counted in, [sites, 2]; not trained.
+        units: what the keys (column 0) and values (column 1) of each site are counted in, [sites, 2]; not trained, and
+            no part of the state dict, which holds what is.
 
     Raises:
         ConfigError: depth is outside 0-3, or every length is 0.
@@ -85,7 +86,7 @@ class PrefixEncoder(nn.Module):
         self.depth = depth
         self.dropout = dropout
         self.units: Float[Tensor, "s 2"]
-        self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype))
+        self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype), persistent=False)
         if depth == 0:
             self.states = nn.ParameterList(
                 torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites

@@ -16,7 +16,7 @@ from prefixkit.models.weights import input_device, is_offloaded
 from prefixkit.prefix import ClassificationHead, PrefixEncoder
 from prefixkit.training.loss import has_plain_head, labelling_loss, summed_loss
 
-_HEAD = "head."
+_HEAD, _UNITS = "head.", "units"
 
 
 class PrefixModel(nn.Module):
@@ -81,15 +81,16 @@ class PrefixModel(nn.Module):
         return {"loss": total / count}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name: the encoder's, and the head's behind ``head.``."""
+        """Return the trained parameters by name: the encoder's and its ``units``, the head's behind ``head.``."""
         head = {} if self.head is None else self.head.state_dict()
-        return self.encoder.state_dict() | {f"{_HEAD}{name}": tensor for name, tensor in head.items()}
+        head = {f"{_HEAD}{name}": tensor for name, tensor in head.items()}
+        return self.encoder.state_dict() | {_UNITS: self.encoder.units} | head
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `trained_state` returned."""
-        encoder = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)}
-        before_units = {"units": torch.ones_like(self.encoder.units)}  # what older checkpoints counted in
-        self.encoder.load_state_dict(before_units | encoder)
+        rest = {name: tensor for name, tensor in state.items() if name != _UNITS and not name.startswith(_HEAD)}
+        self.encoder.load_state_dict(rest)
+        self.encoder.units.copy_(state.get(_UNITS, torch.ones_like(self.encoder.units)))  # older ones have no units
         if self.head is not None:
             self.head.load_state_dict(
                 {name.removeprefix(_HEAD): t for name, t in state.items() if name.startswith(_HEAD)}
