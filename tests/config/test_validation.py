@@ -23,6 +23,10 @@ REFUSALS = {
         "prefix.placement.0: expected 'decoder_self', 'encoder_self' or 'cross', got 'middle'",
     "prefix: {init: {kind: prefix}}": "prefix.init: kind prefix needs path, the run or artefact folder to start from",
     "prefix: {init: {text: '  '}}": "prefix.init: text is empty; write a sentence or leave it out",
+    "prefix: {init: {kind: random, scaled: true}}":
+        "prefix.init: scaled needs a start that has sizes, kind text, words or prefix; random has none",
+    "prefix: {init: {kind: zero, scaled: true}}":
+        "prefix.init: scaled needs a start that has sizes, kind text, words or prefix; zero has none",
     "prefix: {init: {std: 0}}": "prefix.init.std: expected more than 0, got 0",
     "prefix: {init: {txt: a}}": 'prefix.init.txt: unknown key; did you mean "text"?',
     "prefix: {zzz: 1}": "prefix.zzz: unknown key; see `prefixkit recipes show` for the known ones",

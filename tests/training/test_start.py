@@ -62,12 +62,6 @@ def test_a_checkpoint_from_before_there_were_units_goes_on_as_it_was(tiny_llama_
     assert torch.equal(model.encoder.materialise().sites[1].key, older["states.1"][0])
 
 
-def test_a_start_from_numbers_alone_has_no_sizes_to_count_in(tiny_llama_dir: Any) -> None:
-    base = load_base_model(str(tiny_llama_dir), dtype="float32")
-    encoder = build_encoder(base, config(init={"kind": "random", "scaled": True}), seed=0, texts=[])
-    assert (encoder.units == 1).all()
-
-
 def test_a_short_text_is_repeated_and_a_missing_one_taken_from_the_training_texts(
     tiny_llama_dir: Any,
 ) -> None:

@@ -50,7 +50,7 @@ class InitConfig(Section):
     """For kind prefix: the run or artefact folder to start from; it must have the same geometry."""
     scaled: bool = False
     """Count each layer's keys and values in units of their own size at the start, so that one learning rate suits all
-    of them; for the kinds that start from the model's own (text, words, prefix)."""
+    of them. Refused with the kinds random and zero, which start from no sizes of the model's."""
     orthogonal: bool = True
     """With reparameterisation: orthogonal weights, so that no virtual token's signal is lost or blown up."""
 
@@ -58,6 +58,8 @@ class InitConfig(Section):
     def _needs_what_the_kind_reads(self) -> "InitConfig":
         if self.kind is InitKind.PREFIX and not self.path:
             raise ValueError("kind prefix needs path, the run or artefact folder to start from")
+        if self.scaled and self.kind in (InitKind.RANDOM, InitKind.ZERO):
+            raise ValueError(f"scaled needs a start that has sizes, kind text, words or prefix; {self.kind} has none")
         if self.text is not None and not self.text.strip():
             raise ValueError("text is empty; write a sentence or leave it out")
         return self

@@ -14,8 +14,8 @@ and after training only ``P`` is kept: `materialise` runs the MLP once and drops
       last layer       [p, w] -> [p, o]     o = sum of 2 * g * d over sites that have virtual tokens
     split per site     key, value: [g, p, d] each, times their unit
 
-Units: the keys and values of one layer may be a hundred times as large as those of another, and Adam moves every number
-by the learning rate. So each site's keys and its values are counted in a unit of their own (`init.match_units`), and
+Units: the keys and values of one layer may be many times as large as those of another, and Adam moves every number by
+about the learning rate. So each site's keys and its values are counted in a unit of their own (`init.match_units`), and
 one learning rate suits them all.
 
 The encoder runs once per training step on `p` rows, whatever the batch size: all rows of a batch share its

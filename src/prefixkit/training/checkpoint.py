@@ -1,7 +1,7 @@
 """Checkpoints: written aside and renamed, so that a folder named checkpoint-N is always a whole one.
 
 checkpoint-N/
-    encoder.safetensors   the encoder's parameters, and the classification head's
+    encoder.safetensors   the encoder's parameters and its units, and the classification head's parameters
     best.safetensors      the same at the best held-out loss so far
     progress.json         best loss, patience, monitor, rollbacks
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' Trainer's own
