@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from prefixkit.config import Recipe, validate_recipe
 from prefixkit.errors import ArtefactError, ConfigError, DataError, ModelError, TrainingError
 from prefixkit.files import read_json
-from prefixkit.lab.folder import check_run, locked
+from prefixkit.lab.folder import check_run, locked, read_recipe
+from prefixkit.lab.loading import load_for
 from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
-from prefixkit.training import checkpoint_folder, checkpoints
+from prefixkit.prefix import Prefix
+from prefixkit.training import build_encoder, checkpoint_folder, checkpoints
+from prefixkit.training.model import PrefixModel
 
 from .conftest import quiet, write_reviews
 
@@ -26,6 +31,23 @@ def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_encoder_a_run_leaves_is_the_one_its_prefix_came_from(run: Run, tmp_path: Path, depth: int) -> None:
+    large = Prefix.from_states(run.prefix.states.map(lambda tensor: 8 * tensor), base=run.prefix.card.base)
+    large.save(tmp_path / "large")
+    start = {"kind": "prefix", "path": str(tmp_path / "large"), "scaled": True}
+    prefix = {"reparam_depth": depth, "reparam_width": 8, "init": start}
+    scaled = change(read_recipe(run.folder), prefix=prefix, evaluation={"samples": 0})
+    run = train_run(scaled, tmp_path / "again", report=quiet)
+    base, _ = load_for(scaled)
+    encoder = build_encoder(base, scaled.prefix, seed=1, texts=["another start"])
+    PrefixModel(base.model, encoder, None).load_trained_state(load_file(run.folder / "training/encoder.safetensors"))
+    assert (encoder.units > 1).all()
+    for made, saved in zip(encoder.materialise().sites, run.prefix.states.sites, strict=True):
+        assert torch.equal(made.key, saved.key)
+        assert torch.equal(made.value, saved.value)
 
 
 def test_overwriting_removes_the_old_run_and_trains_again(run: Run, recipe: Recipe) -> None:

@@ -40,12 +40,15 @@ def test_a_prefix_started_from_text_is_that_text(tiny_llama_dir: Any, depth: int
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_scaled_prefix_starts_at_the_same_place_in_units_of_its_layers(tiny_llama_dir: Any, depth: int) -> None:
     base = load_base_model(str(tiny_llama_dir), dtype="float64")
+    with torch.no_grad():
+        base.model.model.layers[1].self_attn.v_proj.weight.mul_(100)
     text, width = "i loved this film", {"reparam_depth": depth, "reparam_width": 8}
     plain, scaled = (
         build_encoder(base, config(**width, init={"text": text, "scaled": on}), seed=0, texts=[])
         for on in (False, True)
     )
     assert (plain.units == 1).all()
+    assert scaled.units[1, 1] > 32 * scaled.units[0, 1]
     for unit, site, same in zip(scaled.units, scaled.materialise().sites, plain.materialise().sites, strict=True):
         for size, part, expected in ((unit[0], site.key, same.key), (unit[1], site.value, same.value)):
             assert 0.5**0.5 <= part.square().mean().sqrt() / size <= 2**0.5
