@@ -58,11 +58,18 @@ def test_a_scaled_prefix_starts_at_the_same_place_in_units_of_its_layers(tiny_ll
 def test_a_checkpoint_from_before_there_were_units_goes_on_as_it_was(tiny_llama_dir: Any) -> None:
     base = load_base_model(str(tiny_llama_dir), dtype="float32")
     scaled = config(init={"text": "i loved this film", "scaled": True})
+    with torch.no_grad():
+        base.model.model.layers[1].self_attn.v_proj.weight.mul_(100)
     model = PrefixModel(base.model, build_encoder(base, scaled, seed=0, texts=[]), None)
-    older = {name: tensor.clone() for name, tensor in model.trained_state().items() if name != "units"}
+    state = {name: tensor.clone() for name, tensor in model.trained_state().items()}
+    assert state["units"][1, 1] > 8
+    older = {name: tensor for name, tensor in state.items() if name != "units"}
     model.load_trained_state(older)
     assert (model.encoder.units == 1).all()
-    assert torch.equal(model.encoder.materialise().sites[1].key, older["states.1"][0])
+    assert torch.equal(model.encoder.materialise().sites[1].value, older["states.1"][1])
+    model.load_trained_state(state)
+    assert torch.equal(model.encoder.units, state["units"])
+    assert torch.equal(model.encoder.materialise().sites[1].value, older["states.1"][1] * state["units"][1, 1])
 
 
 def test_a_short_text_is_repeated_and_a_missing_one_taken_from_the_training_texts(
