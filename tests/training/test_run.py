@@ -13,6 +13,7 @@ import torch
 import processes
 from prefixkit.config import Recipe, dump_recipe
 from prefixkit.errors import DivergedError, TrainingError
+from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.prefix import Head, PrefixStates
 from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix, trainer
@@ -121,13 +122,24 @@ EPOCHS = {"batch_size": 8, "accumulation": 3, "schedule": "cosine", "warmup": 0.
     ],
 )
 def test_a_run_killed_at_any_step_ends_in_the_same_prefix(
-    make_recipe: Make, tmp_path: Path, killed_at: int, train: dict[str, Any], fail_at: tuple[int, ...]
+    make_recipe: Make,
+    tiny_llama_dir: Path,
+    tmp_path: Path,
+    killed_at: int,
+    train: dict[str, Any],
+    fail_at: tuple[int, ...],
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    with torch.no_grad():
+        base.model.model.layers[1].self_attn.v_proj.weight.mul_(8)  # so that units are not all 1
+    for part in (base.model, base.tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    model = {"base": str(tmp_path / "base"), "dtype": "float32"}
     data: dict[str, Any] = {"format": "classes", "keep_label": None, "prompt": ""} if train is LABELS else {}
     data |= {"stream": True, "stream_head": 120, "stream_window": 18} if train is STREAM else {}
     prefix = {"reparam_depth": 2, "reparam_width": 8, "init": {"scaled": True}}
-    sections = make_recipe(prefix=prefix, train=train, data=data)
+    sections = make_recipe(model=model, prefix=prefix, train=train, data=data)
     recipe.write_text(dump_recipe(sections), encoding="utf-8")
     whole = run_apart(recipe, tmp_path / "whole", -1, *fail_at)
     assert whole.returncode == 0, whole.stderr
