@@ -4,7 +4,10 @@ import importlib.util
 from pathlib import Path
 from xml.etree import ElementTree
 
-from prefixkit.files import read_json
+import pytest
+
+from prefixkit.errors import TrainingError
+from prefixkit.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +69,34 @@ def test_the_page_on_performance_says_what_the_result_says():
     assert page == publish.render(read_json(publish.RESULT), read_json(publish.RESIDENT))
     assert "results/speed.svg" in page
     assert ElementTree.fromstring(publish.FIGURE.read_text(encoding="utf-8")).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_the_page_on_many_processes_says_how_near_the_estimate_came():
+    from prefixkit.config import load_recipe, validate_recipe
+
+    found = read_json(ROOT / "benchmarks" / "results" / "estimate.json")
+    page = " ".join((ROOT / "docs" / "many-processes.md").read_text(encoding="utf-8").split())
+    estimated, took = found["estimate"], found["run"]
+    time, memory = estimated["seconds"] / took["seconds_per_step"], estimated["peak"] / took["peak_bytes"]
+    assert f"{took['steps']} steps took {took['seconds_per_step']:.2f} s each at their mean" in page
+    assert f"the estimate said {estimated['seconds']:.2f} s, {time:.2f} times that" in page
+    assert (
+        f"It said {estimated['peak'] / 1e9:.2f} GB of memory where {took['peak_bytes'] / 1e9:.2f} GB were taken" in page
+    )
+    assert f"taken, {memory:.2f} times that" in page
+    assert validate_recipe(found["recipe"]) == load_recipe("positive-reviews")
+
+
+def test_an_estimate_is_held_against_the_steps_that_have_no_held_out_loss_beside_them():
+    seconds = [0.0, 9.0, 11.0, 13.0, 20.0, 29.0, 31.0]
+    metrics = [{"step": step, "seconds": value} for step, value in enumerate(seconds)]
+    metrics[0]["heldout_loss"] = metrics[4]["heldout_loss"] = 3.5
+    assert load_publish("estimate_vs_run").seconds_per_step(metrics) == 2.0
+
+
+def test_an_estimate_is_not_held_against_a_run_of_another_machine(tmp_path, monkeypatch):
+    benchmark = load_publish("estimate_vs_run")
+    monkeypatch.setattr(benchmark, "estimate_run", lambda recipe: (None, None))
+    write_json(tmp_path / "run.json", {"recipe": {}, "machine": {"cpu": "another"}, "threads": 1})
+    with pytest.raises(TrainingError, match="was trained on another with 1 threads, this is .*; train it here"):
+        benchmark.compare(tmp_path)
