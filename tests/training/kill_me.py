@@ -17,9 +17,10 @@ from prefixkit.config import load_recipe  # noqa: E402
 from prefixkit.data import prepare  # noqa: E402
 from prefixkit.files import sha256_file  # noqa: E402
 from prefixkit.models import load_base_model  # noqa: E402
-from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates  # noqa: E402
-from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix  # noqa: E402
+from prefixkit.prefix import BaseCard, Prefix  # noqa: E402
+from prefixkit.training import Trained, checkpoint_folder, checkpoints, read_metrics, train_prefix  # noqa: E402
 from prefixkit.training.monitor import Monitor  # noqa: E402
+from prefixkit.training.start import build_model  # noqa: E402
 
 
 def fail_once_at(step_to_fail: int, folder: Path) -> None:
@@ -47,18 +48,23 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if len(sys.argv) > 4:
         fail_once_at(int(sys.argv[4]), folder)
-    texts = [example.text for example in data.train[:64]]
-    start = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts).materialise()
+    model = build_model(base, data.train, recipe, data.classes)
+    start = model.materialise()
+    model.close()
 
-    def measure(states: PrefixStates, head: Head | None) -> float:
+    def measure(trained: Trained) -> float:
         """Stand in for a held-out loss: the further from the start the better, so that the last step is the best."""
-        pairs = zip(states.sites, start.sites, strict=True)
-        return -float(sum((site.key - first.key).norm() for site, first in pairs))
+        pairs = [(site.key, first.key) for site, first in zip(trained.states.sites, start.states.sites, strict=True)]
+        for delta, first in zip(trained.deltas, start.deltas, strict=True):
+            pairs += [(tensor, first.tensors[name]) for name, tensor in delta.tensors.items()]
+        return -float(sum((one - other).norm() for one, other in pairs))
 
     outcome = train_prefix(
         base, data.train, recipe, folder, stream=data.stream, classes=data.classes, measure=measure, report=report
     )
-    prefix = Prefix.from_states(outcome.states, base=BaseCard(id="tiny"), head=outcome.head).save(folder)
+    trained = outcome.trained
+    made = Prefix.from_states(trained.states, base=BaseCard(id="tiny"), head=trained.head, deltas=trained.deltas)
+    prefix = made.save(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     encoder = checkpoints(checkpoint_folder(folder))[-1] / "encoder.safetensors"
     print(

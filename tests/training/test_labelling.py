@@ -22,12 +22,11 @@ from prefixkit.prefix import (
     HeadKind,
     Prefix,
     PrefixEncoder,
-    PrefixStates,
     init_random,
 )
 from prefixkit.training import checkpoint_folder, checkpoints, read_metrics, train_prefix
 from prefixkit.training.checkpoint import read_own
-from prefixkit.training.model import PrefixModel
+from prefixkit.training.model import PrefixModel, Trained
 from prefixkit.training.monitor import Monitor
 from prefixkit.training.start import build_head
 
@@ -35,9 +34,9 @@ Make = Callable[..., Recipe]
 LABELLED = {"format": "classes", "keep_label": None, "prompt": ""}
 
 
-def measure(states: PrefixStates, head: Head | None) -> float:
-    assert head is not None
-    return float(head.weight.square().mean())
+def measure(trained: Trained) -> float:
+    assert trained.head is not None
+    return float(trained.head.weight.square().mean())
 
 
 def quiet(*_: Any) -> None:
@@ -117,9 +116,9 @@ def test_training_moves_prefix_and_head_and_nothing_else(
     few = data.train[:8]  # their labels are made up, and can only be learned by heart
     outcome = train_prefix(base, few, recipe, tmp_path, classes=data.classes, measure=measure, report=quiet)
     assert weights_hash(base.model) == before
-    assert outcome.head is not None
-    assert outcome.head.labels == ("neg", "pos")
-    assert outcome.trained_parameters == outcome.encoder.num_parameters() + 2 * 32 + 2
+    assert outcome.trained.head is not None
+    assert outcome.trained.head.labels == ("neg", "pos")
+    assert outcome.trained_parameters == sum(map(torch.numel, outcome.state.values())) - outcome.state["units"].numel()
     first, last = (read_own(path)[0] for path in checkpoints(checkpoint_folder(tmp_path)))
     assert {"head.weight", "head.bias"} < set(first)
     assert all((first[name] - last[name]).abs().max() > 1e-4 for name in first.keys() - {"units"})
@@ -137,10 +136,10 @@ def test_the_best_head_is_kept_with_the_best_prefix(
     outcome = train_prefix(base, data.train, recipe, tmp_path, classes=data.classes,
                            measure=lambda *_: next(losses), report=quiet)  # fmt: skip
     assert outcome.best_step == 2
-    assert outcome.head is not None
+    assert outcome.trained.head is not None
     at_two, at_four = (read_own(checkpoint_folder(tmp_path) / f"checkpoint-{step}")[0] for step in (2, 4))
-    assert torch.equal(outcome.head.weight, at_two["head.weight"])
-    assert not torch.equal(outcome.head.weight, at_four["head.weight"])
+    assert torch.equal(outcome.trained.head.weight, at_two["head.weight"])
+    assert not torch.equal(outcome.trained.head.weight, at_four["head.weight"])
 
 
 def test_head_and_prefix_have_rates_of_their_own_also_after_a_rollback(

@@ -30,7 +30,7 @@ def test_training_equals_training_in_memory(
         outcome = train_prefix(
             here, data.train, recipe, tmp_path / name, measure=lambda *_: 0.0, report=lambda *_: None
         )
-        found.append(outcome.states)
+        found.append(outcome.trained.states)
     for one, other in zip(found[0].sites, found[1].sites, strict=True):
         torch.testing.assert_close(one.key, other.key, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(one.value, other.value, rtol=1e-5, atol=1e-6)

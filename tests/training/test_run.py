@@ -15,8 +15,15 @@ from prefixkit.config import Recipe, dump_recipe
 from prefixkit.errors import DivergedError, TrainingError
 from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import weights_hash
-from prefixkit.prefix import Head, PrefixStates
-from prefixkit.training import build_encoder, checkpoint_folder, checkpoints, read_metrics, train_prefix, trainer
+from prefixkit.training import (
+    Trained,
+    build_encoder,
+    checkpoint_folder,
+    checkpoints,
+    read_metrics,
+    train_prefix,
+    trainer,
+)
 from prefixkit.training.checkpoint import read_own
 from prefixkit.training.monitor import Monitor
 from training import kill_me
@@ -25,8 +32,8 @@ Load = Callable[[Recipe], Any]
 Make = Callable[..., Recipe]
 
 
-def measure(states: PrefixStates, head: Head | None) -> float:
-    return float(sum(site.key.square().mean() for site in states.sites))
+def measure(trained: Trained) -> float:
+    return float(sum(site.key.square().mean() for site in trained.states.sites))
 
 
 def last_encoder(folder: Path) -> dict[str, torch.Tensor]:
@@ -162,15 +169,15 @@ def test_a_run_that_is_over_is_not_trained_further(
     base, data = load(recipe)
     losses = iter([5.0, 4.0, 3.0, 3.1, 3.2, 3.3])
 
-    def scripted(states: PrefixStates, head: Head | None) -> float:
-        return next(losses) if train else measure(states, head)
+    def scripted(trained: Trained) -> float:
+        return next(losses) if train else measure(trained)
 
     first = train_prefix(base, data.train, recipe, tmp_path, measure=scripted, report=quiet)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     again = train_prefix(base, data.train, recipe, tmp_path, measure=scripted, report=quiet)
     assert (again.steps, again.best_step, again.best_loss) == (first.steps, first.best_step, first.best_loss)
     assert (again.tokens, again.seconds) == (first.tokens, first.seconds)
-    assert torch.equal(again.states.sites[0].key, first.states.sites[0].key)
+    assert torch.equal(again.trained.states.sites[0].key, first.trained.states.sites[0].key)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -272,13 +279,13 @@ def test_early_stopping_keeps_the_best_prefix(make_recipe: Make, load: Load, tmp
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 0.0])
     seen = []
 
-    def scripted(states: PrefixStates, head: Head | None) -> float:
-        seen.append(states)
+    def scripted(trained: Trained) -> float:
+        seen.append(trained.states)
         return next(losses)
 
     outcome = train_prefix(base, data.train, recipe, tmp_path, measure=scripted, report=quiet)
     assert (outcome.best_step, outcome.best_loss, outcome.steps) == (4, 3.0, 10)
-    assert torch.equal(outcome.states.sites[0].key, seen[2].sites[0].key)
+    assert torch.equal(outcome.trained.states.sites[0].key, seen[2].sites[0].key)
 
 
 @pytest.mark.parametrize("depth", [0, 2])

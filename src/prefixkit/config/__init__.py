@@ -12,6 +12,7 @@ from prefixkit.config.loading import (
     recipe_text,
     validate_recipe,
 )
+from prefixkit.config.method import AdapterStyle, Biases, Method, MethodConfig
 from prefixkit.config.model import Attention, Dtype, ModelConfig
 from prefixkit.config.prefix import Activation, InitConfig, InitKind, Placement, PrefixConfig
 from prefixkit.config.recipe import Recipe
@@ -19,7 +20,9 @@ from prefixkit.config.train import DivergenceConfig, OnDivergence, Schedule, Tra
 
 __all__ = [
     "Activation",
+    "AdapterStyle",
     "Attention",
+    "Biases",
     "DataConfig",
     "DivergenceConfig",
     "Dtype",
@@ -29,6 +32,8 @@ __all__ = [
     "HeadConfig",
     "InitConfig",
     "InitKind",
+    "Method",
+    "MethodConfig",
     "ModelConfig",
     "OnDivergence",
     "Placement",

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from prefixkit.config.method import MethodConfig
 from prefixkit.config.recipe import Recipe
 from prefixkit.errors import ConfigError, did_you_mean
 
@@ -79,7 +80,7 @@ def parse_recipe(text: str, overrides: Iterable[str] = (), *, source: str = "rec
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as `prefix:`, got {type(values).__name__}")
-    for override in overrides:
+    for override in sorted(overrides, key=_depth):  # method=lora before method.rank=4, however they were given
         _apply_override(values, override)
     return validate_recipe(values)
 
@@ -111,6 +112,10 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
 
 
+def _depth(override: str) -> int:
+    return override.partition("=")[0].count(".")
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     path, equals, raw = override.partition("=")
     if not equals or not path:
@@ -120,10 +125,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if values.get(parent) is None:  # absent, or an empty section
             values[parent] = {}
         child = values[parent]
+        if isinstance(child, str) and parents[: depth + 1] == ["method"]:
+            child = values[parent] = _from_word(child)
         if not isinstance(child, dict):
             raise ConfigError(f"{path}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         values = child
     values[leaf] = raw if _is_plain_text(raw, path.split(".")) else _parse_yaml(raw, path)
+
+
+def _from_word(word: str) -> dict[str, Any]:
+    try:
+        return MethodConfig.from_word(word)
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from None
 
 
 def _is_plain_text(raw: str, location: list[str]) -> bool:

@@ -8,6 +8,7 @@ from prefixkit.config.data import DataConfig, Format
 from prefixkit.config.evaluation import EvaluationConfig
 from prefixkit.config.generation import GenerationConfig
 from prefixkit.config.head import HeadConfig, Pooling
+from prefixkit.config.method import Method, MethodConfig
 from prefixkit.config.model import ModelConfig
 from prefixkit.config.prefix import PrefixConfig
 from prefixkit.config.section import Section
@@ -29,6 +30,8 @@ class Recipe(Section):
     """The frozen base model."""
     prefix: PrefixConfig = PrefixConfig()
     """What is trained."""
+    method: MethodConfig = MethodConfig()
+    """Another method in its place, or beside it."""
     head: HeadConfig = HeadConfig()
     """What is trained beside it, for data formats classes and tags."""
     data: DataConfig = DataConfig()
@@ -46,4 +49,23 @@ class Recipe(Section):
             raise ValueError("head.pooling mean is for whole texts (data.format classes); words have their own token")
         if self.head.pooling is Pooling.LAST:
             raise ValueError("head.pooling last is what heads imported from PEFT read; to train one set token or mean")
+        return self
+
+    @model_validator(mode="after")
+    def _method_can_be_had(self) -> "Recipe":
+        method, prefix = self.method.kind, self.prefix
+        if method.is_prompt:
+            for name in ("layers", "layer_lengths", "placement", "gate"):
+                if getattr(prefix, name):
+                    raise ValueError(f"prefix.{name}: virtual tokens of {method} stand in every layer; leave it out")
+        if method is not Method.PREFIX and self.model.shard:
+            raise ValueError(f"model.shard: {method} cannot be trained in a sharded base model yet; set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> "Recipe":
+        method = self.method
+        has_still_prefix = not method.has_prefix or self.train.learning_rate == 0
+        if has_still_prefix and (method.kind is Method.PREFIX or method.learning_rate == 0):
+            raise ValueError("train.learning_rate and method.learning_rate are 0, so nothing would be trained")
         return self

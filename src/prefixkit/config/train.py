@@ -46,7 +46,7 @@ class TrainConfig(Section):
     """Examples per forward pass."""
     accumulation: int = Field(1, ge=1)
     """Forward passes per optimiser step."""
-    learning_rate: float = Field(1.5e-2, gt=0)
+    learning_rate: float = Field(1.5e-2, ge=0)
     """Peak rate of AdamW. Prefixes want rates ten to a hundred times those of full fine-tuning."""
     schedule: Schedule = Field(Schedule.LINEAR, strict=False)
     """Decay after warm-up."""

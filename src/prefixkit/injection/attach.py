@@ -10,12 +10,12 @@
     ...
     handle.detach()
 
-Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are changed
-and restored: the name of the attention implementation; a slot on each attention layer; a pair of hooks on each stack,
-which choose the rows' prefixes, mark caches and, in a decoder-only model, move the positions past the prefix; and
-`generate`, which may repeat rows for beams (a plain forward may not), and under which no other thread may detach. The
-prefix encoder runs once per forward pass of the whole model: for that an encoder-decoder has hooks on the module that
-runs both stacks.
+Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are changed and
+restored: the name of the attention implementation; a slot on each attention layer; a pair of hooks on each stack, which
+choose the rows' prefixes, mark caches and, in a decoder-only model, move the positions past the prefix; and `generate`,
+which may repeat rows for beams (a plain forward may not), and under which no other thread may detach. And where an
+artefact holds a LoRA or another change of layers (`methods`), those layers. The prefix encoder runs once per forward
+pass of the whole model: for that an encoder-decoder has hooks on the module that runs both stacks.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,16 +31,17 @@ from transformers import PreTrainedModel
 from prefixkit.compat import attention_settings, eager_attention, implementation_of, restore_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
-from prefixkit.injection.attached import Attached, Nothing, from_encoder, from_prefixes
+from prefixkit.injection.attached import Attached, Nothing, deltas_of, from_encoder, from_prefixes, from_prompt
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, forget, has_slot, leave_out, place
+from prefixkit.methods import DeltaModule, SoftPrompt, Undo, restore_delta, undo_all
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.models.weights import all_modules
-from prefixkit.prefix import Prefix, PrefixEncoder
+from prefixkit.prefix import Delta, Prefix, PrefixEncoder
 
-Attachable = Prefix | PrefixEncoder | Sequence[Prefix | None] | None
+Attachable = Prefix | PrefixEncoder | SoftPrompt | Sequence[Prefix | None] | None
 
 #: Held while a model is changed or restored, so that of two threads that attach to it at once one is refused.
 _changing = RLock()
@@ -51,17 +52,19 @@ def attach(
     prefix: Attachable,
     *,
     position_offset: int | None = None,
+    deltas: Sequence[DeltaModule] = (),
     guard: Callable[[], object] = lambda: None,
 ) -> "Handle":
-    """Make a frozen model read a prefix.
+    """Make a frozen model read a prefix, and change its layers if the artefact has a LoRA, say, beside it.
 
     Args:
         model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder; or a
             `PeftModel` around one, whose LoRA or other adapters then work beside the prefix.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
-            encoder to train; or None, which leaves the model alone.
+            encoder to train, or a soft prompt; or None, which leaves the model alone.
         position_offset: for a prefix encoder, the position of the first text token; left out,
             `Geometry.text_position`.
+        deltas: changes of the model's layers to train, beside a prefix encoder or alone (`prefix` None).
         guard: called at the start of each forward pass that is about to read something, in the thread that runs it;
             it may raise to keep a thread out.
 
@@ -84,20 +87,37 @@ def attach(
                 "config=copy.deepcopy(config)"
             )
         anatomy = inspect_model(base)
-        source, rows = _to_attach(base, anatomy, prefix, position_offset)
-        return Handle(base, anatomy, None if source is None else Passes(base, anatomy, source, rows, guard))
+        passes = Passes(base, anatomy, guard)
+        source, rows = _to_attach(passes, prefix, position_offset, tuple(deltas))
+        if source is None:
+            return Handle(base, anatomy, None)
+        passes.switch(source, rows)
+        return Handle(base, anatomy, passes, [*deltas, *(restore_delta(base, each) for each in _saved_deltas(prefix))])
 
 
 def _to_attach(
-    base: PreTrainedModel, anatomy: Anatomy, prefix: Attachable, position_offset: int | None
+    passes: Passes, prefix: Attachable, position_offset: int | None, deltas: tuple[DeltaModule, ...] = ()
 ) -> tuple[Attached | None, int | None]:
     """Return what is to be read, None if that is nothing, and how many rows it is for, None if for any."""
+    base, anatomy = passes.model, passes.anatomy
     rows = len(prefix) if isinstance(prefix, Sequence) else None
+    if isinstance(prefix, SoftPrompt):
+        if deltas:
+            raise InjectionError("deltas: are trained beside a prefix encoder, or alone, not beside a soft prompt")
+        return from_prompt(base, anatomy, prefix, position_offset, passes.states_of), rows
     if isinstance(prefix, PrefixEncoder):
-        return from_encoder(base, anatomy, prefix, position_offset), rows
+        return from_encoder(base, anatomy, prefix, position_offset, deltas), rows
     if position_offset is not None:
         raise InjectionError("position_offset: a saved prefix brings its own; give it for an encoder only")
+    if deltas and prefix is not None:
+        raise InjectionError("deltas: a saved prefix brings its own; give changes to train with an encoder, or alone")
+    if deltas:
+        return Nothing(anatomy.geometry, deltas), rows
     return from_prefixes(base, anatomy, prefix), rows
+
+
+def _saved_deltas(prefix: Attachable) -> tuple[Delta, ...]:
+    return () if isinstance(prefix, PrefixEncoder | SoftPrompt) else deltas_of(prefix)
 
 
 class Handle(AbstractContextManager["Handle"]):
@@ -107,14 +127,20 @@ class Handle(AbstractContextManager["Handle"]):
         model: the model.
         anatomy: its sites.
         passes: what happens in its forward passes; None attaches nothing.
+        deltas: what is changed in its layers meanwhile.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, passes: Passes | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, anatomy: Anatomy, passes: Passes | None, deltas: Sequence[DeltaModule] = ()
+    ) -> None:
         self._model, self._anatomy, self._passes = model, anatomy, passes
         self._restore: list[Callable[[], object]] = []
+        self._inserted: list[DeltaModule] = []
+        self._take_out: list[Undo] = []
         if passes is not None:
             try:
                 self._install(passes)
+                self._insert(deltas)
             except BaseException:
                 self._undo()
                 raise
@@ -136,7 +162,8 @@ class Handle(AbstractContextManager["Handle"]):
         if self._passes is None or not self._restore:
             raise InjectionError("nothing is attached by this handle; call attach() again")
         _require_alone(self._passes, "switch")
-        source, rows = _to_attach(self._model, self._anatomy, prefix, position_offset)
+        source, rows = _to_attach(self._passes, prefix, position_offset)
+        self._change_layers(_saved_deltas(prefix))
         self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
 
     def rest(self) -> None:
@@ -175,8 +202,27 @@ class Handle(AbstractContextManager["Handle"]):
         self.detach()
 
     def _undo(self) -> None:
+        undo_all(self._take_out)
         while self._restore:
             self._restore.pop()()
+
+    def _insert(self, deltas: Sequence[DeltaModule]) -> None:
+        for delta in deltas:
+            self._take_out.append(delta.insert())
+        self._inserted = list(deltas)
+
+    def _change_layers(self, deltas: tuple[Delta, ...]) -> None:
+        """Put other changes in place of those inserted; if the model cannot take them, those stay."""
+        before = self._inserted
+        if tuple(module.saved for module in before) == deltas:
+            return
+        undo_all(self._take_out)  # the new ones are made for the bare model
+        try:
+            self._insert([restore_delta(self._model, delta) for delta in deltas])
+        except BaseException:
+            undo_all(self._take_out)
+            self._insert(before)
+            raise
 
     def _install(self, passes: Passes) -> None:
         model, implementation = self._model, implementation_of(self._model)

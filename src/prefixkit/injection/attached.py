@@ -1,16 +1,17 @@
 """What is attached to a model: saved prefixes, or one in training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixkit.errors import InjectionError
+from prefixkit.methods import DeltaModule, SoftPrompt
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import Anatomy
 from prefixkit.models.quantised import check_differentiable
-from prefixkit.prefix import Bank, BaseCard, Geometry, Prefix, PrefixEncoder, PrefixStates, SiteStates, stack
+from prefixkit.prefix import Bank, BaseCard, Delta, Geometry, Prefix, PrefixEncoder, PrefixStates, stack
 
 #: Something that is read, and how often each of its parts was changed in place.
 Stamp = tuple[object, tuple[int, ...]]
@@ -38,14 +39,15 @@ class Saved:
 
 @dataclass(frozen=True)
 class InTraining:
-    """A prefix encoder, and the position of the first text token behind its prefix."""
+    """A prefix encoder, the position of the first text token behind its prefix, and changes in training beside it."""
 
     encoder: PrefixEncoder
     position: int
+    deltas: tuple[DeltaModule, ...] = ()
 
     def read(self) -> Bank:
         """Run the encoder; return the bank of a forward pass."""
-        return stack([self.encoder()], [self.position])
+        return stack([self.encoder()], [self.position], _versions(self.deltas))
 
     @property
     def stamp(self) -> Stamp:
@@ -63,20 +65,50 @@ class InTraining:
             of_pass: with dropout too, take the numbers of this pass; if not, the encoder runs once more, without it.
         """
         if self.encoder.training and self.encoder.dropout > 0 and not of_pass:
-            return stack([self.encoder.materialise()], [self.position])
+            return stack([self.encoder.materialise()], [self.position], _versions(self.deltas))
+        return read.detach()
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A soft prompt in training, and the position of the first text token behind it.
+
+    Attributes:
+        states: has the model compute the keys and values of embeddings, with gradients.
+    """
+
+    prompt: SoftPrompt
+    position: int
+    states: Callable[[Tensor], PrefixStates]
+
+    def read(self) -> Bank:
+        """Have the model read the embeddings; return the bank of a forward pass."""
+        return stack([self.states(self.prompt())], [self.position])
+
+    @property
+    def stamp(self) -> Stamp:
+        """What changes when something else is to be read."""
+        return self.prompt, tuple(parameter._version for parameter in self.prompt.parameters())
+
+    def token(self, read: Bank, *, of_pass: bool = False) -> Bank | None:
+        """What tells this prompt, as it is now, from others; with dropout, each pass from the next."""
         return read.detach()
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """Nothing to read, in a model whose hooks stay in place: a bank without virtual tokens."""
+    """No prefix to read, in a model whose hooks are in place: a bank without virtual tokens.
+
+    Attributes:
+        deltas: changes in training of the model's layers.
+    """
 
     geometry: Geometry
+    deltas: tuple[DeltaModule, ...] = ()
 
     def read(self) -> Bank:
         """Return the bank of a forward pass."""
-        sites = (torch.zeros(site.kv_heads, 0, site.head_dim) for site in self.geometry.sites)
-        return stack([PrefixStates(self.geometry, tuple(SiteStates(empty, empty) for empty in sites))], [0])
+        return stack([PrefixStates.empty(self.geometry)], [0], _versions(self.deltas))
 
     @property
     def stamp(self) -> Stamp:
@@ -84,14 +116,25 @@ class Nothing:
         return None, ()
 
     def token(self, read: Bank, *, of_pass: bool = False) -> Bank | None:
-        """What is read under it belongs to no prefix."""
-        return None
+        """What is read under it belongs to no prefix, but perhaps to the changes in training as they are now."""
+        return read if self.deltas else None
 
 
-Attached = Saved | InTraining | Nothing
+def _versions(deltas: tuple[DeltaModule, ...]) -> object:
+    """Return what tells changes in training from others, and from themselves after another step."""
+    return tuple((id(number), number._version) for delta in deltas for number in delta.numbers)
 
 
-def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncoder, offset: int | None) -> InTraining:
+Attached = Saved | InTraining | Prompted | Nothing
+
+
+def from_encoder(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    encoder: PrefixEncoder,
+    offset: int | None,
+    deltas: tuple[DeltaModule, ...] = (),
+) -> InTraining:
     """Return a prefix encoder as a source.
 
     Args:
@@ -99,6 +142,7 @@ def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncode
         anatomy: its sites.
         encoder: made for the same geometry.
         offset: the position asked for; None for `Geometry.text_position`.
+        deltas: changes in training beside it.
 
     Raises:
         UnsupportedModelError: the model passes it no gradient.
@@ -113,7 +157,26 @@ def from_encoder(model: PreTrainedModel, anatomy: Anatomy, encoder: PrefixEncode
             "the encoder was made under torch.inference_mode(), so no gradient reaches it; make it outside"
         )
     position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
-    return InTraining(encoder, position)
+    return InTraining(encoder, position, deltas)
+
+
+def from_prompt(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    prompt: SoftPrompt,
+    offset: int | None,
+    states: Callable[[Tensor], PrefixStates],
+) -> Prompted:
+    """Return a soft prompt as a source.
+
+    Raises:
+        UnsupportedModelError: the model passes it no gradient.
+        InjectionError: it has another geometry.
+    """
+    check_differentiable(model)
+    if prompt.geometry != anatomy.geometry:
+        raise InjectionError("the soft prompt was made for a model of another geometry")
+    return Prompted(prompt, anatomy.geometry.text_position(prompt.lengths, is_gated=False, asked=offset), states)
 
 
 def from_prefixes(
@@ -143,4 +206,21 @@ def from_prefixes(
     if all(each is None for each in rows):
         return None
     states = [None if each is None else each.states for each in rows]
-    return Saved(stack(states, [0 if each is None else each.position_offset for each in rows]))
+    return Saved(stack(states, [0 if each is None else each.position_offset for each in rows], deltas_of(prefix)))
+
+
+def deltas_of(prefix: Prefix | Sequence[Prefix | None] | None) -> tuple[Delta, ...]:
+    """Return what saved prefixes change in the model's layers, which must be the same for all rows.
+
+    Raises:
+        InjectionError: it is not.
+    """
+    rows = [prefix] if isinstance(prefix, Prefix) or prefix is None else list(prefix)
+    each = [() if row is None else row.deltas for row in rows]
+    if any(deltas != each[0] for deltas in each):
+        method = next(delta.method for deltas in each for delta in deltas)
+        raise InjectionError(
+            f"{method} changes the layers for all rows of a batch at once; attach artefacts with the same one, give "
+            "them one after the other, or turn it off with without()"
+        )
+    return each[0]

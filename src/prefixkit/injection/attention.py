@@ -67,6 +67,7 @@ def attend(
     own = eager_attention(module) if slot.implementation == "eager" else sdpa_attention
     prefix = slot.read(key.shape[0], options.pop(BANK, None))
     if prefix.length == 0:
+        slot.keep(key, value)
         return own(module, query, key, value, attention_mask, **options)
     if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")

@@ -11,6 +11,7 @@ from threading import local
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +26,8 @@ from prefixkit.injection.positions import text_positions
 from prefixkit.injection.requests import check_request
 from prefixkit.injection.slots import BANK, Current, Users
 from prefixkit.models.inspect import Anatomy
-from prefixkit.prefix import Bank
+from prefixkit.models.weights import embedding_table
+from prefixkit.prefix import Bank, PrefixStates
 
 
 class _Whole(local):
@@ -54,21 +56,17 @@ class Passes:
     Args:
         model: the model.
         anatomy: its sites.
-        source: gives the bank of a forward pass.
-        rows: number of rows the bank describes, or None for one prefix shared by all rows.
         guard: called in each forward pass that is about to read a prefix; it may raise.
 
     Attributes:
         current: the bank of the forward pass under way, which the slots read.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, anatomy: Anatomy, source: Attached, rows: int | None, guard: Callable[[], object]
-    ) -> None:
-        self._model, self._anatomy, self._guard = model, anatomy, guard
-        self._attached = source, rows  # replaced in one go, and read in one go, whatever other threads do
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, guard: Callable[[], object]) -> None:
+        self.model, self.anatomy, self._guard = model, anatomy, guard
+        self._attached: tuple[Attached, int | None] = Nothing(anatomy.geometry), None
         self.current, self._caches = Current(), Caches()
-        self._users, self._generating = Users(), Users()
+        self._users, self._generating, self._prompting = Users(), Users(), Users()
         self._whole = _Whole()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -80,8 +78,21 @@ class Passes:
         raise InjectionError("a model with a prefix attached cannot be copied or pickled; detach it first")
 
     def switch(self, source: Attached, rows: int | None) -> None:
-        """Read something else from the next forward pass on."""
-        self._attached = source, rows
+        """Read something else from the next forward pass on.
+
+        Args:
+            source: gives the bank of a forward pass.
+            rows: number of rows the bank describes, or None for one prefix shared by all rows.
+        """
+        self._attached = source, rows  # replaced in one go, and read in one go, whatever other threads do
+
+    def states_of(self, embeddings: Float[Tensor, "p e"]) -> PrefixStates:
+        """Return the keys and values that the model, reading nothing else, computes for embeddings, with gradients."""
+        like = embedding_table(self.model)
+        with self._prompting, self.current.keeping() as kept:
+            self.anatomy.stack(inputs_embeds=embeddings[None].to(like.device, self.model.dtype), use_cache=False)
+        geometry = self.anatomy.geometry
+        return PrefixStates(geometry, tuple(kept[site] for site in range(len(geometry.sites))))
 
     def _read(self) -> tuple[Attached, int | None]:
         """Return what the calling thread is to read, and how many rows it is for."""
@@ -116,7 +127,7 @@ class Passes:
             encoded.check(outputs, token, needs_mark=self._is_in_encoder(bank))
 
     def _is_in_encoder(self, bank: Bank) -> bool:
-        sites = zip(self._anatomy.geometry.sites, bank.sites, strict=True)
+        sites = zip(self.anatomy.geometry.sites, bank.sites, strict=True)
         return any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -131,7 +142,7 @@ class Passes:
         """Choose each row's prefix and move the text's positions, before the first layer runs."""
         self._users.enter()
         self._mark_unfinished()
-        if any(layer_implementation(layer, self._model) not in NAMES.values() for layer in self._anatomy.attention):
+        if any(layer_implementation(layer, self.model) not in NAMES.values() for layer in self.anatomy.attention):
             raise InjectionError(
                 "the attention implementation was changed while a prefix was attached, so nothing would read it; "
                 "detach, change it, and attach again"
@@ -142,21 +153,24 @@ class Passes:
         if inputs is None:  # the stack says what it misses; if it does not, its layers find no bank
             self.current.bank = None
             return None
+        if self._prompting.has_me():  # within the `states_of` of another forward pass
+            self.current.bank = Nothing(self.anatomy.geometry).read()
+            return (), call | {BANK: self.current.bank}
         source, rows = self._read()
         bank = self._whole.bank
         if bank is None or not self._is_whole_current(source):
             bank = source.read()
         read = Read(bank)
         if rows is not None:
-            if stack is not self._anatomy.stack and self._generating.has_me():
+            if stack is not self.anatomy.stack and self._generating.has_me():
                 self._check_sources(len(inputs))
             read = Read(bank, self._entries(rows, len(inputs)))
         if cache_of(call) is not None:
             self._caches.enter(cache_of(call), *self._marks(source, read))
         self._whole.source, self._whole.present, self._whole.cache = source, read, cache_of(call)
         bank = self.current.bank = read.row_by_row()
-        if self._anatomy.geometry.moves_text:
-            call |= {"position_ids": text_positions(call, bank.offsets, inputs, self._anatomy)}
+        if self.anatomy.geometry.moves_text:
+            call |= {"position_ids": text_positions(call, bank.offsets, inputs, self.anatomy)}
         return (), call | {BANK: bank}
 
     def _check_sources(self, batch: int) -> None:
@@ -189,7 +203,7 @@ class Passes:
         if read is None:
             return
         self._caches.leave([cache, output], partial(self._marks, source, read))
-        if output is not None and stack is not self._anatomy.stack and self._is_in_encoder(read.bank):
+        if output is not None and stack is not self.anatomy.stack and self._is_in_encoder(read.bank):
             encoded.mark(output, source.token(read.bank, of_pass=True))
 
     def _mark_unfinished(self) -> None:
@@ -219,8 +233,8 @@ class Passes:
                 the settings ask for what cannot be had.
         """
         source, rows = self._read()
-        check_request(self._model, args, kwargs, rows=rows)
-        names = ("inputs", self._model.main_input_name, "inputs_embeds", "decoder_input_ids")
+        check_request(self.model, args, kwargs, rows=rows)
+        names = ("inputs", self.model.main_input_name, "inputs_embeds", "decoder_input_ids")
         outputs = kwargs.get("encoder_outputs")
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):
             if rows is not None and isinstance(inputs, Tensor) and len(inputs) != rows:
@@ -234,7 +248,7 @@ class Passes:
             self._whole.sources = 0
         with self._users, self._generating:
             if own is None:
-                own = partial(getattr(type(self._model), "generate"), self._model)  # noqa: B009 - a mixin may add it
+                own = partial(getattr(type(self.model), "generate"), self.model)  # noqa: B009 - a mixin may add it
             output = own(*args, **kwargs)
         last = self._whole.last
         if last is not None:  # Whisper puts what it returns together anew

@@ -6,18 +6,19 @@ first layer runs. It also travels as a keyword argument (`BANK`) through the lay
 runs a layer again with the arguments of its own forward pass, when the present one may be another.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import enumerate as enumerate_threads
 from threading import get_ident
 from weakref import WeakSet
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from prefixkit.compat import is_in_backward
 from prefixkit.errors import InjectionError
-from prefixkit.prefix import Bank, SiteBank
+from prefixkit.prefix import Bank, SiteBank, SiteStates
 
 #: The keyword under which a forward pass hands its bank down to its attention layers.
 BANK = "prefixkit_bank"
@@ -35,6 +36,21 @@ class Current:
 
     def __init__(self, bank: Bank | None = None) -> None:
         self._banks: dict[int, Bank | None] = {get_ident(): bank}
+        self._kept: dict[int, dict[int, SiteStates]] = {}
+
+    @contextmanager
+    def keeping(self) -> Iterator[dict[int, SiteStates]]:
+        """Let the slots keep the keys and values that the calling thread's forward passes compute, by site."""
+        kept = self._kept[get_ident()] = {}
+        try:
+            yield kept
+        finally:
+            del self._kept[get_ident()]
+
+    @property
+    def kept(self) -> dict[int, SiteStates] | None:
+        """What is being kept for the calling thread; None if nothing is."""
+        return self._kept.get(get_ident())
 
     @property
     def bank(self) -> Bank | None:
@@ -123,6 +139,12 @@ class Slot:
         if len(bank) not in (1, batch_size):
             raise InjectionError(f"prefixes for {len(bank)} rows are attached, the attention layer got {batch_size}")
         return bank.sites[self.site]
+
+    def keep(self, key: Float[Tensor, "b g s d"], value: Float[Tensor, "b g s d"]) -> None:
+        """Keep what the layer computed for a text of one row, if somebody wants it (`Current.keeping`)."""
+        kept = self.current.kept
+        if kept is not None:
+            kept[self.site] = SiteStates(key[0], value[0])
 
 
 def place(module: nn.Module, slot: Slot) -> None:

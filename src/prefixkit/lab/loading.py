@@ -6,7 +6,7 @@ from prefixkit.data import PreparedData, prepare
 from prefixkit.evaluation import check_context
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.inspect import inspect_model
-from prefixkit.training import prefix_lengths
+from prefixkit.training import text_position
 
 
 def load_for(recipe: Recipe) -> tuple[Base, PreparedData]:
@@ -25,10 +25,7 @@ def load_for(recipe: Recipe) -> tuple[Base, PreparedData]:
         on_cpu=recipe.model.shard and processes.count() > 1,
     )
     base.check_format(recipe.data.format)
-    config = recipe.prefix
-    geometry = inspect_model(base.model).geometry
-    lengths = prefix_lengths(geometry, config)
-    positions = geometry.text_position(lengths, is_gated=config.gate, asked=config.position_offset)
+    positions = text_position(inspect_model(base.model).geometry, recipe)
     data = prepare(
         recipe.data,
         base.tokenizer,

@@ -45,8 +45,8 @@ from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import choose_threads, describe_machine, give_back_memory, peak_memory_bytes
 from prefixkit.models.sharding import is_sharded, shard
 from prefixkit.models.sources import hub_revision
-from prefixkit.prefix import BaseCard, Head, Prefix, PrefixStates, TrainingCard
-from prefixkit.training import Outcome, check_trackers, train_prefix
+from prefixkit.prefix import BaseCard, Prefix, TrainingCard
+from prefixkit.training import Outcome, Trained, check_trackers, train_prefix
 
 log = get_logger(__name__)
 
@@ -198,11 +198,13 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         write_json(folder / RUN, started)
     card = BaseCard(id=base.id, revision=base.revision, fingerprint=fingerprint(base.model))
 
-    def measure(states: PrefixStates, head: Head | None) -> float:
+    def measure(trained: Trained) -> float:
         rows = validation_rows(data, recipe)
-        candidate = Prefix.from_states(states, base=card, position_offset=recipe.prefix.position_offset, head=head)
-        losses = heldout_loss(base, rows, prefix=candidate) if head is None else label_losses(base, rows, candidate)
-        return float(losses.mean)
+        candidate = _as_prefix(trained, recipe, card)
+        measured = (
+            heldout_loss(base, rows, prefix=candidate) if trained.head is None else label_losses(base, rows, candidate)
+        )
+        return float(measured.mean)
 
     outcome = train_prefix(
         base,
@@ -236,15 +238,25 @@ def _save(
         versions=machine.versions,
     )
     licence = recipe.licence or base.licence
-    offset = recipe.prefix.position_offset
-    prefix = Prefix.from_states(
-        outcome.states, base=card, position_offset=offset, head=outcome.head, training=training, licence=licence
-    )
+    prefix = _as_prefix(outcome.trained, recipe, card, training=training, licence=licence)
     with atomic_path(folder / TRAINING / "encoder.safetensors") as path:
-        path.write_bytes(save(outcome.encoder.state_dict() | {"units": outcome.encoder.units}))
+        path.write_bytes(save(outcome.state))
     prefix = prefix.save(folder)
     record = _record(recipe, base, data, outcome, prefix)
     write_json(folder / RUN, record | {"base_weights_hash": {"before": weights, "after": weights}})
+
+
+def _as_prefix(trained: Trained, recipe: Recipe, card: BaseCard, **details: Any) -> Prefix:
+    """Return what was trained as an artefact."""
+    has_tokens = any(trained.states.lengths)
+    return Prefix.from_states(
+        trained.states,
+        base=card,
+        position_offset=recipe.prefix.position_offset if has_tokens else None,
+        head=trained.head,
+        deltas=trained.deltas,
+        **details,
+    )
 
 
 def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, prefix: Prefix) -> dict[str, Any]:

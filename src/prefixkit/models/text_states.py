@@ -1,13 +1,14 @@
 """The model's own keys and values of a text: the best place for a prefix to start."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixkit.errors import DataError, InjectionError
 from prefixkit.models.inspect import inspect_model, runs_ours, text_inputs
 from prefixkit.models.probe import watch_attention
+from prefixkit.models.weights import embedding_table
 from prefixkit.prefix import PrefixStates, SiteStates
 
 
@@ -45,5 +46,27 @@ def text_states(model: PreTrainedModel, token_ids: Int[Tensor, "p"]) -> PrefixSt
         )
     if runs_ours(model):
         raise InjectionError("a prefix is attached to this model; detach it before reading the states of a text")
-    calls = watch_attention(model, text_inputs(model, token_ids[None], token_ids[None])).calls
+    return _read(model, text_inputs(model, token_ids[None], token_ids[None]))
+
+
+@torch.no_grad()
+def embedding_states(model: PreTrainedModel, embeddings: Float[Tensor, "p e"]) -> PrefixStates:
+    """Return the keys and values a decoder-only model computes for embeddings of virtual tokens, as prefix states.
+
+    Args:
+        model: a model with nothing attached.
+        embeddings: of `p` virtual tokens.
+
+    Raises:
+        InjectionError: a prefix is attached.
+    """
+    if runs_ours(model):
+        raise InjectionError("a prefix is attached to this model; detach it before reading the states of embeddings")
+    like = embedding_table(model)
+    return _read(model, {"inputs_embeds": embeddings[None].to(like.device, model.dtype)})
+
+
+def _read(model: PreTrainedModel, inputs: dict[str, Tensor]) -> PrefixStates:
+    anatomy = inspect_model(model)
+    calls = watch_attention(model, inputs).calls
     return PrefixStates(anatomy.geometry, tuple(SiteStates(c.key[0].clone(), c.value[0].clone()) for c in calls))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from prefixkit.compat import whole
@@ -39,6 +40,12 @@ def input_device(model: nn.Module) -> torch.device:
                 if runs_on is not None and torch.device(runs_on) != _META:
                     return torch.device(runs_on)
     return device
+
+
+def embedding_table(model: Any) -> Float[Tensor, "v e"]:
+    """Return the weight of a model's input embedding."""
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight
 
 
 def is_offloaded(model: nn.Module) -> bool:

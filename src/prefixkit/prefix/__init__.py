@@ -5,7 +5,8 @@
 
 from prefixkit.prefix.artefact import PREFIX_FILES, Prefix
 from prefixkit.prefix.bank import Bank, SiteBank, stack
-from prefixkit.prefix.card import BaseCard, HeadCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.card import BaseCard, DeltaCard, HeadCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.delta import Delta
 from prefixkit.prefix.encoder import PrefixEncoder
 from prefixkit.prefix.geometry import Geometry, Site
 from prefixkit.prefix.head import ClassificationHead, Head, HeadKind
@@ -17,6 +18,8 @@ __all__ = [
     "Bank",
     "BaseCard",
     "ClassificationHead",
+    "Delta",
+    "DeltaCard",
     "Geometry",
     "Head",
     "HeadCard",

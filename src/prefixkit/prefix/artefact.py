@@ -2,12 +2,14 @@
 
     prefix.safetensors   <placement>.<layer>.key, .value   [g, p, d]     .gate   [h]
                          head.weight                       [c, e]        head.bias   [c]   where labels were learned
+                         <method>:<layer>.<weight>         where layers were changed too, by a LoRA, say
     prefix.json          the card: geometry, base model, training, scores, SHA-256 of the file above
 
 A site of length 0 has no tensors. A folder named ``training/`` may stand beside them with what is needed to
 train on; deleting it leaves a deployable prefix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +22,8 @@ from torch import Tensor
 
 from prefixkit.errors import ArtefactError
 from prefixkit.files import atomic_path, read_json, sha256_file, write_json
-from prefixkit.prefix.card import SCHEMA_VERSION, BaseCard, HeadCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.card import SCHEMA_VERSION, BaseCard, DeltaCard, HeadCard, PrefixCard, SiteCard, TrainingCard
+from prefixkit.prefix.delta import Delta
 from prefixkit.prefix.geometry import Site
 from prefixkit.prefix.head import Head
 from prefixkit.prefix.states import PrefixStates, SiteStates
@@ -39,11 +42,13 @@ class Prefix:
         states: keys and values per site.
         card: geometry, base model, position offset, training, scores.
         head: the classification head that was trained with it; None for a prefix that steers text.
+        deltas: what is changed in the model's layers beside the prefix, or in place of one that has length 0.
     """
 
     states: PrefixStates
     card: PrefixCard
     head: Head | None = None
+    deltas: tuple[Delta, ...] = ()
 
     @classmethod
     def from_states(
@@ -53,6 +58,7 @@ class Prefix:
         base: BaseCard,
         position_offset: int | None = None,
         head: Head | None = None,
+        deltas: Sequence[Delta] = (),
         training: TrainingCard | None = None,
         licence: str = "",
     ) -> "Prefix":
@@ -63,6 +69,7 @@ class Prefix:
             base: the model they belong to.
             position_offset: position of the first text token; left out, `Geometry.text_position`.
             head: the classification head trained with them, if one was.
+            deltas: changes of the model's layers trained with them, if any were; one per method.
             training: how they were trained, if they were.
             licence: terms of the base model and the data.
         """
@@ -82,15 +89,42 @@ class Prefix:
                 for site, length in zip(states.geometry.sites, states.lengths, strict=True)
             ),
             head=None if head is None else HeadCard.of(head),
+            deltas=tuple(map(DeltaCard.of, deltas)),
             training=training,
             licence=licence,
         )
-        return cls(states.detach(), card, head)
+        return cls(states.detach(), card, head, tuple(deltas))
 
     @property
     def position_offset(self) -> int:
         """Position of the first text token."""
         return self.card.position_offset
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it consists of: ``"prefix"`` where it has virtual tokens, and the method of each delta."""
+        own = ("prefix",) if any(self.states.lengths) else ()
+        return (*own, *(str(delta.method) for delta in self.deltas))
+
+    def without(self, *parts: str) -> "Prefix":
+        """Return the artefact with some of its `parts` turned off; the text stays at the positions it was trained at.
+
+        Raises:
+            ArtefactError: it has no such part.
+        """
+        unknown = sorted(set(parts) - set(self.parts))
+        if unknown:
+            raise ArtefactError(
+                f"{unknown[0]}: not a part of this artefact, which has {', '.join(self.parts) or 'none'}"
+            )
+        deltas = tuple(delta for delta in self.deltas if delta.method not in parts)
+        sites = self.card.sites
+        states = self.states
+        if "prefix" in parts:
+            states = PrefixStates.empty(states.geometry)
+            sites = tuple(site.model_copy(update={"num_virtual_tokens": 0}) for site in sites)
+        changed = {"sites": sites, "deltas": tuple(map(DeltaCard.of, deltas)), "content_hash": "", "scores": {}}
+        return replace(self, states=states, deltas=deltas, card=self.card.model_copy(update=changed))
 
     def with_scores(self, scores: dict[str, float]) -> "Prefix":
         """Return the same prefix with what evaluation measured."""
@@ -106,7 +140,7 @@ class Prefix:
             ArtefactError: the folder cannot be written to; files already there are untouched.
         """
         folder = Path(folder)
-        tensors = _to_tensors(self.states) | _head_tensors(self.head)
+        tensors = _to_tensors(self.states) | _head_tensors(self.head) | _delta_tensors(self.deltas)
         try:
             with atomic_path(folder / CARD_NAME) as card_path, atomic_path(folder / TENSORS_NAME) as path:
                 path.write_bytes(save(tensors))  # not save_file, whose full disk is no OSError
@@ -139,11 +173,13 @@ class Prefix:
                 "the file was truncated or changed, copy it again"
             )
         try:
-            tensors = _in_one_block(load(content), path)
+            tensors = load(content)
         except SafetensorError as error:
             raise ArtefactError(f"{path}: not a readable safetensors file: {error}") from None
+        deltas = tuple(_take_delta(tensors, each, path) for each in card.deltas)
+        tensors = _in_one_block(tensors, path)
         head = None if card.head is None else _take_head(tensors, card.head, path)
-        return cls(_from_tensors(tensors, card, path), card, head)
+        return cls(_from_tensors(tensors, card, path), card, head, deltas)
 
 
 def _in_one_block(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -211,6 +247,22 @@ def _take_head(tensors: dict[str, Tensor], card: HeadCard, path: Path) -> Head:
     classes = len(card.labels)
     weight = _take(tensors, "head.weight", (classes, card.hidden_size), path)
     return Head(card.kind, card.labels, weight, _take(tensors, "head.bias", (classes,), path), card.pooling)
+
+
+def _delta_tensors(deltas: Sequence[Delta]) -> dict[str, Tensor]:
+    return {
+        f"{delta.method}:{name}": tensor.detach().cpu().contiguous()
+        for delta in deltas
+        for name, tensor in delta.tensors.items()
+    }
+
+
+def _take_delta(tensors: dict[str, Tensor], card: DeltaCard, path: Path) -> Delta:
+    taken = {name: _take(tensors, f"{card.method}:{name}", shape, path) for name, shape in card.tensors.items()}
+    for name, tensor in taken.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtefactError(f"{path}: {card.method}:{name} holds NaN or infinite numbers")
+    return Delta(card.method, card.settings, taken)
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:

@@ -87,10 +87,12 @@ class Bank:
     Attributes:
         sites: one `SiteBank` per site of the geometry.
         offsets: position of the first text token under each entry.
+        beside: tells what else is changed in the model from other changes of it; the same for all rows.
     """
 
     sites: tuple[SiteBank, ...]
     offsets: Int[Tensor, "n"]
+    beside: object = ()
 
     def __len__(self) -> int:
         """Number of entries, `n`."""
@@ -98,24 +100,28 @@ class Bank:
 
     def rows(self, index: Int[Tensor, "b"]) -> "Bank":
         """Return a bank with one entry per row of a batch."""
-        return Bank(tuple(site.rows(index.to(site.key.device)) for site in self.sites), self.offsets[index])
+        sites = tuple(site.rows(index.to(site.key.device)) for site in self.sites)
+        return Bank(sites, self.offsets[index], self.beside)
 
     def equals(self, other: "Bank") -> bool:
         """Whether each row reads the same in both: an entry of its own, or one that speaks for all rows."""
+        if self.beside != other.beside:
+            return False
         sites = zip(self.sites, other.sites, strict=True)
         return _are_equal(self.offsets, other.offsets) and all(one.equals(two) for one, two in sites)
 
     def detach(self) -> "Bank":
         """Return the bank without the way its numbers came about."""
-        return Bank(tuple(site.detach() for site in self.sites), self.offsets)
+        return Bank(tuple(site.detach() for site in self.sites), self.offsets, self.beside)
 
 
-def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int]) -> Bank:
+def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int], beside: object = ()) -> Bank:
     """Stack prefixes into a bank.
 
     Args:
         prefixes: states of one geometry; None for rows without a prefix. At least one must be states.
         offsets: position of the first text token, one per entry.
+        beside: `Bank.beside`.
 
     Raises:
         InjectionError: the prefixes belong to models of different geometry, or there is none.
@@ -127,12 +133,12 @@ def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int]) -> Ba
     if any(prefix.geometry != geometry for prefix in present):
         raise InjectionError("prefixes of models with different geometry cannot share a batch")
     if len(prefixes) == 1:
-        return Bank(_copied(present[0]), torch.tensor(list(offsets), dtype=torch.long))
+        return Bank(_copied(present[0]), torch.tensor(list(offsets), dtype=torch.long), beside)
     sites = tuple(
         _stack_site([None if prefix is None else prefix.sites[i] for prefix in prefixes])
         for i in range(len(geometry.sites))
     )
-    return Bank(sites, torch.tensor(list(offsets), dtype=torch.long))
+    return Bank(sites, torch.tensor(list(offsets), dtype=torch.long), beside)
 
 
 def _copied(prefix: PrefixStates) -> tuple[SiteBank, ...]:

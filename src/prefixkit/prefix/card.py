@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from prefixkit.config import Placement, Pooling
+from prefixkit.config import Method, Placement, Pooling
+from prefixkit.prefix.delta import Delta
 from prefixkit.prefix.geometry import Geometry, Site
 from prefixkit.prefix.head import Head, HeadKind
 
@@ -61,6 +62,23 @@ class HeadCard(_Part):
         return cls(kind=head.kind, labels=head.labels, hidden_size=head.weight.shape[1], pooling=head.pooling)
 
 
+class DeltaCard(_Part):
+    """A change of the model's layers that was trained beside a prefix, or in place of one."""
+
+    method: Method
+    """LoRA, say."""
+    settings: dict[str, Any]
+    """Everything needed to build its layers again."""
+    tensors: dict[str, tuple[int, ...]]
+    """Name and shape of its tensors."""
+
+    @classmethod
+    def of(cls, delta: Delta) -> "DeltaCard":
+        """Describe a delta."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in delta.tensors.items()}
+        return cls(method=delta.method, settings=dict(delta.settings), tensors=shapes)
+
+
 class TrainingCard(_Part):
     """How a prefix was trained."""
 
@@ -102,6 +120,8 @@ class PrefixCard(_Part):
     """The geometry, with the length at each site."""
     head: HeadCard | None = None
     """None for a prefix that steers text."""
+    deltas: tuple[DeltaCard, ...] = ()
+    """What is changed beside the keys and values; of each method one at most."""
     training: TrainingCard | None = None
     """None for a prefix that was made, not trained (from a text, say)."""
     scores: dict[str, float] = {}
@@ -114,8 +134,17 @@ class PrefixCard(_Part):
     _share_sites = field_validator("sites")(_shared)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of prefix.json; an absent head is left out, as readers from before know no such key."""
-        return self.model_dump(mode="json", exclude={"head"} if self.head is None else None)
+        """Return the content of prefix.json; what is absent is left out, as readers from before know no such key."""
+        absent = {name for name in ("head", "deltas") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=absent)
+
+    @field_validator("deltas")
+    @classmethod
+    def _are_of_different_methods(cls, deltas: tuple[DeltaCard, ...]) -> tuple[DeltaCard, ...]:
+        methods = [delta.method for delta in deltas]
+        if len(set(methods)) < len(methods):
+            raise ValueError("holds one method twice")
+        return deltas
 
     def geometry(self) -> Geometry:
         """Return the geometry of the base model."""

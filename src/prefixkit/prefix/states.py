@@ -75,6 +75,12 @@ class PrefixStates:
         return any(states.gate is not None for states in self.sites)
 
     @classmethod
+    def empty(cls, geometry: Geometry) -> "PrefixStates":
+        """Return states without a virtual token anywhere."""
+        sites = (torch.zeros(site.kv_heads, 0, site.head_dim) for site in geometry.sites)
+        return cls(geometry, tuple(SiteStates(none, none) for none in sites))
+
+    @classmethod
     def from_rows(cls, geometry: Geometry, rows: Float[Tensor, "p o"]) -> "PrefixStates":
         """Return states of one length at every site, from rows laid out as `to_rows` does."""
         parts = rows.split([site.numbers_per_token for site in geometry.sites], dim=1)

@@ -18,16 +18,15 @@ from prefixkit.errors import DivergedError
 from prefixkit.files import write_text
 from prefixkit.logs import get_logger
 from prefixkit.models.sharding import is_sharded
-from prefixkit.prefix import Head, PrefixStates
 from prefixkit.training.checkpoint import Progress
-from prefixkit.training.model import PrefixModel
+from prefixkit.training.model import PrefixModel, Trained
 
 log = get_logger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
 
-#: Measures a held-out loss, in nats per token or label, of the base model with these states attached, and this head.
-Measure = Callable[[PrefixStates, Head | None], float]
+#: Measures a held-out loss, in nats per token or label, of the base model with what is trained.
+Measure = Callable[[Trained], float]
 
 
 #: Told about progress: step, steps in all, a few words.
@@ -39,7 +38,7 @@ class HeldOut(TrainerCallback):
 
     Args:
         model: the model in training.
-        measure: gives the held-out loss of materialised states, and of the head.
+        measure: gives the held-out loss of what is trained.
         every: steps between measurements; the first is before step 1, the last after the last step.
         patience: measurements without a new best before stopping; None for never.
         progress: the run's memory, shared with the checkpoints.
@@ -70,9 +69,8 @@ class HeldOut(TrainerCallback):
                 control.should_training_stop = True
 
     def _look(self, step: int) -> None:
-        head = None if self._model.head is None else self._model.head.materialise()
         measures = processes.is_first() or is_sharded(self._model)  # whose parts are with all of them
-        loss = self._measure(self._model.encoder.materialise(), head) if measures else None
+        loss = self._measure(self._model.materialise()) if measures else None
         self.latest = processes.from_first(loss)
         assert self.latest is not None
         if not math.isfinite(self.latest):

@@ -1,7 +1,9 @@
-"""What the trainer trains: a frozen base model that reads the prefix encoder's output, and perhaps a head on it."""
+"""What the trainer trains: a frozen base model with a prefix, or with another method's numbers, and perhaps a head."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -11,22 +13,52 @@ from transformers import PreTrainedModel
 
 from prefixkit.compat import leave_out_of_ddp
 from prefixkit.data import NO_LOSS
-from prefixkit.injection import attach
+from prefixkit.injection import Handle, attach
+from prefixkit.methods import DeltaModule, SoftPrompt
+from prefixkit.models.inspect import inspect_model
+from prefixkit.models.text_states import embedding_states
 from prefixkit.models.weights import input_device, is_offloaded
-from prefixkit.prefix import ClassificationHead, PrefixEncoder
+from prefixkit.prefix import ClassificationHead, Delta, Head, PrefixEncoder, PrefixStates
 from prefixkit.training.loss import has_plain_head, labelling_loss, summed_loss
 
-_HEAD, _UNITS = "head.", "units"
+_HEAD, _DELTA, _UNITS = "head.", "delta.", "units"
+
+#: What makes the keys and values that are trained.
+Encoder = PrefixEncoder | SoftPrompt
+
+
+class Part(StrEnum):
+    """What may be trained, each at a rate of its own."""
+
+    PREFIX = "prefix"
+    METHOD = "method"
+    HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was trained, as plain tensors.
+
+    Attributes:
+        states: keys and values; without virtual tokens where another method was trained.
+        head: the classification head; None where text is learned.
+        deltas: what was changed in the base model's layers.
+    """
+
+    states: PrefixStates
+    head: Head | None = None
+    deltas: tuple[Delta, ...] = ()
 
 
 class PrefixModel(nn.Module):
-    """A base model with a prefix in training attached; only the encoder, and the head, have trainable parameters.
+    """A base model with what is trained attached: a prefix, a change of its layers, or both; and perhaps a head on it.
 
     Args:
         base: the frozen base model.
-        encoder: the prefix.
+        encoder: the prefix, or a soft prompt; None where neither is trained.
         position_offset: position of the first text token; None for the geometry's own, as in `attach`.
         head: the classification head, where labels are learned; None where text is.
+        delta: a change of the base model's layers, or None.
     """
 
     #: Tells transformers' Trainer that the loss is divided by `num_items_in_batch` here.
@@ -35,12 +67,15 @@ class PrefixModel(nn.Module):
     def __init__(
         self,
         base: PreTrainedModel,
-        encoder: PrefixEncoder,
+        encoder: Encoder | None,
         position_offset: int | None,
         head: ClassificationHead | None = None,
+        delta: DeltaModule | None = None,
     ) -> None:
         super().__init__()
-        self.plain_head = head is None and has_plain_head(base)
+        self.delta = delta  # before the base model, which holds its numbers too while they are inserted
+        is_read_plainly = delta is None or not delta.touches(base.get_output_embeddings())
+        self.plain_head = head is None and is_read_plainly and has_plain_head(base)
         self.base = base.requires_grad_(False)
         self.encoder = encoder
         self.head = head
@@ -49,10 +84,37 @@ class PrefixModel(nn.Module):
         if is_offloaded(base) or len(placed) > 1:
             # Under this name transformers' Trainer and accelerate look for models they must not move.
             self.hf_device_map = {f"base.{name}": place for name, place in placed.items()}
-            self.hf_device_map |= {name: str(input_device(base)) for name in ("encoder", "head")}
+            self.hf_device_map |= {name: str(input_device(base)) for name in ("encoder", "head", "delta")}
         leave_out_of_ddp(self, [f"base.{name}" for name, _ in (*base.named_parameters(), *base.named_buffers())])
         self._is_recomputing = False
-        self._handle = attach(base, encoder, position_offset=position_offset)
+        self._handle = self._attach()
+
+    def _attach(self) -> Handle:
+        deltas = () if self.delta is None else (self.delta,)
+        return attach(self.base, self.encoder, position_offset=self.position_offset, deltas=deltas)
+
+    def parts(self) -> dict[Part, list[nn.Parameter]]:
+        """Return the numbers that are trained, by part; a part that is not there or stands still is left out."""
+        modules = {Part.PREFIX: self.encoder, Part.METHOD: self.delta, Part.HEAD: self.head}
+        if isinstance(self.encoder, SoftPrompt):
+            modules |= {Part.PREFIX: None, Part.METHOD: self.encoder}
+        numbers = {
+            part: [number for number in module.parameters() if number.requires_grad]
+            for part, module in modules.items()
+            if module is not None
+        }
+        return {part: own for part, own in numbers.items() if own}
+
+    def materialise(self) -> Trained:
+        """Return what has been trained so far; nothing is attached to the base model meanwhile."""
+        head = None if self.head is None else self.head.materialise()
+        deltas = () if self.delta is None else (self.delta.materialise(),)
+        if isinstance(self.encoder, PrefixEncoder):
+            return Trained(self.encoder.materialise(), head, deltas)
+        if self.encoder is None:
+            return Trained(PrefixStates.empty(inspect_model(self.base).geometry), head, deltas)
+        with self.set_aside():
+            return Trained(embedding_states(self.base, self.encoder.materialise()), head, deltas)
 
     def forward(
         self,
@@ -81,20 +143,24 @@ class PrefixModel(nn.Module):
         return {"loss": total / count}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name: the encoder's and its ``units``, the head's behind ``head.``."""
-        head = {} if self.head is None else self.head.state_dict()
-        head = {f"{_HEAD}{name}": tensor for name, tensor in head.items()}
-        return self.encoder.state_dict() | {_UNITS: self.encoder.units} | head
+        """Return the trained parameters by name: the encoder's and its ``units``, then ``head.``, ``delta.``."""
+        state = {} if self.encoder is None else self.encoder.state_dict() | {_UNITS: self.encoder.units}
+        if self.head is not None:
+            state |= {f"{_HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if self.delta is not None:
+            state |= {f"{_DELTA}{name}": number.detach() for name, number in self.delta.named().items()}
+        return state
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `trained_state` returned."""
-        rest = {name: tensor for name, tensor in state.items() if name != _UNITS and not name.startswith(_HEAD)}
-        self.encoder.load_state_dict(rest)
-        self.encoder.units.copy_(state.get(_UNITS, torch.ones_like(self.encoder.units)))  # older ones have no units
+        if self.encoder is not None:
+            others = (_UNITS, _HEAD, _DELTA)
+            self.encoder.load_state_dict({name: t for name, t in state.items() if not name.startswith(others)})
+            self.encoder.units.copy_(state.get(_UNITS, torch.ones_like(self.encoder.units)))  # older ones have no units
         if self.head is not None:
-            self.head.load_state_dict(
-                {name.removeprefix(_HEAD): t for name, t in state.items() if name.startswith(_HEAD)}
-            )
+            self.head.load_state_dict(_behind(_HEAD, state))
+        if self.delta is not None:
+            self.delta.load(_behind(_DELTA, state))
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute the base model's activations in the backward pass; called by transformers' Trainer."""
@@ -112,7 +178,7 @@ class PrefixModel(nn.Module):
             yield self.base
         finally:
             self.train(was_training)
-            self._handle = attach(self.base, self.encoder, position_offset=self.position_offset)
+            self._handle = self._attach()
 
     def close(self) -> None:
         """Detach the prefix; the base model is as it was."""
@@ -120,3 +186,7 @@ class PrefixModel(nn.Module):
         if self._is_recomputing:
             self.base.activation_checkpointing_disable()
         self.base.eval()
+
+
+def _behind(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -20,9 +20,9 @@ from prefixkit.data import Collator, DistributedBatchSampler, Example, LengthGro
 from prefixkit.data.stream import StreamedExamples, StreamSampler, TrainingStream
 from prefixkit.errors import ConfigError, DivergedError
 from prefixkit.logs import get_logger
+from prefixkit.methods import rate_of
 from prefixkit.models import Base
 from prefixkit.models.weights import input_device
-from prefixkit.prefix import Head, PrefixEncoder, PrefixStates
 from prefixkit.seeding import derive
 from prefixkit.training.callbacks import (
     METRICS_NAME,
@@ -34,7 +34,7 @@ from prefixkit.training.callbacks import (
     read_metrics,
 )
 from prefixkit.training.checkpoint import Progress, checkpoint_folder, checkpoints, newest_readable, read_own, step_of
-from prefixkit.training.model import PrefixModel
+from prefixkit.training.model import Part, PrefixModel, Trained
 from prefixkit.training.monitor import Monitor
 from prefixkit.training.start import build_model
 from prefixkit.training.trainer import PrefixTrainer
@@ -50,9 +50,9 @@ class Outcome:
     """What training gave.
 
     Attributes:
-        states: the materialised prefix at its best held-out loss.
-        encoder: the encoder at the same step, to keep training from.
-        head: the classification head at the same step; None where text is learned.
+        trained: what was trained, at its best held-out loss.
+        state: the same as parameters by name, to keep training from.
+        trained_parameters: numbers that were trained, the head's included.
         steps: optimiser steps taken.
         best_step: the step of the best held-out loss.
         best_loss: that loss, nats per token, or per label.
@@ -61,21 +61,15 @@ class Outcome:
         rollbacks: times the learning rate was halved after divergence.
     """
 
-    states: PrefixStates
-    encoder: PrefixEncoder
-    head: Head | None
+    trained: Trained
+    state: dict[str, Tensor]
+    trained_parameters: int
     steps: int
     best_step: int
     best_loss: float
     tokens: int
     seconds: float
     rollbacks: int
-
-    @property
-    def trained_parameters(self) -> int:
-        """Numbers that were trained, the head's included."""
-        head = 0 if self.head is None else self.head.weight.numel() + self.head.bias.numel()
-        return self.encoder.num_parameters() + head
 
 
 def train_prefix(
@@ -89,7 +83,7 @@ def train_prefix(
     measure: Measure,
     report: ProgressBar,
 ) -> Outcome:
-    """Train a prefix; goes on from the newest checkpoint in the folder if there is one.
+    """Train a prefix, or what a recipe's method is; goes on from the newest checkpoint in the folder if there is one.
 
     Args:
         base: the frozen base model, with nothing attached.
@@ -98,7 +92,7 @@ def train_prefix(
         stream: what to learn from instead; `examples` are then its first ones.
         folder: the run folder; checkpoints go to ``training/checkpoints/``, metrics to ``metrics.jsonl``.
         classes: names of the labels to tell apart, where labels are learned.
-        measure: held-out loss of a candidate prefix, and of its head, for early stopping.
+        measure: held-out loss of what is trained, for early stopping.
         report: told about progress.
 
     Raises:
@@ -140,9 +134,9 @@ def _run_once(
     """Run the trainer to the end, to an interruption, or to a divergence."""
     config = recipe.train
 
-    def measure_aside(states: PrefixStates, head: Head | None) -> float:
+    def measure_aside(trained: Trained) -> float:
         with model.set_aside():
-            return measure(states, head)
+            return measure(trained)
 
     newest = newest_readable(checkpoint_folder(folder))
     if newest is not None:
@@ -150,8 +144,7 @@ def _run_once(
         progress.rollbacks = max(progress.rollbacks, saved.rollbacks)  # before the rate is chosen
         if best is not None and _is_over(step_of(newest), saved, config):
             return _outcome(model, best, saved, step_of(newest), folder)
-    slower = 0.5**progress.rollbacks
-    rate = config.learning_rate * slower
+    rates = {part: rate * 0.5**progress.rollbacks for part, rate in peak_rates(model, recipe).items()}
     heldout = HeldOut(model, measure_aside, every=config.evaluate_every, patience=config.patience, progress=progress)
     metrics = Metrics(folder / METRICS_NAME, heldout, report)
     stop = StopAfterStep()
@@ -162,9 +155,8 @@ def _run_once(
         metrics=metrics,
         monitor=Monitor(config.divergence.loss_ratio, config.divergence.norm_ratio, config.max_grad_norm),
         stop=stop,
-        learning_rate=rate,
-        head_rate=recipe.head.learning_rate * slower,
-        args=_arguments(config, checkpoint_folder(folder), rate, base),
+        rates=rates,
+        args=_arguments(config, checkpoint_folder(folder), next(iter(rates.values())), base),
         train_dataset=_with_idle(examples),
         data_collator=Collator(base.tokenizer.pad_token_id),
         callbacks=[heldout, metrics, stop],
@@ -178,6 +170,13 @@ def _run_once(
     return _outcome(model, heldout.best, progress, trainer.state.global_step, folder)
 
 
+def peak_rates(model: PrefixModel, recipe: Recipe) -> dict[Part, float]:
+    """Return the peak rate of each part that is trained."""
+    of = {Part.PREFIX: lambda: recipe.train.learning_rate, Part.METHOD: lambda: rate_of(recipe.method),
+          Part.HEAD: lambda: recipe.head.learning_rate}  # fmt: skip
+    return {part: of[part]() for part in model.parts()}
+
+
 def _is_over(step: int, progress: Progress, config: TrainConfig) -> bool:
     """Whether a run has nothing left to do: transformers' Trainer would take one more step."""
     return step >= config.steps or (config.patience is not None and progress.waited >= config.patience)
@@ -188,9 +187,9 @@ def _outcome(model: PrefixModel, best: dict[str, Tensor], progress: Progress, st
     model.load_trained_state(best)
     last = read_metrics(folder / METRICS_NAME)[-1]
     return Outcome(
-        states=model.encoder.materialise(),
-        encoder=model.encoder,
-        head=None if model.head is None else model.head.materialise(),
+        trained=model.materialise(),
+        state={name: tensor.detach().clone() for name, tensor in model.trained_state().items()},
+        trained_parameters=sum(number.numel() for own in model.parts().values() for number in own),
         steps=steps,
         best_step=progress.best_step,
         best_loss=progress.best_loss,

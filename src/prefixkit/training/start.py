@@ -1,22 +1,24 @@
-"""Building the prefix a recipe asks for, at the place it asks to start from; and the head, where labels are learned."""
+"""Building what a recipe trains, at the place it starts from: a prefix, another method, a head for labels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.config import Format, InitKind, PrefixConfig, Recipe
+from prefixkit.config import Format, InitKind, Method, PrefixConfig, Recipe
 from prefixkit.data import Example
-from prefixkit.errors import ConfigError
+from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.logs import get_logger
+from prefixkit.methods import DeltaModule, SoftPrompt, build_delta, new_soft_prompt, rate_of
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import check_base
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.reading import last_hidden_state
 from prefixkit.models.text_states import text_states
-from prefixkit.models.weights import input_device
+from prefixkit.models.weights import embedding_table, input_device
 from prefixkit.prefix import (
     ClassificationHead,
     Geometry,
@@ -31,7 +33,7 @@ from prefixkit.prefix import (
     reproduce,
 )
 from prefixkit.seeding import derive
-from prefixkit.training.model import PrefixModel
+from prefixkit.training.model import Encoder, PrefixModel
 
 log = get_logger(__name__)
 
@@ -40,7 +42,7 @@ _STARTING = 64
 
 
 def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes: Sequence[str]) -> PrefixModel:
-    """Return what is trained: a base model with a recipe's prefix attached, and a head where labels are learned.
+    """Return what is trained: a base model with a recipe's prefix or other method, and a head where labels are learned.
 
     Args:
         base: the frozen base model, with nothing attached.
@@ -50,12 +52,95 @@ def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes
         classes: names of the labels to tell apart, where labels are learned.
 
     Raises:
-        PrefixkitError: as for `build_encoder` and `build_head`.
+        PrefixkitError: as for `build_encoder`, `build_soft_prompt`, `build_method` and `build_head`.
     """
-    texts = [example.text for example in examples[:_STARTING]]
-    encoder = build_encoder(base, recipe.prefix, seed=recipe.train.seed, texts=texts)
+    texts, method, seed = [example.text for example in examples[:_STARTING]], recipe.method, recipe.train.seed
+    encoder: Encoder | None = None
+    if method.has_prefix:
+        encoder = build_encoder(base, recipe.prefix, seed=seed, texts=texts)
+        encoder.requires_grad_(recipe.train.learning_rate > 0)
+    elif method.kind.is_prompt:
+        encoder = build_soft_prompt(base, method.kind, recipe.prefix, seed=seed, texts=texts)
+    delta = build_method(base, recipe) if method.kind.is_delta else None
     head = build_head(base, recipe, classes) if classes else None
-    return PrefixModel(base.model, encoder, recipe.prefix.position_offset, head)
+    offset = recipe.prefix.position_offset if encoder is not None else None
+    return PrefixModel(base.model, encoder, offset, head, delta)
+
+
+def build_method(base: Base, recipe: Recipe) -> DeltaModule:
+    """Return the change of a base model's layers that a recipe asks for, at its start.
+
+    Raises:
+        UnsupportedModelError: the model cannot take it.
+        ConfigError: a setting does not fit the model.
+        ArtefactError: the artefact to start from cannot be read, has no numbers of this method, or others.
+    """
+    config = recipe.method
+    delta = build_delta(base.model, config, torch.Generator().manual_seed(derive(recipe.train.seed, "method.init")))
+    if config.start is not None:
+        prefix = Prefix.load(config.start)
+        check_base(base.model, prefix.card.base)
+        saved = next((each for each in prefix.deltas if each.method is config.kind), None)
+        if saved is None or dict(saved.settings) != delta.settings:
+            found = "none" if saved is None else f"it with {dict(saved.settings)}, the recipe asks for {delta.settings}"
+            raise ArtefactError(f"method.start: {config.start}: expected a trained {config.kind}, found {found}")
+        delta.load(saved.tensors)
+    return delta.requires_grad_(rate_of(config) > 0)
+
+
+def build_soft_prompt(
+    base: Base, method: Method, config: PrefixConfig, *, seed: int, texts: Sequence[str]
+) -> SoftPrompt:
+    """Return a soft prompt for a base model, initialised; p-tuning starts as PEFT's network does.
+
+    Args:
+        base: the base model, with nothing attached.
+        method: how the embeddings are trained.
+        config: length, reparameterisation and start; a start from a text is from its words' embeddings.
+        seed: the run's seed.
+        texts: as for `build_encoder`.
+
+    Raises:
+        UnsupportedModelError: the model cannot take a soft prompt.
+        ConfigError: a start that is none for embeddings.
+    """
+    dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
+    network_seed = derive(seed, "method.init") % 2**63
+    prompt = new_soft_prompt(base.model, method, config, dtype=dtype, seed=network_seed)
+    source, generator = prompt.source, torch.Generator().manual_seed(derive(seed, "prefix.init"))
+    if isinstance(source, PrefixEncoder):
+        init_mlp(source, generator, orthogonal=config.init.orthogonal)
+    if method is not Method.P_TUNING:
+        rows = _starting_embeddings(base, config, texts, generator)
+        if isinstance(source, PrefixEncoder):
+            target = PrefixStates.from_rows(source.geometry, rows.float())
+            if config.init.scaled:
+                match_units(source, target)
+            reproduce(source, target)
+        else:
+            source.load_state_dict({"embedding.weight": rows})
+    return prompt.to(input_device(base.model))
+
+
+@torch.no_grad()
+def _starting_embeddings(
+    base: Base, config: PrefixConfig, texts: Sequence[str], generator: torch.Generator
+) -> Float[Tensor, "p e"]:
+    table, shape = embedding_table(base.model), (config.num_virtual_tokens, embedding_table(base.model).shape[1])
+    match config.init.kind:
+        case InitKind.RANDOM:
+            return config.init.std * torch.randn(shape, generator=generator)
+        case InitKind.ZERO:
+            return torch.zeros(shape)
+        case InitKind.WORDS:
+            tokens = _random_words(base.tokenizer, shape[0], generator)
+        case InitKind.TEXT:
+            tokens = _text_tokens(base.tokenizer, config.init.text, shape[0], texts)
+        case _:
+            raise ConfigError("prefix.init.kind: a saved prefix holds no embeddings; start a soft prompt from text")
+    layer: Any = base.model.get_input_embeddings()  # it may scale what stands in its table
+    rows: Tensor = layer(tokens.to(table.device))
+    return rows.cpu()
 
 
 def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequence[str]) -> PrefixEncoder:
@@ -149,6 +234,18 @@ def prefix_lengths(geometry: Geometry, config: PrefixConfig) -> tuple[int, ...]:
         layer_lengths=config.layer_lengths,
         placements=config.placement,
     )
+
+
+def text_position(geometry: Geometry, recipe: Recipe) -> int:
+    """Return the position of the first text token behind what a recipe trains.
+
+    Raises:
+        ConfigError: a layer or a placement does not exist in this model.
+    """
+    config, method = recipe.prefix, recipe.method
+    if not method.has_prefix and not method.kind.is_prompt:
+        return 0
+    return geometry.text_position(prefix_lengths(geometry, config), is_gated=config.gate, asked=config.position_offset)
 
 
 def _target_states(

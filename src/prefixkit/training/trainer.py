@@ -1,7 +1,7 @@
 """transformers' Trainer, taught three things: what to save, in which order to read, and when to stop."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from prefixkit.data.stream import StreamSampler
 from prefixkit.errors import TrainingError
 from prefixkit.training.callbacks import HeldOut, Metrics, StopAfterStep
 from prefixkit.training.checkpoint import Progress, publish, read_own, staging, write_own
-from prefixkit.training.model import PrefixModel
+from prefixkit.training.model import Part, PrefixModel
 from prefixkit.training.monitor import Monitor
 
 #: A disk with less room than this counts as full.
@@ -23,7 +23,7 @@ _FULL_BYTES = 1_000_000
 
 
 class PrefixTrainer(Trainer):
-    """Trains the encoder of a `PrefixModel`.
+    """Trains a `PrefixModel`.
 
     Args:
         model: the model in training.
@@ -32,8 +32,7 @@ class PrefixTrainer(Trainer):
         metrics: counts tokens.
         monitor: looks at every step before it is taken.
         stop: takes Ctrl-C.
-        learning_rate: peak rate, rollbacks included.
-        head_rate: likewise, of the classification head's parameters; there may be none.
+        rates: peak rate of each part that is trained, rollbacks included.
         options: what transformers' Trainer takes.
     """
 
@@ -46,14 +45,13 @@ class PrefixTrainer(Trainer):
         metrics: Metrics,
         monitor: Monitor,
         stop: StopAfterStep,
-        learning_rate: float,
-        head_rate: float,
+        rates: Mapping[Part, float],
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
         self._batch_sampler, self._monitor = batch_sampler, monitor
         self._heldout, self._metrics, self._stop = heldout, metrics, stop
-        self._peak_rate, self._head_rate = learning_rate, head_rate
+        self._rates = dict(rates)
         self._step_loss, self._step_tokens = 0.0, 0
 
     @property
@@ -71,16 +69,13 @@ class PrefixTrainer(Trainer):
         )
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Give the classification head, where there is one, a rate of its own."""
+        """Give each part that is trained a rate of its own; the first one's are the trainer's own groups."""
         is_new = self.optimizer is None
         optimizer: Any = super().create_optimizer(model)
-        head = self._trained().head
-        own = set() if head is None or not is_new else set(head.parameters())
-        for group in list(optimizer.param_groups):
-            moved = [parameter for parameter in group["params"] if parameter in own]
-            if moved:
-                group["params"] = [parameter for parameter in group["params"] if parameter not in own]
-                optimizer.add_param_group(group | {"params": moved, "lr": self._head_rate})
+        if is_new:
+            _, *others = self._trained().parts().items()
+            for part, numbers in others:
+                _move(optimizer, set(numbers), self._rates[part])
         return optimizer
 
     def training_step(
@@ -163,7 +158,7 @@ class PrefixTrainer(Trainer):
         if checkpoint is None or self.optimizer is None or self.lr_scheduler is None:
             return
         scheduler = self.lr_scheduler
-        factor = self._peak_rate / scheduler.base_lrs[0] if scheduler.base_lrs[0] else 1.0
+        factor = self.args.learning_rate / scheduler.base_lrs[0]
         if factor != 1.0:
             scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
             scheduler._last_lr = [rate * factor for rate in scheduler._last_lr]
@@ -174,3 +169,12 @@ class PrefixTrainer(Trainer):
     def _trained(self) -> PrefixModel:
         model: PrefixModel = self.accelerator.unwrap_model(self.model)
         return model
+
+
+def _move(optimizer: Any, numbers: set[nn.Parameter], rate: float) -> None:
+    """Put numbers into groups of their own, which are otherwise like those they were in."""
+    for group in list(optimizer.param_groups):
+        moved = [number for number in group["params"] if number in numbers]
+        if moved:
+            group["params"] = [number for number in group["params"] if number not in numbers]
+            optimizer.add_param_group(group | {"params": moved, "lr": rate})
