@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ ALL: dict[str, Any] = METHODS | {
     "mam": "mam",
 }
 #: Rates at which 30 steps on a tiny random model show.
-RATES = {"full": 5e-3, "top-layers": 5e-3, "ia3": 5e-2}
+RATES = {"full": 5e-3, "top-layers": 5e-3, "ia3": 5e-2, "embedding": 0.3, "prompt-tuning": 0.3}
 
 
 def recipe_for(name: str, make_recipe: Make, **sections: Any) -> Recipe:
@@ -209,7 +210,7 @@ def test_a_tied_output_embedding_gets_its_gradient(make_tiny_gpt2: Any, make_rec
     """The loss that knows its own gradient takes the head as frozen: it must not be used where it is trained."""
     recipe = make_recipe(method={"kind": "full"}, model={"dtype": "float64"})
     base, data = load(recipe)
-    base.model = make_tiny_gpt2().double()
+    base = replace(base, model=make_tiny_gpt2().double())
     model = build_model(base, data.train, recipe, ())
     assert not model.plain_head
     batch = Collator(base.tokenizer.pad_token_id)(data.train[:3])

@@ -25,6 +25,9 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same texts.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="Also generate without the prefix, to compare.")] = False,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Turn a part of a hybrid off, such as prefix or lora; may be repeated.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
 ) -> None:
     """Continue a prompt with a trained prefix; a single text streams."""
@@ -38,6 +41,7 @@ def generate(
     if Prefix.load(folder).head is not None:
         raise ArtefactError(f"{folder}: this prefix learned labels, and writes no text; see `prefixkit classify`")
     loaded, prefix, recipe = load_run_base(folder)
+    prefix = prefix.without(*(without or []))
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
              "repetition_penalty": repetition_penalty}  # fmt: skip
     changes = [f"generation.{key}={value}" for key, value in given.items() if value is not None]

@@ -2,9 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from prefixkit.prefix import Delta
+
+
+def _delta(delta: "Delta") -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in delta.settings.items() if value is not None)
+    return f"{delta.num_parameters:,} numbers" + (f", {settings}" if settings else "")
 
 
 def show(
@@ -28,6 +36,8 @@ def show(
         "geometry": f"{len(card.sites)} layers, {site.query_heads} query heads, "
         f"{site.kv_heads} KV heads of {site.head_dim}",
         "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
+        "parts": ", ".join(prefix.parts) or "none",
+        **{str(delta.method): _delta(delta) for delta in prefix.deltas},
         "head": "none"
         if card.head is None
         else f"{card.head.kind}, reads {card.head.pooling}, {len(card.head.labels)} labels: "

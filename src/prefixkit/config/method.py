@@ -67,6 +67,13 @@ _READERS = {
 }
 
 
+_TITLES = {
+    Method.EMBEDDING: "embedding-only", Method.PROMPT_TUNING: "prompt tuning", Method.P_TUNING: "P-tuning",
+    Method.LORA: "LoRA", Method.IA3: "IA3", Method.BITFIT: "BitFit", Method.FULL: "full fine-tuning",
+    Method.TOP_LAYERS: "top layers",
+}  # fmt: skip
+
+
 class MethodConfig(Section):
     """Another method than the prefix, or one beside it.
 
@@ -106,6 +113,12 @@ class MethodConfig(Section):
     if it has any."""
     top_layers: Annotated[int, Field(ge=1)] = 2
     """For top-layers: how many of the last layers are trained."""
+
+    @property
+    def title(self) -> str:
+        """What to call it in a report: ``LoRA``, ``prefix + LoRA``."""
+        own = _TITLES.get(self.kind, str(self.kind))
+        return f"prefix + {own}" if self.beside_prefix else own
 
     @property
     def has_prefix(self) -> bool:

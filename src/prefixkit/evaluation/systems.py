@@ -51,6 +51,7 @@ class System:
         training, states = self.prefix.card.training, self.prefix.states
         gates = sum(site.gate.numel() for site in states.sites if site.gate is not None)
         held = states.geometry.num_parameters(states.lengths) + gates
+        held += sum(delta.num_parameters for delta in self.prefix.deltas)
         return held if training is None else training.trained_parameters
 
     def prompts(self, prompts: Iterable[str]) -> list[str]:

@@ -121,6 +121,12 @@ def _is_rounded_by_peft(rows: Tensor) -> bool:
 def _require_sayable(prefix: Prefix) -> Site:
     """Refuse what the format has no words for; return the site all layers look like."""
     states = prefix.states
+    if prefix.deltas:
+        method = prefix.deltas[0].method
+        raise ExportError(
+            f"PEFT's prefix format cannot say {method}, which was trained with this artefact; export what is left "
+            f'without it: prefix.without("{method}")'
+        )
     sites, lengths = states.geometry.sites, states.lengths
     other = [placement for placement in states.geometry.placements if placement is not Placement.DECODER_SELF]
     if other:

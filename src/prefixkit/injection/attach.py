@@ -162,8 +162,17 @@ class Handle(AbstractContextManager["Handle"]):
         if self._passes is None or not self._restore:
             raise InjectionError("nothing is attached by this handle; call attach() again")
         _require_alone(self._passes, "switch")
-        source, rows = _to_attach(self._passes, prefix, position_offset)
-        self._change_layers(_saved_deltas(prefix))
+        before = self._inserted
+        undo_all(self._take_out)  # what is new is checked against, and made for, the bare model
+        try:
+            source, rows = _to_attach(self._passes, prefix, position_offset)
+            deltas = _saved_deltas(prefix)
+            is_same = tuple(module.saved for module in before) == deltas
+            self._insert(before if is_same else [restore_delta(self._model, delta) for delta in deltas])
+        except BaseException:
+            undo_all(self._take_out)
+            self._insert(before)
+            raise
         self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
 
     def rest(self) -> None:
@@ -210,19 +219,6 @@ class Handle(AbstractContextManager["Handle"]):
         for delta in deltas:
             self._take_out.append(delta.insert())
         self._inserted = list(deltas)
-
-    def _change_layers(self, deltas: tuple[Delta, ...]) -> None:
-        """Put other changes in place of those inserted; if the model cannot take them, those stay."""
-        before = self._inserted
-        if tuple(module.saved for module in before) == deltas:
-            return
-        undo_all(self._take_out)  # the new ones are made for the bare model
-        try:
-            self._insert([restore_delta(self._model, delta) for delta in deltas])
-        except BaseException:
-            undo_all(self._take_out)
-            self._insert(before)
-            raise
 
     def _install(self, passes: Passes) -> None:
         model, implementation = self._model, implementation_of(self._model)

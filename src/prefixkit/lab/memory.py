@@ -39,6 +39,8 @@ _PASSING = 4
 """What the backward pass of a layer computes and lets go, in terms of what the layer keeps."""
 _FEW = 2
 """Rows below which recomputing activations beats still smaller batches."""
+_OPTIMISING = 6
+"""Copies of what is trained that training holds: a gradient, Adam's moments, the start, the best, those measured."""
 _DRAWING = 6
 """Arrays of a row's logits that sampling holds at once: sorted, summed up, their places."""
 
@@ -132,8 +134,10 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         row += 3 * 4 * vocabulary * tokens  # all of them
     numbers = inspect_model(base.model).geometry.numbers_per_token
     text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
+    trained = sum(number.nbytes for own in model.parts().values() for number in own)
     return Footprint(
-        held=held_memory_bytes(),  # what this pass leaves behind included: training finds it there
+        held=held_memory_bytes()
+        + _OPTIMISING * trained,  # what this pass leaves behind included: training finds it there
         loading=peak_memory_bytes(),
         row=row + passing,
         row_checkpointed=sum(inputs) + layer + passing if inputs else row + passing,

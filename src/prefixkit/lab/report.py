@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from prefixkit.config import Format
+from prefixkit.config import Format, MethodConfig
 from prefixkit.errors import EvaluationError
 from prefixkit.files import write_text
 from prefixkit.lab.comparison import REAL, SYSTEMS, ComparisonRow, compare, is_number
@@ -153,6 +153,7 @@ def read_run(run_dir: Path) -> RunFiles:
 def render(files: RunFiles, *, fallback_name: str) -> str:
     """Return the page; `fallback_name` titles a run that has no run.json."""
     run, recipe = files.run, files.run.get("recipe") or {}
+    method = MethodConfig.model_validate(_section(recipe, "method")).title
     measured_with = _section(files.scores, "measured_with") or recipe
     label = _section(recipe, "data").get("keep_label")
     samples = sample_rows(files.samples, **({} if label is None else {"wanted": str(label)}))
@@ -163,7 +164,8 @@ def render(files: RunFiles, *, fallback_name: str) -> str:
         "report.html",
         name=run.get("name") or fallback_name,
         description=run.get("description") or "",
-        lead=_lead(run),
+        lead=_lead(run, method),
+        method=method,
         headlines=headlines(files),
         plots=_plots(files),
         metrics=files.metrics,
@@ -314,12 +316,16 @@ def _judge(scores: Json) -> Fact | None:
     return Fact("judge", f"{accuracy:.1%}", f"{short:.1%}" if is_number(short) else "")
 
 
-def _lead(run: Json) -> str:
+def _lead(run: Json, method: str) -> str:
     """One sentence on what was done, from the parts that are known."""
     base = (run.get("base") or {}).get("id")
     parts = [f"The weights of {base} are frozen" if base else "The base model is frozen"]
-    if is_number(tokens := run.get("num_virtual_tokens")):
-        parts.append(f"{tokens:,} virtual tokens in front of its attention layers do the steering")
+    tokens = run.get("num_virtual_tokens")
+    if is_number(tokens) and tokens:
+        beside = "" if method == "prefix" else f" ({method})"
+        parts.append(f"{tokens:,} virtual tokens in front of its attention layers{beside} do the steering")
+    elif is_number(numbers := run.get("trainable_parameters")):
+        parts.append(f"{numbers:,} numbers beside them ({method}) do the steering")
     text = "; ".join(parts) + "."
     if is_number(steps := run.get("steps")) and is_number(seconds := run.get("seconds")):
         text += f" Tuning them took {steps:,} steps and {format_duration(seconds)}."

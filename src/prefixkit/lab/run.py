@@ -279,7 +279,9 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "tokens_per_second": round(outcome.tokens / max(outcome.seconds, 1e-9), 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": outcome.trained_parameters,
-        "materialised_bytes": sum(4 * (s.key.numel() + s.value.numel()) for s in states.sites),
+        "parts": list(prefix.parts),
+        "materialised_bytes": sum(tensor.nbytes for s in states.sites for tensor in (s.key, s.value))
+        + sum(tensor.nbytes for delta in prefix.deltas for tensor in delta.tensors.values()),
         "num_virtual_tokens": states.num_virtual_tokens,
         "data_hash": data.hash,
         "data_counts": asdict(data.counts),

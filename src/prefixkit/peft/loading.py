@@ -54,6 +54,11 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
         prefix = Prefix.load(folder)
         if prefix.head is not None:
             raise has_head(folder)
+        if prefix.deltas:
+            raise ArtefactError(
+                f"{folder}: holds {prefix.deltas[0].method} beside its prefix, which PEFT's names are not offered for; "
+                "load it with prefixkit.Prefix.load and attach it"
+            )
         check_base(model, prefix.card.base)
         if is_checkpoint and not _is_same(prefix.states, read_adapter(folder).rows):
             raise _differ(folder, "adapter_model.safetensors")
