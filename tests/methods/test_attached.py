@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from methods.conftest import METHODS
@@ -187,3 +188,32 @@ def test_detaching_before_a_checkpointed_backward_pass_is_an_error(
         loss = model(ids, labels=ids).loss
     with pytest.raises(RuntimeError):
         loss.backward()
+
+
+@pytest.mark.parametrize("name", ["lora", "houlsby", "pfeiffer", "parallel"])
+def test_its_cost_is_what_torch_counts(name: str, make_model: Make, make_hybrid: Make, make_ids: Make) -> None:
+    model = make_model("gpt2", fresh=True)
+    model.set_attn_implementation("eager")
+    hybrid, ids = make_hybrid(model, name), make_ids(1, 1)
+
+    def flops(prefix: Prefix | None) -> int:
+        with attach(model, prefix), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(ids)
+        return int(counter.get_total_flops())
+
+    method = name_of(hybrid)
+    vectors = sum(t.numel() for t in hybrid.deltas[0].tensors.values() if t.dim() == 1)  # added, not multiplied
+    assert flops(hybrid) - flops(None) == hybrid.flops_per_token - 2 * vectors
+    assert flops(hybrid.without(method)) - flops(None) == hybrid.states.flops_per_token
+    assert hybrid.nbytes == sum(site.key.nbytes + site.value.nbytes for site in hybrid.states.sites) + sum(
+        tensor.nbytes for tensor in hybrid.deltas[0].tensors.values()
+    )
+
+
+def test_weights_that_stand_in_the_place_of_others_cost_nothing(make_model: Make, make_delta: Make) -> None:
+    model = make_model("gpt2", fresh=True)
+    found = {
+        name: make_delta(model, name).materialise() for name in ("full", "top-layers", "bitfit", "bitfit-added", "ia3")
+    }
+    assert [found[name].flops_per_token for name in ("full", "top-layers", "bitfit")] == [0, 0, 0]
+    assert all(found[name].flops_per_token == found[name].num_parameters for name in ("bitfit-added", "ia3"))

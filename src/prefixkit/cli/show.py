@@ -38,6 +38,7 @@ def show(
         "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
         "parts": ", ".join(prefix.parts) or "none",
         **{str(delta.method): _delta(delta) for delta in prefix.deltas},
+        "costs": f"{prefix.flops_per_token:,} operations per token of text, {prefix.nbytes:,} bytes in memory",
         "head": "none"
         if card.head is None
         else f"{card.head.kind}, reads {card.head.pooling}, {len(card.head.labels)} labels: "

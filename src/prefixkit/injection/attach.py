@@ -62,7 +62,7 @@ def attach(
             `PeftModel` around one, whose LoRA or other adapters then work beside the prefix.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
             encoder to train, or a soft prompt; or None, which leaves the model alone.
-        position_offset: for a prefix encoder, the position of the first text token; left out,
+        position_offset: for what is trained, the position of the first text token; left out,
             `Geometry.text_position`.
         deltas: changes of the model's layers to train, beside a prefix encoder or alone (`prefix` None).
         guard: called at the start of each forward pass that is about to read something, in the thread that runs it;
@@ -107,12 +107,13 @@ def _to_attach(
         return from_prompt(base, anatomy, prefix, position_offset, passes.states_of), rows
     if isinstance(prefix, PrefixEncoder):
         return from_encoder(base, anatomy, prefix, position_offset, deltas), rows
+    if deltas and prefix is None:
+        position = anatomy.geometry.text_position([0], is_gated=False, asked=position_offset)
+        return Nothing(anatomy.geometry, deltas, position), rows
     if position_offset is not None:
         raise InjectionError("position_offset: a saved prefix brings its own; give it for an encoder only")
-    if deltas and prefix is not None:
-        raise InjectionError("deltas: a saved prefix brings its own; give changes to train with an encoder, or alone")
     if deltas:
-        return Nothing(anatomy.geometry, deltas), rows
+        raise InjectionError("deltas: a saved prefix brings its own; give changes to train with an encoder, or alone")
     return from_prefixes(base, anatomy, prefix), rows
 
 

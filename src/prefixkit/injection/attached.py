@@ -101,14 +101,16 @@ class Nothing:
 
     Attributes:
         deltas: changes in training of the model's layers.
+        position: of the first text token.
     """
 
     geometry: Geometry
     deltas: tuple[DeltaModule, ...] = ()
+    position: int = 0
 
     def read(self) -> Bank:
         """Return the bank of a forward pass."""
-        return stack([PrefixStates.empty(self.geometry)], [0], _versions(self.deltas))
+        return stack([PrefixStates.empty(self.geometry)], [self.position], _versions(self.deltas))
 
     @property
     def stamp(self) -> Stamp:

@@ -280,8 +280,8 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": outcome.trained_parameters,
         "parts": list(prefix.parts),
-        "materialised_bytes": sum(tensor.nbytes for s in states.sites for tensor in (s.key, s.value))
-        + sum(tensor.nbytes for delta in prefix.deltas for tensor in delta.tensors.values()),
+        "materialised_bytes": prefix.nbytes,
+        "flops_per_token": prefix.flops_per_token,
         "num_virtual_tokens": states.num_virtual_tokens,
         "data_hash": data.hash,
         "data_counts": asdict(data.counts),

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from prefixkit.config import Method, MethodConfig
+from prefixkit.config import Method
 from prefixkit.errors import ConfigError, UnsupportedModelError
 from prefixkit.methods.delta import DeltaModule, Undo, training_dtype, undo_all
 from prefixkit.models.adapters import has_adapters
@@ -106,12 +106,6 @@ class Lora(PeftLayers):
         settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets}
         super().__init__(model, config, settings)
 
-    @classmethod
-    def from_config(cls, model: PreTrainedModel, config: MethodConfig) -> "Lora":
-        """Return what a recipe asks for."""
-        alpha = 2.0 * config.rank if config.alpha is None else config.alpha
-        return cls(model, rank=config.rank, alpha=alpha, dropout=config.dropout, targets=config.targets)
-
 
 class Ia3(PeftLayers):
     """IA3 (Liu et al., 2022): keys, values and the feed-forward network's inner activations are rescaled, from 1.
@@ -124,8 +118,3 @@ class Ia3(PeftLayers):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, IA3Config(), {})
-
-    @classmethod
-    def from_config(cls, model: PreTrainedModel, config: MethodConfig) -> "Ia3":
-        """Return what a recipe asks for."""
-        return cls(model)

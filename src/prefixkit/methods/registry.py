@@ -13,8 +13,24 @@ from prefixkit.methods.adapter import BottleneckAdapter
 from prefixkit.methods.bitfit import bitfit, bitfit_from_config
 from prefixkit.methods.delta import DeltaModule
 from prefixkit.methods.fine_tuning import FullFineTuning, TopLayers
-from prefixkit.methods.peft_layers import Ia3, Lora
 from prefixkit.prefix import Delta
+
+
+def _lora(model: PreTrainedModel, **settings: Any) -> DeltaModule:
+    from prefixkit.methods.peft_layers import Lora  # peft takes a second to import
+
+    return Lora(model, **settings)
+
+
+def _ia3(model: PreTrainedModel, **settings: Any) -> DeltaModule:
+    from prefixkit.methods.peft_layers import Ia3
+
+    return Ia3(model, **settings)
+
+
+def _lora_settings(config: MethodConfig) -> dict[str, Any]:
+    alpha = 2.0 * config.rank if config.alpha is None else config.alpha
+    return {"rank": config.rank, "alpha": alpha, "dropout": config.dropout, "targets": config.targets}
 
 
 @dataclass(frozen=True)
@@ -34,8 +50,8 @@ class _Entry:
 
 #: The rates are the usual ones of each method's own paper and library for Adam; a sweep per task finds better ones.
 _ENTRIES: dict[Method, _Entry] = {
-    Method.LORA: _Entry(lambda model, config, _: Lora.from_config(model, config), Lora, 2e-3),
-    Method.IA3: _Entry(lambda model, config, _: Ia3.from_config(model, config), Ia3, 1e-2),
+    Method.LORA: _Entry(lambda model, config, _: _lora(model, **_lora_settings(config)), _lora, 2e-3),
+    Method.IA3: _Entry(lambda model, config, _: _ia3(model), _ia3, 1e-2),
     Method.BITFIT: _Entry(lambda model, config, _: bitfit_from_config(model, config), bitfit, 5e-3),
     Method.ADAPTER: _Entry(BottleneckAdapter.from_config, BottleneckAdapter, 1e-3),
     Method.FULL: _Entry(lambda model, config, _: FullFineTuning.from_config(model, config), FullFineTuning, 5e-5),

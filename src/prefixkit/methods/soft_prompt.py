@@ -12,7 +12,6 @@ every row. Three ways to train the embeddings:
 
 import torch
 from jaxtyping import Float
-from peft import PromptEmbedding, PromptEncoder, PromptEncoderConfig, PromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -119,6 +118,8 @@ def new_soft_prompt(
 
 
 def _peft_module(model: PreTrainedModel, method: Method, length: int, width: int) -> nn.Module:
+    from peft import PromptEmbedding, PromptEncoder, PromptEncoderConfig, PromptTuningConfig  # takes a second
+
     if method is Method.P_TUNING:
         network = PromptEncoderConfig(
             task_type="CAUSAL_LM",

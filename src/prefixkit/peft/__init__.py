@@ -2,14 +2,15 @@
 
     from prefixkit.peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 
-For decoder-only models and encoder-decoders. peft itself is not needed. docs/from-peft.md shows both sides and says
-where they differ.
+For decoder-only models and encoder-decoders. peft itself is needed for hybrids alone (`[prefix_config, lora_config]`).
+docs/from-peft.md shows both sides and says where they differ.
 """
 
 from typing import Any
 
 from prefixkit.export.adapter import TaskType
 from prefixkit.peft.config import PrefixTuningConfig
+from prefixkit.peft.hybrid import HybridModel
 from prefixkit.peft.making import get_peft_model
 from prefixkit.peft.model import PeftModel
 
@@ -17,8 +18,8 @@ PeftConfig = PrefixTuningConfig
 PeftModelForCausalLM = PeftModelForSeq2SeqLM = PeftModel
 
 __all__ = [
-    "PeftConfig", "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PrefixTuningConfig", "TaskType",
-    "get_peft_model",
+    "HybridModel", "PeftConfig", "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PrefixTuningConfig",
+    "TaskType", "get_peft_model",
 ]  # fmt: skip
 
 #: Names of PEFT's that have no counterpart here, and what to do instead.
@@ -35,7 +36,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("AutoPeftModel"):
         hint = "load the base model with transformers, then PeftModel.from_pretrained(base, folder)"
     elif name.endswith("Config"):
-        hint = f"only prefix tuning is here; import {name} from peft, its adapters work beside an attached prefix"
+        hint = f"only prefix tuning is here; import {name} from peft: a hybrid, or adapters beside an attached prefix"
     elif name in _INSTEAD:
         hint = _INSTEAD[name]
     else:

@@ -56,8 +56,8 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
             raise has_head(folder)
         if prefix.deltas:
             raise ArtefactError(
-                f"{folder}: holds {prefix.deltas[0].method} beside its prefix, which PEFT's names are not offered for; "
-                "load it with prefixkit.Prefix.load and attach it"
+                f"{folder}: holds {prefix.deltas[0].method} beside its prefix, which is no PeftModel; load it with "
+                "prefixkit.peft.HybridModel.from_pretrained, or attach it"
             )
         check_base(model, prefix.card.base)
         if is_checkpoint and not _is_same(prefix.states, read_adapter(folder).rows):

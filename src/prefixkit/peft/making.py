@@ -10,6 +10,7 @@ from prefixkit.errors import ConfigError, UnsupportedModelError
 from prefixkit.models.adapters import has_adapters
 from prefixkit.peft.arguments import MAKING, check_others
 from prefixkit.peft.config import require_own
+from prefixkit.peft.hybrid import HybridModel, make_hybrid
 from prefixkit.peft.lookup import one_prefix
 from prefixkit.peft.model import PeftModel
 from prefixkit.peft.start import new_encoder
@@ -25,12 +26,13 @@ def get_peft_model(
     low_cpu_mem_usage: bool = False,
     *,
     init_token_ids: Sequence[int] | Tensor | None = None,
-) -> PeftModel:
+) -> PeftModel | HybridModel:
     """Freeze a base model and give it a new prefix to train.
 
     Args:
         model: a decoder-only or encoder-decoder transformers model with nothing attached.
-        peft_config: what to train, a `PrefixTuningConfig` of prefixkit's.
+        peft_config: what to train, a `PrefixTuningConfig` of prefixkit's; or a list of one and a `LoraConfig` or
+            `IA3Config` of PEFT's, for a hybrid of both.
         adapter_name: only ``"default"``.
         mixed: only False.
         autocast_adapter_dtype: changes nothing: a prefix is trained in float32.
@@ -43,7 +45,6 @@ def get_peft_model(
         UnsupportedModelError: the model cannot take a prefix, or holds adapters already.
         ConfigError: the configuration does not fit the model.
     """
-    config = require_own(peft_config, "peft_config")
     if adapter_name != "default":
         raise ConfigError(one_prefix(adapter_name))
     others = {"mixed": mixed, "autocast_adapter_dtype": autocast_adapter_dtype, "low_cpu_mem_usage": low_cpu_mem_usage}
@@ -53,6 +54,9 @@ def get_peft_model(
             f"{type(model).__name__}: holds adapters, which save_pretrained here would leave out; "
             "train a PrefixEncoder beside them with prefixkit.attach"
         )
+    if isinstance(peft_config, list | tuple):
+        return make_hybrid(model, peft_config, revision=revision, init_token_ids=init_token_ids)
+    config = require_own(peft_config, "peft_config")
     encoder = new_encoder(model, config, init_token_ids)
     config.revision = revision or config.revision
     return PeftModel(model, encoder, config)

@@ -106,6 +106,16 @@ class Prefix:
         own = ("prefix",) if any(self.states.lengths) else ()
         return (*own, *(str(delta.method) for delta in self.deltas))
 
+    @property
+    def flops_per_token(self) -> int:
+        """Operations it adds to each token of text that the base model reads or writes."""
+        return self.states.flops_per_token + sum(delta.flops_per_token for delta in self.deltas)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes beside the base model, in bytes."""
+        return self.states.nbytes + sum(tensor.nbytes for delta in self.deltas for tensor in delta.tensors.values())
+
     def without(self, *parts: str) -> "Prefix":
         """Return the artefact with some of its `parts` turned off; the text stays at the positions it was trained at.
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from prefixkit.config import Method
+from prefixkit.config import Biases, Method
+
+#: Operations per number and token. Fine-tuned weights stand in the place of others.
+_FLOPS = {Method.LORA: 2, Method.ADAPTER: 2, Method.IA3: 1, Method.BITFIT: 1, Method.FULL: 0, Method.TOP_LAYERS: 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,13 @@ class Delta:
     method: Method
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+
+    @property
+    def flops_per_token(self) -> int:
+        """Operations it adds to each token of text: two per number that is multiplied and summed up, one per other."""
+        if self.method is Method.BITFIT and self.settings.get("biases") == Biases.OWN:
+            return 0  # the model's own are added as they were
+        return _FLOPS[self.method] * self.num_parameters
 
     @property
     def num_parameters(self) -> int:

@@ -70,6 +70,17 @@ class PrefixStates:
         return max(self.lengths)
 
     @property
+    def flops_per_token(self) -> int:
+        """Operations that attending to the virtual tokens adds to each token of text; a gate's second attention not."""
+        sites = zip(self.geometry.sites, self.sites, strict=True)
+        return sum(4 * site.query_heads * site.head_dim * own.length for site, own in sites)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the keys and values, in bytes."""
+        return sum(own.key.nbytes + own.value.nbytes for own in self.sites)
+
+    @property
     def has_gate(self) -> bool:
         """Whether any site is gated."""
         return any(states.gate is not None for states in self.sites)
