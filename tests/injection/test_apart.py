@@ -14,6 +14,11 @@ def draw(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def shared():
+    """One prefix for all rows, all of it visible."""
+    return SiteBank(draw(1, G, P, D), draw(1, G, P, D), None, None)
+
+
 def by_loops(query, key, value, prefix, mask, scale):
     """The definition: one row and head at a time, softmax over the keys that are seen, in float64."""
     rows = []
@@ -98,18 +103,20 @@ def test_whatever_else_there_is_goes_the_plain_way(changes):
     query, key = query.to(changes.get("device", "cpu")), draw(B, G, S, D)
     options = {"dropout": 0.0, "scaling": 0.3, "is_causal": False, "sliding_window": 4, "position_bias": None}
     with torch.set_grad_enabled(changes.get("grad", False)):
-        assert not can_attend_apart(query, key, key, options | changes.get("options", {}))
+        assert not can_attend_apart(query, key, key, shared(), options | changes.get("options", {}))
     with torch.no_grad():
-        assert can_attend_apart(draw(B, G * R, 1, D), key, key, options)
+        assert can_attend_apart(draw(B, G * R, 1, D), key, key, shared(), options)
+        by_token = shared().seen_by(torch.tensor([[False]] * B))  # an infix the token does not see
+        assert not can_attend_apart(draw(B, G * R, 1, D), key, key, by_token, options)
 
 
 def test_short_texts_go_the_plain_way_too(monkeypatch):
     query, key = draw(B, G * R, 1, D), draw(B, G, S, D)
     with torch.no_grad():
         monkeypatch.setattr(apart, "WORTHWHILE", key.numel())
-        assert can_attend_apart(query, key, key, {})
+        assert can_attend_apart(query, key, key, shared(), {})
         monkeypatch.setattr(apart, "WORTHWHILE", key.numel() + 1)
-        assert not can_attend_apart(query, key, key, {})
+        assert not can_attend_apart(query, key, key, shared(), {})
 
 
 def test_generate_goes_this_way_and_writes_the_same(make_model, make_prefix, make_ids, monkeypatch):

@@ -24,12 +24,14 @@ from .conftest import quiet
         ("lora", ["lora"], "LoRA"),
         ("prefix+bitfit", ["prefix", "bitfit"], "prefix + BitFit"),
         ("prompt-tuning", ["prefix"], "prompt tuning"),
+        ("infix", ["prefix"], "infix"),
     ],
 )
 def test_a_run_leaves_what_a_run_of_a_prefix_leaves(
     method: str, parts: list[str], title: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    changed = parse_recipe(dump_recipe(recipe), [f"method={method}", "method.learning_rate=0.02"])
+    rate = "train.learning_rate=0.02" if method == "infix" else "method.learning_rate=0.02"
+    changed = parse_recipe(dump_recipe(recipe), [f"method={method}", rate])
     run = train_run(changed, tmp_path / "run", report=quiet)
     record, scores = read_json(run.folder / "run.json"), read_json(run.folder / "scores.json")
     assert record["parts"] == parts == list(run.prefix.parts)

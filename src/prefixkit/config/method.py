@@ -12,6 +12,7 @@ class Method(StrEnum):
     """A way to adapt a frozen model."""
 
     PREFIX = "prefix"
+    INFIX = "infix"
     EMBEDDING = "embedding"
     PROMPT_TUNING = "prompt-tuning"
     P_TUNING = "p-tuning"
@@ -30,7 +31,7 @@ class Method(StrEnum):
     @property
     def is_delta(self) -> bool:
         """Whether the model's layers are changed, so that it can stand beside a prefix."""
-        return self is not Method.PREFIX and not self.is_prompt
+        return self not in (Method.PREFIX, Method.INFIX) and not self.is_prompt
 
 
 class AdapterStyle(StrEnum):
@@ -82,7 +83,8 @@ class MethodConfig(Section):
     """
 
     kind: Method = Field(Method.PREFIX, strict=False)
-    """prefix: keys and values in every attention layer, as the section prefix says; embedding: virtual tokens'
+    """prefix: keys and values in every attention layer, as the section prefix says; infix: the same between
+    input and target, seen by the target alone; embedding: virtual tokens'
     embeddings alone, through the prefix's own MLP; prompt-tuning and p-tuning: PEFT's; lora and ia3: PEFT's; bitfit:
     bias terms; adapter: bottleneck adapters; full: all weights; top-layers: those of the last layers."""
     beside_prefix: bool = False
@@ -123,7 +125,7 @@ class MethodConfig(Section):
     @property
     def has_prefix(self) -> bool:
         """Whether keys and values are trained."""
-        return self.kind is Method.PREFIX or self.beside_prefix
+        return self.kind in (Method.PREFIX, Method.INFIX) or self.beside_prefix
 
     @model_validator(mode="before")
     @classmethod
@@ -150,10 +152,13 @@ class MethodConfig(Section):
             raise ValueError(
                 f"beside_prefix: {self.kind} stands where a prefix stands; take a method that changes layers"
             )
-        if self.kind is Method.PREFIX and self.learning_rate is not None:
-            raise ValueError("learning_rate: that of a prefix is train.learning_rate")
-        if self.kind is Method.PREFIX and self.start is not None:
-            raise ValueError("start: a prefix starts from another by prefix.init.kind=prefix, prefix.init.path=FOLDER")
+        is_alone = self.has_prefix and not self.beside_prefix
+        if is_alone and self.learning_rate is not None:
+            raise ValueError(f"learning_rate: that of a {self.kind} is train.learning_rate")
+        if is_alone and self.start is not None:
+            raise ValueError(
+                f"start: a {self.kind} starts from another by prefix.init.kind=prefix, prefix.init.path=FOLDER"
+            )
         for name, readers in _READERS.items():
             if self.kind not in readers and getattr(self, name) != MethodConfig.model_fields[name].get_default():
                 raise ValueError(

@@ -58,6 +58,8 @@ class Recipe(Section):
             for name in ("layers", "layer_lengths", "placement", "gate"):
                 if getattr(prefix, name):
                     raise ValueError(f"prefix.{name}: virtual tokens of {method} stand in every layer; leave it out")
+        if method is Method.INFIX and self.data.format.is_classified:
+            raise ValueError("method: an infix stands between input and target, and labels have no target to write")
         if method is not Method.PREFIX and self.model.shard:
             raise ValueError(f"model.shard: {method} cannot be trained in a sharded base model yet; set it to false")
         return self
@@ -66,6 +68,7 @@ class Recipe(Section):
     def _something_is_trained(self) -> "Recipe":
         method = self.method
         has_still_prefix = not method.has_prefix or self.train.learning_rate == 0
-        if has_still_prefix and (method.kind is Method.PREFIX or method.learning_rate == 0):
+        is_alone = method.has_prefix and not method.beside_prefix
+        if has_still_prefix and (is_alone or method.learning_rate == 0):
             raise ValueError("train.learning_rate and method.learning_rate are 0, so nothing would be trained")
         return self

@@ -6,6 +6,7 @@ from prefixkit.data.batches import (
     EpochDataLoader,
     LengthGroupedSampler,
     check_batch_size,
+    input_ends,
 )
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
@@ -49,6 +50,7 @@ __all__ = [
     "content_hash",
     "distinct_rows",
     "heldout_texts",
+    "input_ends",
     "keep_examples",
     "kept_label",
     "label_name",

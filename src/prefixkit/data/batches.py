@@ -17,6 +17,12 @@ _BATCHES_PER_POOL = 50
 """Texts are sorted within pools of this many batches: enough to pad little, few enough to mix well."""
 
 
+def input_ends(labels: Int[Tensor, "b t"]) -> Int[Tensor, "b"]:
+    """Return the column of each row's last token before the first that is scored: what predicts it."""
+    scored = labels[:, 1:] != NO_LOSS
+    return scored.int().argmax(dim=1)
+
+
 class Collator:
     """Turns examples into the keyword arguments of a model's forward, padded on the right to the longest of them."""
 

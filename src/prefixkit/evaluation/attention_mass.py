@@ -90,6 +90,8 @@ def _check_model(base: Base) -> None:
 def _check_texts(base: Base, prefix: Prefix, examples: Sequence[Example]) -> None:
     if not any(prefix.states.lengths):
         raise EvaluationError("the prefix has no virtual tokens, so nothing is there to look at")
+    if prefix.is_infix:
+        raise EvaluationError("an infix is not seen by its input, and no share of attention is measured; give a prefix")
     longest = max((example.longest for example in examples), default=0)
     if not longest:
         raise EvaluationError("no text to read; give at least one with a token")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefixkit.data import NO_LOSS, Collator, Example
+from prefixkit.data import NO_LOSS, Collator, Example, input_ends
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.intervals import Ratio
 from prefixkit.injection import attach
@@ -81,10 +81,12 @@ def heldout_loss(
     nats = [0.0] * len(examples)
     done = 0
     collate = Collator(base.tokenizer.pad_token_id)
-    with torch.no_grad(), attach(base.model, prefix):
+    with torch.no_grad(), attach(base.model, prefix) as handle:
         for places in _batches(base, examples, batch_size):
             batch = collate([examples[place] for place in places])
-            for place, value in zip(places, _batch_losses(base, batch), strict=True):
+            with handle.infix_at(input_ends(batch["labels"])):
+                losses = _batch_losses(base, batch)
+            for place, value in zip(places, losses, strict=True):
                 if not math.isfinite(value):
                     damaged = "base model" if prefix is None else "prefix"
                     raise EvaluationError(

@@ -121,6 +121,8 @@ def _is_rounded_by_peft(rows: Tensor) -> bool:
 def _require_sayable(prefix: Prefix) -> Site:
     """Refuse what the format has no words for; return the site all layers look like."""
     states = prefix.states
+    if prefix.is_infix:
+        raise ExportError("PEFT's format cannot say an infix, which stands behind the input; train a prefix for it")
     if prefix.deltas:
         method = prefix.deltas[0].method
         raise ExportError(

@@ -18,14 +18,15 @@ artefact holds a LoRA or another change of layers (`methods`), those layers. The
 pass of the whole model: for that an encoder-decoder has hooks on the module that runs both stacks.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from threading import RLock
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.compat import attention_settings, eager_attention, implementation_of, restore_attention
@@ -53,6 +54,7 @@ def attach(
     *,
     position_offset: int | None = None,
     deltas: Sequence[DeltaModule] = (),
+    infix: bool = False,
     guard: Callable[[], object] = lambda: None,
 ) -> "Handle":
     """Make a frozen model read a prefix, and change its layers if the artefact has a LoRA, say, beside it.
@@ -65,6 +67,7 @@ def attach(
         position_offset: for what is trained, the position of the first text token; left out,
             `Geometry.text_position`.
         deltas: changes of the model's layers to train, beside a prefix encoder or alone (`prefix` None).
+        infix: for a prefix encoder, its virtual tokens stand between input and target (see `Handle.infix_at`).
         guard: called at the start of each forward pass that is about to read something, in the thread that runs it;
             it may raise to keep a thread out.
 
@@ -88,7 +91,7 @@ def attach(
             )
         anatomy = inspect_model(base)
         passes = Passes(base, anatomy, guard)
-        source, rows = _to_attach(passes, prefix, position_offset, tuple(deltas))
+        source, rows = _to_attach(passes, prefix, position_offset, tuple(deltas), infix=infix)
         if source is None:
             return Handle(base, anatomy, None)
         passes.switch(source, rows)
@@ -96,7 +99,12 @@ def attach(
 
 
 def _to_attach(
-    passes: Passes, prefix: Attachable, position_offset: int | None, deltas: tuple[DeltaModule, ...] = ()
+    passes: Passes,
+    prefix: Attachable,
+    position_offset: int | None,
+    deltas: tuple[DeltaModule, ...] = (),
+    *,
+    infix: bool = False,
 ) -> tuple[Attached | None, int | None]:
     """Return what is to be read, None if that is nothing, and how many rows it is for, None if for any."""
     base, anatomy = passes.model, passes.anatomy
@@ -106,7 +114,9 @@ def _to_attach(
             raise InjectionError("deltas: are trained beside a prefix encoder, or alone, not beside a soft prompt")
         return from_prompt(base, anatomy, prefix, position_offset, passes.states_of), rows
     if isinstance(prefix, PrefixEncoder):
-        return from_encoder(base, anatomy, prefix, position_offset, deltas), rows
+        return from_encoder(base, anatomy, prefix, position_offset, deltas, infix=infix), rows
+    if infix:
+        raise InjectionError("infix: a saved prefix knows whether it is one; say so for an encoder only")
     if deltas and prefix is None:
         position = anatomy.geometry.text_position([0], is_gated=False, asked=position_offset)
         return Nothing(anatomy.geometry, deltas, position), rows
@@ -175,6 +185,23 @@ class Handle(AbstractContextManager["Handle"]):
             self._insert(before)
             raise
         self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
+
+    @contextmanager
+    def infix_at(self, starts: Int[Tensor, "n"]) -> Iterator[None]:
+        """Say where the input ends, for the calling thread's forward passes meanwhile; `generate` knows by itself.
+
+        An infix (Li & Liang, 2021, §7.3) stands between input and target, [x; INFIX; y]: the input does not see it. As
+        virtual tokens are keys and values alone, which predict nothing, the last token of the input is the first to
+        see them, and to be moved past them: it predicts the first token of the target.
+
+        Args:
+            starts: column of the first token that sees the infix, one for all rows or one per row.
+        """
+        if self._passes is None:
+            yield
+            return
+        with self._passes.starting_at(starts):
+            yield
 
     def rest(self) -> None:
         """Let the model read nothing from now on, as `switch(None)` does, whatever threads are running it.

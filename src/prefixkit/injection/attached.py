@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefixkit.errors import InjectionError
+from prefixkit.errors import InjectionError, UnsupportedModelError
 from prefixkit.methods import DeltaModule, SoftPrompt
 from prefixkit.models.fingerprint import check_base
-from prefixkit.models.inspect import Anatomy
+from prefixkit.models.inspect import Anatomy, Kind
 from prefixkit.models.quantised import check_differentiable
 from prefixkit.prefix import Bank, BaseCard, Delta, Geometry, Prefix, PrefixEncoder, PrefixStates, stack
 
@@ -19,9 +19,14 @@ Stamp = tuple[object, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Saved:
-    """Prefixes that no longer change."""
+    """Prefixes that no longer change.
+
+    Attributes:
+        is_infix: they stand between input and target.
+    """
 
     bank: Bank
+    is_infix: bool = False
 
     def read(self) -> Bank:
         """Return the bank of a forward pass."""
@@ -44,10 +49,15 @@ class InTraining:
     encoder: PrefixEncoder
     position: int
     deltas: tuple[DeltaModule, ...] = ()
+    is_infix: bool = False
 
     def read(self) -> Bank:
         """Run the encoder; return the bank of a forward pass."""
-        return stack([self.encoder()], [self.position], _versions(self.deltas))
+        return stack([self.encoder()], [self.position], self._beside)
+
+    @property
+    def _beside(self) -> object:
+        return _versions(self.deltas), self.is_infix
 
     @property
     def stamp(self) -> Stamp:
@@ -65,7 +75,7 @@ class InTraining:
             of_pass: with dropout too, take the numbers of this pass; if not, the encoder runs once more, without it.
         """
         if self.encoder.training and self.encoder.dropout > 0 and not of_pass:
-            return stack([self.encoder.materialise()], [self.position], _versions(self.deltas))
+            return stack([self.encoder.materialise()], [self.position], self._beside)
         return read.detach()
 
 
@@ -80,6 +90,7 @@ class Prompted:
     prompt: SoftPrompt
     position: int
     states: Callable[[Tensor], PrefixStates]
+    is_infix = False
 
     def read(self) -> Bank:
         """Have the model read the embeddings; return the bank of a forward pass."""
@@ -107,6 +118,7 @@ class Nothing:
     geometry: Geometry
     deltas: tuple[DeltaModule, ...] = ()
     position: int = 0
+    is_infix = False
 
     def read(self) -> Bank:
         """Return the bank of a forward pass."""
@@ -127,6 +139,19 @@ def _versions(deltas: tuple[DeltaModule, ...]) -> object:
     return tuple((id(number), number._version) for delta in deltas for number in delta.numbers)
 
 
+def require_order(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Refuse an infix in a model whose text is not read in order.
+
+    Raises:
+        UnsupportedModelError: it is not.
+    """
+    if anatomy.kind is not Kind.DECODER:
+        raise UnsupportedModelError(
+            f"infix: {type(model).__name__} is no decoder-only model, so nothing lies between input and target; "
+            "choose prefix"
+        )
+
+
 Attached = Saved | InTraining | Prompted | Nothing
 
 
@@ -136,6 +161,8 @@ def from_encoder(
     encoder: PrefixEncoder,
     offset: int | None,
     deltas: tuple[DeltaModule, ...] = (),
+    *,
+    infix: bool = False,
 ) -> InTraining:
     """Return a prefix encoder as a source.
 
@@ -145,9 +172,10 @@ def from_encoder(
         encoder: made for the same geometry.
         offset: the position asked for; None for `Geometry.text_position`.
         deltas: changes in training beside it.
+        infix: the virtual tokens stand between input and target.
 
     Raises:
-        UnsupportedModelError: the model passes it no gradient.
+        UnsupportedModelError: the model passes it no gradient, or is no decoder-only one, where an infix is none.
         InjectionError: it has another geometry, or was made under `torch.inference_mode`.
         ConfigError: a position for a model whose text keeps its positions.
     """
@@ -159,7 +187,9 @@ def from_encoder(
             "the encoder was made under torch.inference_mode(), so no gradient reaches it; make it outside"
         )
     position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
-    return InTraining(encoder, position, deltas)
+    if infix:
+        require_order(model, anatomy)
+    return InTraining(encoder, position, deltas, infix)
 
 
 def from_prompt(
@@ -208,7 +238,14 @@ def from_prefixes(
     if all(each is None for each in rows):
         return None
     states = [None if each is None else each.states for each in rows]
-    return Saved(stack(states, [0 if each is None else each.position_offset for each in rows], deltas_of(prefix)))
+    infixes = {each.is_infix for each in rows if each is not None and any(each.states.lengths)}
+    if len(infixes) > 1:
+        raise InjectionError("an infix and a prefix stand at different places; attach them one after the other")
+    is_infix = infixes == {True}
+    if is_infix:
+        require_order(model, anatomy)
+    offsets = [0 if each is None else each.position_offset for each in rows]
+    return Saved(stack(states, offsets, (deltas_of(prefix), is_infix)), is_infix)
 
 
 def deltas_of(prefix: Prefix | Sequence[Prefix | None] | None) -> tuple[Delta, ...]:

@@ -72,7 +72,7 @@ def attend(
     if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
     prefix = prefix.to(key.device, key.dtype)
-    if slot.implementation == "sdpa" and can_attend_apart(query, key, value, options):
+    if slot.implementation == "sdpa" and can_attend_apart(query, key, value, prefix, options):
         with_prefix: Output = attend_apart(query, key, value, prefix, attention_mask, options.get("scaling")), None
     else:
         bias = options.get("position_bias")  # [1, h, t, s] -> [1, h, t, p + s]
@@ -102,11 +102,12 @@ def _with_columns(prefix: SiteBank, mask: Tensor | None, key: Tensor, implementa
     if mask is None:  # all of the text is visible
         mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
         mask = mask if implementation == "sdpa" else torch.zeros_like(mask, dtype=key.dtype)
-    seen: Bool[Tensor, "n p"] = torch.ones(1, prefix.length, dtype=torch.bool, device=mask.device)
+    seen: Bool[Tensor, "n *t p"] = torch.ones(1, prefix.length, dtype=torch.bool, device=mask.device)
     if prefix.mask is not None:
         seen = prefix.mask
     rows = max(mask.shape[0], len(seen))  # either may speak for all rows
-    seen = seen[:, None, None, :].expand(rows, mask.shape[1], mask.shape[2], -1)  # [n, p] -> [b, 1, t, p]
+    seen = seen[:, None] if seen.dim() == 2 else seen  # an infix: [n, t, p], or else [n, 1, p]
+    seen = seen[:, None].expand(rows, mask.shape[1], mask.shape[2], -1)  # [b, 1, t, p]
     columns = seen
     if mask.dtype != torch.bool:
         columns = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, hidden(mask.dtype))

@@ -5,13 +5,14 @@ stacks of an encoder-decoder, and in front of `generate`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import local
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ from prefixkit.injection import encoded
 from prefixkit.injection.attached import Attached, Nothing, Stamp
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.caches import Caches, Read
-from prefixkit.injection.positions import text_positions
+from prefixkit.injection.positions import past_tokens, text_positions
 from prefixkit.injection.requests import check_request
 from prefixkit.injection.slots import BANK, Current, Users
 from prefixkit.models.inspect import Anatomy
@@ -39,6 +40,7 @@ class _Whole(local):
         last: the same of the last forward pass, once that is over.
         cache: what the caller gave the stack to fill in the forward pass under way.
         sources: how many rows the encoder read in the present `generate`; 0 before it has read any.
+        starts: column of the first token of each row that sees an infix; None where that was not said.
     """
 
     bank: Bank | None = None
@@ -48,6 +50,7 @@ class _Whole(local):
     cache: Any = None
     stamp: Stamp = (None, ())
     sources: int = 0
+    starts: Tensor | None = None
 
 
 class Passes:
@@ -168,10 +171,54 @@ class Passes:
         if cache_of(call) is not None:
             self._caches.enter(cache_of(call), *self._marks(source, read))
         self._whole.source, self._whole.present, self._whole.cache = source, read, cache_of(call)
-        bank = self.current.bank = read.row_by_row()
+        bank = read.row_by_row()
+        offsets = bank.offsets
+        if source.is_infix:
+            seen = self._seeing(call, inputs)
+            bank, offsets = bank.seen_by(seen), offsets[:, None] * seen
+            if call.get("attention_mask") is None:  # without one, a gap between positions would count as another text
+                mask = torch.ones(len(inputs), past_tokens(call) + inputs.shape[1], dtype=torch.long)
+                call |= {"attention_mask": mask.to(inputs.device)}
+        self.current.bank = bank
         if self.anatomy.geometry.moves_text:
-            call |= {"position_ids": text_positions(call, bank.offsets, inputs, self.anatomy)}
+            call |= {"position_ids": text_positions(call, offsets, inputs, self.anatomy)}
         return (), call | {BANK: bank}
+
+    def _infix_behind(self, source: Attached, kwargs: dict[str, Any], given: list[Any]) -> AbstractContextManager[None]:
+        """Let an infix stand behind all that `generate` was given to go on from."""
+        prompt = next((each for each in given if isinstance(each, Tensor)), None)
+        if not source.is_infix:
+            return nullcontext()
+        if cache_of(kwargs) is not None:
+            raise InjectionError("an infix stands behind the whole prompt; give generate the prompt, and no cache")
+        return self.starting_at(torch.tensor([0 if prompt is None else max(0, prompt.shape[1] - 1)]))
+
+    @contextmanager
+    def starting_at(self, starts: Int[Tensor, "n"]) -> Iterator[None]:
+        """Let an infix be seen from these columns on, one for all rows or one per row, in the calling thread."""
+        before, self._whole.starts = self._whole.starts, starts
+        try:
+            yield
+        finally:
+            self._whole.starts = before
+
+    def _seeing(self, call: dict[str, Any], inputs: Tensor) -> Bool[Tensor, "n t"]:
+        """Return which tokens of a forward pass see an infix.
+
+        Raises:
+            InjectionError: nobody said where the input ends, or not of these rows.
+        """
+        starts = self._whole.starts
+        if starts is None:
+            raise InjectionError(
+                "an infix stands between input and target, and where the input ends was not said; call generate, or "
+                "use handle.infix_at(...) around the forward pass"
+            )
+        if len(starts) not in (1, len(inputs)):
+            raise InjectionError(f"infix_at: expected a column for each of {len(inputs)} rows, got {len(starts)}")
+        past = past_tokens(call)
+        columns = torch.arange(past, past + inputs.shape[1], device=inputs.device)
+        return columns >= starts.to(inputs.device)[:, None]
 
     def _check_sources(self, batch: int) -> None:
         """Refuse to go on with some of the rows only, as Whisper does when the shorter recordings are at their end."""
@@ -246,7 +293,7 @@ class Passes:
             self._check_encoded(outputs, source, source.read())
         if not self._generating.has_me():
             self._whole.sources = 0
-        with self._users, self._generating:
+        with self._users, self._generating, self._infix_behind(source, kwargs, given):
             if own is None:
                 own = partial(getattr(type(self.model), "generate"), self.model)  # noqa: B009 - a mixin may add it
             output = own(*args, **kwargs)

@@ -12,13 +12,13 @@ from prefixkit.models.inspect import Anatomy
 
 
 def text_positions(
-    call: dict[str, Any], offsets: Int[Tensor, "n"], inputs: Tensor, anatomy: Anatomy
+    call: dict[str, Any], offsets: Int[Tensor, "n"] | Int[Tensor, "n t"], inputs: Tensor, anatomy: Anatomy
 ) -> Int[Tensor, "*axes rows t"]:
     """Return the text's positions behind each row's prefix; refuse those the model was not made for.
 
     Args:
         call: the keyword arguments of the model's forward.
-        offsets: one for all rows, or one per row.
+        offsets: one for all rows, or one per row, or per token of each.
         inputs: `[b, t, ...]`, what the model reads.
         anatomy: its limits.
 
@@ -37,13 +37,13 @@ def text_positions(
 
 
 def moved_positions(
-    call: dict[str, Any], offsets: Int[Tensor, "n"], *, batch: int, tokens: int, from_mask: bool
+    call: dict[str, Any], offsets: Int[Tensor, "n"] | Int[Tensor, "n t"], *, batch: int, tokens: int, from_mask: bool
 ) -> Int[Tensor, "*axes rows t"]:
     """Return the position ids of one forward call, moved by each row's offset.
 
     Args:
         call: the keyword arguments of the model's forward.
-        offsets: one for all rows, or one per row.
+        offsets: one for all rows, or one per row, or per token of each.
         batch: rows of the call.
         tokens: tokens per row of the call.
         from_mask: the model counts default positions by its attention mask (OPT), not by columns.
@@ -63,7 +63,8 @@ def moved_positions(
         raise InjectionError(
             f"position_ids: expected shape [{batch}, {tokens}] or [1, {tokens}], got {list(given.shape)}"
         )
-    return given + offsets.to(given.device)[:, None]  # [1 or b, t], or [a, 1 or b, t]
+    each = offsets if offsets.dim() == 2 else offsets[:, None]
+    return given + each.to(given.device)  # [1 or b, t], or [a, 1 or b, t]
 
 
 def check_context(positions: Int[Tensor, "*axes n t"], context_tokens: int | None, most: int | None) -> None:

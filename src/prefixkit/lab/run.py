@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from prefixkit import processes
-from prefixkit.config import Recipe, validate_recipe
+from prefixkit.config import Method, Recipe, validate_recipe
 from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
@@ -255,6 +255,7 @@ def _as_prefix(trained: Trained, recipe: Recipe, card: BaseCard, **details: Any)
         position_offset=recipe.prefix.position_offset if has_tokens else None,
         head=trained.head,
         deltas=trained.deltas,
+        infix=recipe.method.kind is Method.INFIX,
         **details,
     )
 

@@ -54,6 +54,8 @@ def load_prefix(folder: Path, model: PreTrainedModel) -> Prefix:
         prefix = Prefix.load(folder)
         if prefix.head is not None:
             raise has_head(folder)
+        if prefix.is_infix:
+            raise ArtefactError(f"{folder}: is an infix, no prefix; attach it with prefixkit.attach")
         if prefix.deltas:
             raise ArtefactError(
                 f"{folder}: holds {prefix.deltas[0].method} beside its prefix, which is no PeftModel; load it with "

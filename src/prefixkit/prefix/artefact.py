@@ -59,6 +59,7 @@ class Prefix:
         position_offset: int | None = None,
         head: Head | None = None,
         deltas: Sequence[Delta] = (),
+        infix: bool = False,
         training: TrainingCard | None = None,
         licence: str = "",
     ) -> "Prefix":
@@ -70,6 +71,7 @@ class Prefix:
             position_offset: position of the first text token; left out, `Geometry.text_position`.
             head: the classification head trained with them, if one was.
             deltas: changes of the model's layers trained with them, if any were; one per method.
+            infix: the virtual tokens stand between input and target.
             training: how they were trained, if they were.
             licence: terms of the base model and the data.
         """
@@ -88,6 +90,7 @@ class Prefix:
                 )
                 for site, length in zip(states.geometry.sites, states.lengths, strict=True)
             ),
+            infix=infix,
             head=None if head is None else HeadCard.of(head),
             deltas=tuple(map(DeltaCard.of, deltas)),
             training=training,
@@ -99,6 +102,11 @@ class Prefix:
     def position_offset(self) -> int:
         """Position of the first text token."""
         return self.card.position_offset
+
+    @property
+    def is_infix(self) -> bool:
+        """Whether it has virtual tokens between input and target."""
+        return self.card.infix and any(self.states.lengths)
 
     @property
     def parts(self) -> tuple[str, ...]:

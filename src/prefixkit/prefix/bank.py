@@ -5,7 +5,7 @@ only masked columns. What is stored is `n` distinct prefixes, however many rows 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,13 +23,13 @@ class SiteBank:
     Attributes:
         key: one entry for all rows (n = 1), or one per row (n = b).
         value: likewise.
-        mask: which columns each entry may see; None where all may see all.
+        mask: which columns each entry, or each token of it, may see; None where all may see all.
         gate: per query head; None where no entry is gated.
     """
 
     key: Float[Tensor, "n g p d"]
     value: Float[Tensor, "n g p d"]
-    mask: Bool[Tensor, "n p"] | None
+    mask: Bool[Tensor, "n p"] | Bool[Tensor, "b t p"] | None
     gate: Float[Tensor, "n h"] | None
 
     @property
@@ -54,6 +54,11 @@ class SiteBank:
             None if self.mask is None else self.mask.to(device),
             None if self.gate is None else self.gate.to(device, dtype),
         )
+
+    def seen_by(self, tokens: Bool[Tensor, "b t"]) -> "SiteBank":
+        """Return the bank with its columns visible to some of a text's tokens alone."""
+        own = torch.ones_like(self.key[:, 0, :, 0], dtype=torch.bool) if self.mask is None else self.mask  # [n, p]
+        return replace(self, mask=own[:, None, :] & tokens[:, :, None].to(own.device))
 
     def padded(self, length: int) -> "SiteBank":
         """Return the bank widened to so many columns; those added are zero, and masked."""
@@ -102,6 +107,12 @@ class Bank:
         """Return a bank with one entry per row of a batch."""
         sites = tuple(site.rows(index.to(site.key.device)) for site in self.sites)
         return Bank(sites, self.offsets[index], self.beside)
+
+    def seen_by(self, tokens: Bool[Tensor, "b t"]) -> "Bank":
+        """Return a bank that some of a text's tokens alone may see."""
+        if tokens.all():
+            return self
+        return replace(self, sites=tuple(site.seen_by(tokens) for site in self.sites))
 
     def equals(self, other: "Bank") -> bool:
         """Whether each row reads the same in both: an entry of its own, or one that speaks for all rows."""

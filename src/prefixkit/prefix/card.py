@@ -118,6 +118,8 @@ class PrefixCard(_Part):
     """Position of the first text token."""
     sites: tuple[SiteCard, ...]
     """The geometry, with the length at each site."""
+    infix: bool = False
+    """Whether the virtual tokens stand between input and target, seen by the target alone (Li & Liang, 2021, §7.3)."""
     head: HeadCard | None = None
     """None for a prefix that steers text."""
     deltas: tuple[DeltaCard, ...] = ()
@@ -135,7 +137,7 @@ class PrefixCard(_Part):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of prefix.json; what is absent is left out, as readers from before know no such key."""
-        absent = {name for name in ("head", "deltas") if not getattr(self, name)}
+        absent = {name for name in ("infix", "head", "deltas") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=absent)
 
     @field_validator("deltas")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.compat import leave_out_of_ddp
-from prefixkit.data import NO_LOSS
+from prefixkit.data import NO_LOSS, input_ends
 from prefixkit.injection import Handle, attach
 from prefixkit.methods import DeltaModule, SoftPrompt
 from prefixkit.models.inspect import inspect_model
@@ -59,6 +59,7 @@ class PrefixModel(nn.Module):
         position_offset: position of the first text token; None for the geometry's own, as in `attach`.
         head: the classification head, where labels are learned; None where text is.
         delta: a change of the base model's layers, or None.
+        infix: the prefix stands between input and target.
     """
 
     #: Tells transformers' Trainer that the loss is divided by `num_items_in_batch` here.
@@ -71,6 +72,8 @@ class PrefixModel(nn.Module):
         position_offset: int | None,
         head: ClassificationHead | None = None,
         delta: DeltaModule | None = None,
+        *,
+        infix: bool = False,
     ) -> None:
         super().__init__()
         self.delta = delta  # before the base model, which holds its numbers too while they are inserted
@@ -87,11 +90,14 @@ class PrefixModel(nn.Module):
             self.hf_device_map |= {name: str(input_device(base)) for name in ("encoder", "head", "delta")}
         leave_out_of_ddp(self, [f"base.{name}" for name, _ in (*base.named_parameters(), *base.named_buffers())])
         self._is_recomputing = False
+        self._is_infix = infix
         self._handle = self._attach()
 
     def _attach(self) -> Handle:
         deltas = () if self.delta is None else (self.delta,)
-        return attach(self.base, self.encoder, position_offset=self.position_offset, deltas=deltas)
+        return attach(
+            self.base, self.encoder, position_offset=self.position_offset, deltas=deltas, infix=self._is_infix
+        )
 
     def parts(self) -> dict[Part, list[nn.Parameter]]:
         """Return the numbers that are trained, by part; a part that is not there or stands still is left out."""
@@ -138,7 +144,8 @@ class PrefixModel(nn.Module):
         if self.head is not None:
             total, scored = labelling_loss(self.base, self.head, batch, labels), labels
         else:
-            total, scored = summed_loss(self.base, batch, labels, plain_head=self.plain_head), labels[:, 1:]
+            with self._handle.infix_at(input_ends(labels)):
+                total, scored = summed_loss(self.base, batch, labels, plain_head=self.plain_head), labels[:, 1:]
         count = (scored != NO_LOSS).sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 

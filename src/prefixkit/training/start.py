@@ -64,7 +64,7 @@ def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes
     delta = build_method(base, recipe) if method.kind.is_delta else None
     head = build_head(base, recipe, classes) if classes else None
     offset = recipe.prefix.position_offset if encoder is not None else None
-    return PrefixModel(base.model, encoder, offset, head, delta)
+    return PrefixModel(base.model, encoder, offset, head, delta, infix=method.kind is Method.INFIX)
 
 
 def build_method(base: Base, recipe: Recipe) -> DeltaModule:
