@@ -103,6 +103,13 @@ def test_a_method_is_named_in_a_word(overrides: list[str], expected: dict[str, A
         (["method=lora+bitfit"], r"method: 'lora\+bitfit': a hybrid is prefix\+<one other method>"),
         (["method=lora+bitfit", "method.rank=2"], r"method: 'lora\+bitfit': a hybrid is prefix\+<one other method>"),
         (["method=lora", "method.rnak=2"], "method.rnak: unknown key.*rank"),
+        (
+            ["method=lora", "train.learning_rate=0.1"],
+            "train.learning_rate: does not reach lora, whose rate is method.le",
+        ),
+        (["method=lora", "prefix.gate=true"], "prefix.gate: no prefix is trained with method lora; for both, method=p"),
+        (["method=p-tuning", "prefix.init.kind=words"], "prefix.init.kind: p-tuning does not read it"),
+        (["method=prompt-tuning", "prefix.reparam_depth=1"], "prefix.reparam_depth: prompt-tuning does not read it"),
         (["method=prefix", "method.learning_rate=0.1"], "method: learning_rate: that of a prefix is train.learning_ra"),
     ],
 )

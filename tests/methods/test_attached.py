@@ -9,14 +9,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from methods.conftest import METHODS
+from methods.conftest import METHODS, config_of
 from prefixkit.errors import ArtefactError, InjectionError, UnsupportedModelError
 from prefixkit.injection import attach
+from prefixkit.methods import build_delta
 from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.inspect import inspect_model
-from prefixkit.prefix import BaseCard, Prefix, PrefixStates
+from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, PrefixStates
 
 Make = Callable[..., Any]
 
@@ -217,3 +218,68 @@ def test_weights_that_stand_in_the_place_of_others_cost_nothing(make_model: Make
     }
     assert [found[name].flops_per_token for name in ("full", "top-layers", "bitfit")] == [0, 0, 0]
     assert all(found[name].flops_per_token == found[name].num_parameters for name in ("bitfit-added", "ia3"))
+
+
+def test_a_delta_of_another_model_is_refused(make_model: Make, make_delta: Make) -> None:
+    one, other = make_model("llama", fresh=True), make_model("llama", fresh=True)
+    with pytest.raises(InjectionError, match="lora: was made for the layers of another model"):
+        attach(other, None, deltas=[make_delta(one, "lora")])
+
+
+def test_switch_takes_what_attach_takes(
+    model: PreTrainedModel, make_delta: Make, make_states: Make, make_ids: Make
+) -> None:
+    delta, ids = make_delta(model, "lora"), make_ids(2, 6)
+    encoder = PrefixEncoder(
+        inspect_model(model).geometry, inspect_model(model).geometry.lengths(3), dtype=torch.float64
+    )
+    with attach(model, encoder, deltas=[delta], infix=True) as handle, handle.infix_at(torch.tensor([3])):
+        expected = model(ids).logits
+        handle.switch(encoder)
+        assert (model(ids).logits - expected).abs().max() > 1e-3
+        handle.switch(encoder, deltas=[delta], infix=True)
+        assert torch.equal(model(ids).logits, expected)
+
+
+def test_attaching_draws_nothing_from_torchs_generator(
+    model: PreTrainedModel, make_hybrid: Make, make_ids: Make
+) -> None:
+    hybrid = make_hybrid(model)
+    before = torch.get_rng_state()
+    with attach(model, hybrid):
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rest_and_the_guard_know_of_deltas(model: PreTrainedModel, make_delta: Make, make_ids: Make) -> None:
+    calls: list[int] = []
+    with attach(model, None, deltas=[make_delta(model, "lora")], guard=lambda: calls.append(1)) as handle:
+        model(make_ids(2, 3))
+        assert calls
+        with pytest.raises(InjectionError, match="rest: layers are changed for all threads"):
+            handle.rest()
+
+
+def test_encoder_outputs_belong_to_the_delta_they_were_computed_under() -> None:
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config).eval()
+    geometry, source = inspect_model(model).geometry, torch.tensor([[3, 4, 5]])
+    ones = torch.tensor([[0, 7]])
+
+    def lora(seed: int) -> Prefix:
+        delta = build_delta(model, config_of("lora"), torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            for number in delta.numbers:
+                number.add_(1.0)
+        base = BaseCard(id="t5")
+        return Prefix.from_states(PrefixStates.empty(geometry), base=base, deltas=[delta.materialise()])
+
+    one, other = lora(0), lora(1)
+    bare = model.encoder(source)
+    with attach(model, one):
+        with pytest.raises(InjectionError, match="encoder_outputs"):
+            model(encoder_outputs=bare, decoder_input_ids=ones)
+        own = model.encoder(source)
+        whole = model(input_ids=source, decoder_input_ids=ones).logits
+        torch.testing.assert_close(model(encoder_outputs=own, decoder_input_ids=ones).logits, whole)
+    with attach(model, other), pytest.raises(InjectionError, match="encoder_outputs"):
+        model(encoder_outputs=own, decoder_input_ids=ones)

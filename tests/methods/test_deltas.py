@@ -253,6 +253,7 @@ def test_numbers_of_another_model_are_refused(make_model: Make, make_delta: Make
     [
         ("opt", "parallel", UnsupportedModelError, "no module of its own"),
         ("llama", {"kind": "bitfit", "biases": "own"}, UnsupportedModelError, "has no biases; set method.biases=added"),
+        ("llama", {"kind": "lora", "targets": ["q_proj", "input_layernorm"]}, ConfigError, "method.targets: "),
         ("llama", {"kind": "lora", "targets": ["nope"]}, ConfigError, "method.targets: .*nope.* not found"),
         ("biogpt", "ia3", ConfigError, "ia3: PEFT knows no layers to change in a biogpt model; choose lora"),
         (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from methods.conftest import METHODS
-from prefixkit.config import Recipe, dump_recipe
+from prefixkit.config import MethodConfig, Recipe, dump_recipe
 from prefixkit.data import Collator, input_ends
 from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.injection import attach
@@ -41,7 +41,7 @@ RATES = {"full": 5e-3, "top-layers": 5e-3, "ia3": 5e-2, "embedding": 0.3, "promp
 
 def recipe_for(name: str, make_recipe: Make, **sections: Any) -> Recipe:
     given = ALL[name]
-    settings = Recipe.model_validate({"method": given}).method.model_dump(exclude_defaults=True, mode="json")
+    settings = MethodConfig.model_validate(given).model_dump(exclude_defaults=True, mode="json")
     settings |= {} if name == "infix" else {"learning_rate": RATES.get(name, 2e-2)}
     return make_recipe(method=settings, **sections)
 
@@ -144,6 +144,41 @@ def test_gradient_checkpointing_and_accumulation_train_the_same(
             torch.testing.assert_close(other[key], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["full", "bitfit", "lora", "mam", "prompt-tuning", "infix"])
+def test_a_bfloat16_base_model_is_trained_in_float32(
+    name: str, make_tiny_gpt2: Any, make_recipe: Make, tiny_tokenizer: Any, tmp_path: Path, load: Load
+) -> None:
+    for part in (make_tiny_gpt2(), tiny_tokenizer):
+        part.save_pretrained(tmp_path / "gpt2")
+    model = {"base": str(tmp_path / "gpt2"), "dtype": "bfloat16"}
+    recipe = recipe_for(name, make_recipe, model=model, prefix={"dropout": 0.0}, train={"steps": 4, "warmup": 0.0})
+    start = started(recipe, load)
+    outcome = train(recipe, load, tmp_path / "run")[2]
+    trained = {key: tensor for key, tensor in outcome.state.items() if key != "units"}
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert sum(bool((tensor != start[key]).any()) for key, tensor in trained.items()) > 0.9 * len(trained)
+    numbers = sum(tensor.numel() for tensor in trained.values())
+    assert outcome.trained_parameters == numbers
+
+
+def test_biases_do_not_decay(make_tiny_gpt2: Any, make_recipe: Make, load: Load) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    recipe = make_recipe(method={"kind": "full"})
+    base, data = load(recipe)
+    model = build_model(replace(base, model=make_tiny_gpt2()), data.train, recipe, ())
+    options = TrainingArguments(output_dir="unused", weight_decay=0.1, use_cpu=True, report_to="none")
+    optimizer = Trainer(model, options).create_optimizer()
+    decayed = {id(number) for number in optimizer.param_groups[0]["params"]}
+    assert model.delta is not None
+    for name, number in model.delta.named().items():
+        if name.endswith("bias"):
+            assert id(number) not in decayed, name
+        elif ".ln_" not in name:  # which GPT-2's Trainer does not know as a norm by its name
+            assert id(number) in decayed, name
+    model.close()
+
+
 def moved(outcome: Outcome, start: dict[str, torch.Tensor]) -> dict[str, float]:
     """How far each part went, at most."""
     far = {"prefix": 0.0, "delta": 0.0}
@@ -241,6 +276,15 @@ def test_labels_are_learned_with_a_lora_too(make_recipe: Make, load: Load, tmp_p
     assert all((first[key] - last[key]).abs().max() > 1e-5 for key in first)
 
 
+def test_a_prefix_does_not_start_from_what_has_no_virtual_tokens(make_recipe: Make, load: Load, tmp_path: Path) -> None:
+    recipe = make_recipe(method={"kind": "lora"}, train={"steps": 1})
+    as_prefix(train(recipe, load, tmp_path / "run")[2].trained).save(tmp_path / "lora")
+    again = make_recipe(prefix={"init": {"kind": "prefix", "path": str(tmp_path / "lora")}})
+    base, data = load(again)
+    with pytest.raises(ConfigError, match=r"prefix.init.path: .*lora: holds no virtual tokens"):
+        build_model(base, data.train, again, ())
+
+
 def test_what_cannot_go_together_is_refused(make_recipe: Make) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"method": {"kind": "lora", "learning_rate": 0.0}}, "nothing would be trained"),
@@ -248,6 +292,8 @@ def test_what_cannot_go_together_is_refused(make_recipe: Make) -> None:
         ({"method": {"kind": "lora"}, "model": {"shard": True}}, "model.shard: lora cannot be trained in a sharded"),
         ({"method": {"kind": "embedding"}, "prefix": {"gate": True}}, "prefix.gate: virtual tokens of embedding"),
         ({"method": {"kind": "p-tuning", "beside_prefix": True}}, "method: beside_prefix: p-tuning stands where"),
+        ({"method": {"kind": "prompt-tuning", "start": "x"}}, "method: start: a saved prefix holds no embeddings"),
+        ({"method": {"kind": "infix"}, "data": {"prompt": ""}}, "data.prompt: an infix stands behind an input"),
         ({"method": {"kind": "bitfit", "rank": 4}}, "method: rank: is a setting of lora, and the method is bitfit"),
     ]
     for sections, message in refused:

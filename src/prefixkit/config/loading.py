@@ -80,9 +80,15 @@ def parse_recipe(text: str, overrides: Iterable[str] = (), *, source: str = "rec
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as `prefix:`, got {type(values).__name__}")
+    overrides = list(overrides)
     for override in sorted(overrides, key=_depth):  # method=lora before method.rank=4, however they were given
         _apply_override(values, override)
-    return validate_recipe(values)
+    recipe = validate_recipe(values)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if refusal := recipe.method.refusal(key):
+            raise ConfigError(f"{key}: {refusal}")
+    return recipe
 
 
 def validate_recipe(values: Mapping[str, Any]) -> Recipe:

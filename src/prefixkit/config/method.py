@@ -127,6 +127,20 @@ class MethodConfig(Section):
         """Whether keys and values are trained."""
         return self.kind in (Method.PREFIX, Method.INFIX) or self.beside_prefix
 
+    def refusal(self, setting: str) -> str | None:
+        """Say why a setting of another section, such as ``prefix.gate``, would change nothing; None if it would."""
+        section, _, name = setting.partition(".")
+        if setting == "train.learning_rate" and not self.has_prefix:
+            return f"does not reach {self.kind}, whose rate is method.learning_rate"
+        if section != "prefix" or self.has_prefix:
+            return None
+        if not self.kind.is_prompt:
+            return f"no prefix is trained with method {self.kind}; for both, method=prefix+{self.kind}"
+        is_unread = name.startswith(("reparam_", "dropout")) and self.kind is not Method.EMBEDDING
+        if is_unread or (name.startswith("init") and self.kind is Method.P_TUNING):
+            return f"{self.kind} does not read it; leave it out"
+        return None
+
     @model_validator(mode="before")
     @classmethod
     def _from_word(cls, values: Any) -> Any:
@@ -159,6 +173,8 @@ class MethodConfig(Section):
             raise ValueError(
                 f"start: a {self.kind} starts from another by prefix.init.kind=prefix, prefix.init.path=FOLDER"
             )
+        if self.kind.is_prompt and self.start is not None:
+            raise ValueError(f"start: a saved prefix holds no embeddings for {self.kind} to start from; leave it out")
         for name, readers in _READERS.items():
             if self.kind not in readers and getattr(self, name) != MethodConfig.model_fields[name].get_default():
                 raise ValueError(

@@ -60,6 +60,8 @@ class Recipe(Section):
                     raise ValueError(f"prefix.{name}: virtual tokens of {method} stand in every layer; leave it out")
         if method is Method.INFIX and self.data.format.is_classified:
             raise ValueError("method: an infix stands between input and target, and labels have no target to write")
+        if method is Method.INFIX and self.data.format is Format.TEXT and not self.data.prompt:
+            raise ValueError("data.prompt: an infix stands behind an input, and whole texts have none; write a prompt")
         if method is not Method.PREFIX and self.model.shard:
             raise ValueError(f"model.shard: {method} cannot be trained in a sharded base model yet; set it to false")
         return self
@@ -67,8 +69,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _something_is_trained(self) -> "Recipe":
         method = self.method
+        if self.data.format.is_classified:
+            return self  # there is the head
         has_still_prefix = not method.has_prefix or self.train.learning_rate == 0
         is_alone = method.has_prefix and not method.beside_prefix
         if has_still_prefix and (is_alone or method.learning_rate == 0):
-            raise ValueError("train.learning_rate and method.learning_rate are 0, so nothing would be trained")
+            which = "train.learning_rate" if method.has_prefix else "method.learning_rate"
+            which = "train.learning_rate and method.learning_rate" if method.beside_prefix else which
+            raise ValueError(f"{which}: 0, so nothing would be trained")
         return self

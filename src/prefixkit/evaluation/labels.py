@@ -130,6 +130,7 @@ def _answers(
 def _trained_parameters(prefix: Prefix, head: Head) -> Score:
     training, states = prefix.card.training, prefix.states
     held = states.geometry.num_parameters(states.lengths) + head.weight.numel() + head.bias.numel()
+    held += sum(delta.num_parameters for delta in prefix.deltas)
     return Score(held if training is None else training.trained_parameters)
 
 

@@ -32,7 +32,15 @@ from transformers import PreTrainedModel
 from prefixkit.compat import attention_settings, eager_attention, implementation_of, restore_attention
 from prefixkit.config import Placement
 from prefixkit.errors import InjectionError
-from prefixkit.injection.attached import Attached, Nothing, deltas_of, from_encoder, from_prefixes, from_prompt
+from prefixkit.injection.attached import (
+    Attached,
+    Nothing,
+    deltas_of,
+    from_encoder,
+    from_prefixes,
+    from_prompt,
+    require_own,
+)
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, forget, has_slot, leave_out, place
@@ -95,7 +103,8 @@ def attach(
         if source is None:
             return Handle(base, anatomy, None)
         passes.switch(source, rows)
-        return Handle(base, anatomy, passes, [*deltas, *(restore_delta(base, each) for each in _saved_deltas(prefix))])
+        saved = _saved_deltas(prefix)
+        return Handle(base, anatomy, passes, [*deltas, *(restore_delta(base, each) for each in saved)], saved)
 
 
 def _to_attach(
@@ -108,6 +117,7 @@ def _to_attach(
 ) -> tuple[Attached | None, int | None]:
     """Return what is to be read, None if that is nothing, and how many rows it is for, None if for any."""
     base, anatomy = passes.model, passes.anatomy
+    require_own(deltas, base)
     rows = len(prefix) if isinstance(prefix, Sequence) else None
     if isinstance(prefix, SoftPrompt):
         if deltas:
@@ -139,32 +149,48 @@ class Handle(AbstractContextManager["Handle"]):
         anatomy: its sites.
         passes: what happens in its forward passes; None attaches nothing.
         deltas: what is changed in its layers meanwhile.
+        saved: what those were restored from, if they were.
     """
 
     def __init__(
-        self, model: PreTrainedModel, anatomy: Anatomy, passes: Passes | None, deltas: Sequence[DeltaModule] = ()
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        passes: Passes | None,
+        deltas: Sequence[DeltaModule] = (),
+        saved: tuple[Delta, ...] = (),
     ) -> None:
         self._model, self._anatomy, self._passes = model, anatomy, passes
         self._restore: list[Callable[[], object]] = []
         self._inserted: list[DeltaModule] = []
+        self._saved = saved
         self._take_out: list[Undo] = []
         if passes is not None:
             try:
                 self._install(passes)
-                self._insert(deltas)
+                self._insert(deltas, saved)
             except BaseException:
                 self._undo()
                 raise
 
-    def switch(self, prefix: Attachable, *, position_offset: int | None = None) -> None:
+    def switch(
+        self,
+        prefix: Attachable,
+        *,
+        position_offset: int | None = None,
+        deltas: Sequence[DeltaModule] = (),
+        infix: bool = False,
+    ) -> None:
         """Let the model read something else from now on, or nothing, its hooks staying in place.
 
         Layers that gradient checkpointing runs again in a backward pass read what they read before. With nothing to
         read the model answers as it does without a handle, up to rounding: its masks are made in another way.
 
         Args:
-            prefix: as for `attach`.
+            prefix: as for `attach`; what was given there, `deltas` and all, holds no longer.
             position_offset: likewise.
+            deltas: likewise.
+            infix: likewise.
 
         Raises:
             As `attach` does; what was attached then stays so. And InjectionError: the handle is detached, or was made
@@ -173,18 +199,20 @@ class Handle(AbstractContextManager["Handle"]):
         if self._passes is None or not self._restore:
             raise InjectionError("nothing is attached by this handle; call attach() again")
         _require_alone(self._passes, "switch")
-        before = self._inserted
-        undo_all(self._take_out)  # what is new is checked against, and made for, the bare model
-        try:
-            source, rows = _to_attach(self._passes, prefix, position_offset)
-            deltas = _saved_deltas(prefix)
-            is_same = tuple(module.saved for module in before) == deltas
-            self._insert(before if is_same else [restore_delta(self._model, delta) for delta in deltas])
-        except BaseException:
-            undo_all(self._take_out)
-            self._insert(before)
-            raise
-        self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
+        with _changing:
+            before = self._inserted, self._saved
+            undo_all(self._take_out)  # what is new is checked against, and made for, the bare model
+            try:
+                source, rows = _to_attach(self._passes, prefix, position_offset, tuple(deltas), infix=infix)
+                saved = _saved_deltas(prefix)
+                is_same = bool(saved) and saved == before[1]
+                modules = before[0] if is_same else [restore_delta(self._model, delta) for delta in saved]
+                self._insert([*deltas, *modules], saved)
+            except BaseException:
+                undo_all(self._take_out)
+                self._insert(*before)
+                raise
+            self._passes.switch(Nothing(self._anatomy.geometry) if source is None else source, rows)
 
     @contextmanager
     def infix_at(self, starts: Int[Tensor, "n"]) -> Iterator[None]:
@@ -208,6 +236,8 @@ class Handle(AbstractContextManager["Handle"]):
 
         For a caller whose guard has let no other thread read: one that did would go on without its prefix.
         """
+        if self._inserted:
+            raise InjectionError("rest: layers are changed for all threads; call switch(None) when none runs the model")
         if self._passes is not None:
             self._passes.switch(Nothing(self._anatomy.geometry), None)
 
@@ -243,10 +273,10 @@ class Handle(AbstractContextManager["Handle"]):
         while self._restore:
             self._restore.pop()()
 
-    def _insert(self, deltas: Sequence[DeltaModule]) -> None:
+    def _insert(self, deltas: Sequence[DeltaModule], saved: tuple[Delta, ...]) -> None:
         for delta in deltas:
             self._take_out.append(delta.insert())
-        self._inserted = list(deltas)
+        self._inserted, self._saved = list(deltas), saved
 
     def _install(self, passes: Passes) -> None:
         model, implementation = self._model, implementation_of(self._model)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.errors import InjectionError, UnsupportedModelError
@@ -23,10 +23,12 @@ class Saved:
 
     Attributes:
         is_infix: they stand between input and target.
+        deltas: what is changed in the model's layers beside them.
     """
 
     bank: Bank
     is_infix: bool = False
+    deltas: tuple[Delta, ...] = ()
 
     def read(self) -> Bank:
         """Return the bank of a forward pass."""
@@ -91,6 +93,7 @@ class Prompted:
     position: int
     states: Callable[[Tensor], PrefixStates]
     is_infix = False
+    deltas = ()
 
     def read(self) -> Bank:
         """Have the model read the embeddings; return the bank of a forward pass."""
@@ -136,7 +139,33 @@ class Nothing:
 
 def _versions(deltas: tuple[DeltaModule, ...]) -> object:
     """Return what tells changes in training from others, and from themselves after another step."""
-    return tuple((id(number), number._version) for delta in deltas for number in delta.numbers)
+    return tuple((delta.serial, *(number._version for number in delta.numbers)) for delta in deltas)
+
+
+def require_trainable(module: nn.Module) -> None:
+    """Refuse what no gradient can reach.
+
+    Raises:
+        InjectionError: it was made under `torch.inference_mode`.
+    """
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        raise InjectionError(
+            "the encoder was made under torch.inference_mode(), so no gradient reaches it; make it outside"
+        )
+
+
+def require_own(deltas: Sequence[DeltaModule], model: PreTrainedModel) -> None:
+    """Refuse changes in training that this model cannot be trained with.
+
+    Raises:
+        UnsupportedModelError: the model passes them no gradient.
+        InjectionError: one was made for another model, or under `torch.inference_mode`.
+    """
+    for delta in deltas:
+        check_differentiable(model)
+        require_trainable(delta)
+        if not delta.is_for(model):
+            raise InjectionError(f"{delta.method}: was made for the layers of another model; build it for this one")
 
 
 def require_order(model: PreTrainedModel, anatomy: Anatomy) -> None:
@@ -182,10 +211,7 @@ def from_encoder(
     check_differentiable(model)
     if encoder.geometry != anatomy.geometry:
         raise InjectionError("the encoder was made for a model of another geometry")
-    if any(parameter.is_inference() for parameter in encoder.parameters()):
-        raise InjectionError(
-            "the encoder was made under torch.inference_mode(), so no gradient reaches it; make it outside"
-        )
+    require_trainable(encoder)
     position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
     if infix:
         require_order(model, anatomy)
@@ -203,9 +229,10 @@ def from_prompt(
 
     Raises:
         UnsupportedModelError: the model passes it no gradient.
-        InjectionError: it has another geometry.
+        InjectionError: it has another geometry, or was made under `torch.inference_mode`.
     """
     check_differentiable(model)
+    require_trainable(prompt)
     if prompt.geometry != anatomy.geometry:
         raise InjectionError("the soft prompt was made for a model of another geometry")
     return Prompted(prompt, anatomy.geometry.text_position(prompt.lengths, is_gated=False, asked=offset), states)
@@ -245,7 +272,8 @@ def from_prefixes(
     if is_infix:
         require_order(model, anatomy)
     offsets = [0 if each is None else each.position_offset for each in rows]
-    return Saved(stack(states, offsets, (deltas_of(prefix), is_infix)), is_infix)
+    deltas = deltas_of(prefix)
+    return Saved(stack(states, offsets, (deltas, is_infix)), is_infix, deltas)
 
 
 def deltas_of(prefix: Prefix | Sequence[Prefix | None] | None) -> tuple[Delta, ...]:

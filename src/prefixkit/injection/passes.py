@@ -100,7 +100,7 @@ class Passes:
     def _read(self) -> tuple[Attached, int | None]:
         """Return what the calling thread is to read, and how many rows it is for."""
         source, rows = self._attached
-        if not isinstance(source, Nothing):
+        if not isinstance(source, Nothing) or source.deltas:
             self._guard()
         return source, rows
 
@@ -127,9 +127,12 @@ class Passes:
     def _check_encoded(self, outputs: Any, source: Attached, bank: Bank) -> None:
         if outputs is not None:
             token = source.token(bank, of_pass=True)
-            encoded.check(outputs, token, needs_mark=self._is_in_encoder(bank))
+            encoded.check(outputs, token, needs_mark=self._is_in_encoder(source, bank))
 
-    def _is_in_encoder(self, bank: Bank) -> bool:
+    def _is_in_encoder(self, source: Attached, bank: Bank) -> bool:
+        """Whether an encoder computes something else than without what is attached."""
+        if source.deltas:
+            return True
         sites = zip(self.anatomy.geometry.sites, bank.sites, strict=True)
         return any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites)
 
@@ -175,7 +178,7 @@ class Passes:
         offsets = bank.offsets
         if source.is_infix:
             seen = self._seeing(call, inputs)
-            bank, offsets = bank.seen_by(seen), offsets[:, None] * seen
+            bank, offsets = bank.seen_by(seen), offsets.to(seen.device)[:, None] * seen
             if call.get("attention_mask") is None:  # without one, a gap between positions would count as another text
                 mask = torch.ones(len(inputs), past_tokens(call) + inputs.shape[1], dtype=torch.long)
                 call |= {"attention_mask": mask.to(inputs.device)}
@@ -238,7 +241,7 @@ class Passes:
         """What is written on a cache of the decoder's own text, and on one of the encoder's keys and values."""
         token = source.token(read.bank)
         mark = None if token is None else Read(token, read.entries)
-        return mark, mark if self._is_in_encoder(read.bank) else None
+        return mark, mark if self._is_in_encoder(source, read.bank) else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after_stack(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -250,7 +253,7 @@ class Passes:
         if read is None:
             return
         self._caches.leave([cache, output], partial(self._marks, source, read))
-        if output is not None and stack is not self.anatomy.stack and self._is_in_encoder(read.bank):
+        if output is not None and stack is not self.anatomy.stack and self._is_in_encoder(source, read.bank):
             encoded.mark(output, source.token(read.bank, of_pass=True))
 
     def _mark_unfinished(self) -> None:

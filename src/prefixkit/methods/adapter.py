@@ -9,6 +9,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -91,7 +92,7 @@ class BottleneckAdapter(DeltaModule):
         return partial(undo_all, undoing)
 
     def _change(
-        self, numbers: list[Tensor], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, numbers: Sequence[Tensor], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         read = next(iter((*args, *kwargs.values()))) if self._is_parallel else hidden

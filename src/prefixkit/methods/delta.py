@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any, ClassVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from prefixkit.config import Method
 from prefixkit.errors import ArtefactError
 from prefixkit.prefix import Delta
+
+_serials = count()
 
 #: Takes a change out of a model again.
 Undo = Callable[[], None]
@@ -25,17 +29,33 @@ class DeltaModule(nn.Module, ABC):
         settings: what the method's class has to be called with to build the same layers again, as plain JSON.
 
     Attributes:
-        saved: what it was restored from; None in training.
+        serial: tells it from all others of this process.
     """
 
     method: ClassVar[Method]
-    saved: Delta | None = None
 
     def __init__(self, named: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> None:
         super().__init__()
         self.settings = dict(settings)
+        self.serial = next(_serials)
+        self._model: ref[nn.Module] | None = None
         self._names = tuple(named)
-        self.numbers = nn.ParameterList(named.values())
+        # Trainer finds what is not to decay, biases above all, by name; a name of torch's has no dots.
+        self._numbers = nn.ParameterDict((name.replace(".", "/"), number) for name, number in named.items())
+
+    @property
+    def numbers(self) -> list[nn.Parameter]:
+        """The trainable numbers."""
+        return list(self._numbers.values())
+
+    def made_for(self, model: nn.Module) -> "DeltaModule":
+        """Remember whose layers these change."""
+        self._model = ref(model)
+        return self
+
+    def is_for(self, model: nn.Module) -> bool:
+        """Whether the change was made for this very model."""
+        return self._model is not None and self._model() is model
 
     @abstractmethod
     def insert(self) -> Undo:

@@ -64,11 +64,10 @@ class OverlaidParameters(DeltaModule):
             by_module.setdefault(id(module), (module, {}))[1][key] = (own, copies[name])
         for module, placed in by_module.values():
             undoing.append(partial(_put, module, {key: own for key, (own, _) in placed.items()}))
-            put = partial(_put_cast, module, placed)
-            put()
-            if any(copy.requires_grad and copy.dtype != own.dtype for own, copy in placed.values()):
-                hook = module.register_forward_pre_hook(lambda *_, put=put: put())
-                undoing.append(hook.remove)
+            cast = _Cast(module, placed)
+            cast()
+            if any(copy.dtype != own.dtype for own, copy in placed.values()):
+                undoing.append(module.register_forward_pre_hook(cast).remove)
         return partial(undo_all, undoing)
 
 
@@ -77,7 +76,24 @@ def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         module._parameters[key] = tensor  # type: ignore[assignment]
 
 
-def _put_cast(module: nn.Module, placed: Mapping[str, tuple[Tensor, nn.Parameter]]) -> None:
-    """Put copies in place in the number format of the weights they stand for, with a gradient to the copies."""
-    with torch.autocast(next(iter(placed.values()))[0].device.type, enabled=False):
-        _put(module, {key: copy.to(own.dtype) for key, (own, copy) in placed.items()})
+class _Cast:
+    """Puts copies in place in the number format of the weights they stand for, with a gradient to the copies.
+
+    Args:
+        module: whose weights.
+        placed: weights and the copies for them, by the module's name of them.
+    """
+
+    def __init__(self, module: nn.Module, placed: Mapping[str, tuple[Tensor, nn.Parameter]]) -> None:
+        self._module, self._placed = module, placed
+        self._versions: list[int] | None = None
+
+    def __call__(self, *_: Any) -> None:
+        """Do it before a forward pass, unless the copies are as they were and no gradient goes to them."""
+        copies = [copy for _, copy in self._placed.values()]
+        versions = [copy._version for copy in copies]
+        if versions == self._versions and not any(copy.requires_grad for copy in copies):
+            return
+        self._versions = versions
+        with torch.autocast(copies[0].device.type, enabled=False):
+            _put(self._module, {key: copy.to(own.dtype) for key, (own, copy) in self._placed.items()})

@@ -37,7 +37,7 @@ class PeftLayers(DeltaModule):
                 f"{self.method}: the model has adapters of PEFT already; take them out with unload(), or attach a "
                 "prefix without deltas"
             )
-        trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         originals = dict(model.named_modules())
         try:
             with warnings.catch_warnings():
@@ -49,21 +49,22 @@ class PeftLayers(DeltaModule):
                 todo = "name the layers in method.targets" if self.method is Method.LORA else "choose lora"
                 raise ConfigError(f"{self.method}: PEFT knows no layers to change in a {kind} model; {todo}") from None
             raise ConfigError(f"method.targets: {str(error).splitlines()[0]}") from None
-        wrappers: list[tuple[str, Any]] = [
-            (name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
-        ]
-        wrapped = [(*_parent(model, name), originals[name], module) for name, module in wrappers]
+        finally:  # some targets may be wrapped when it comes to one that cannot be
+            found: list[tuple[str, Any]] = [
+                (name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+            ]
+            wrapped = [(*_parent(model, name), originals[name], module) for name, module in found]
+            for parent, key, original, _ in wrapped:
+                setattr(parent, key, original)
+            vars(model).pop("peft_config", None)
+            for parameter, requires in trained:
+                parameter.requires_grad_(requires)
         named: dict[str, nn.Parameter] = {}
-        for name, wrapper in wrappers:
+        for name, wrapper in found:
             for inner, parameter in wrapper.named_parameters():
                 if not inner.startswith("base_layer."):
                     named[f"{name}.{inner.replace(f'.{_NAME}', '')}"] = parameter
                     parameter.data = parameter.data.to(training_dtype(parameter.dtype))
-        for parent, key, original, _ in wrapped:
-            setattr(parent, key, original)
-        vars(model).pop("peft_config", None)
-        for parameter, requires in trained.items():
-            parameter.requires_grad_(requires)
         super().__init__(named, settings)
         self._wrapped = wrapped
 

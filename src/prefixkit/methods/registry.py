@@ -75,7 +75,7 @@ def build_delta(model: PreTrainedModel, config: MethodConfig, generator: torch.G
     """
     with torch.random.fork_rng():  # PEFT draws from torch's own
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return _ENTRIES[config.kind].new(model, config, generator)
+        return _ENTRIES[config.kind].new(model, config, generator).made_for(model)
 
 
 def restore_delta(model: PreTrainedModel, delta: Delta) -> DeltaModule:
@@ -89,13 +89,13 @@ def restore_delta(model: PreTrainedModel, delta: Delta) -> DeltaModule:
         raise ArtefactError(f"{delta.method}: not a change of a model's layers that this prefixkit knows; upgrade it")
     settings: dict[str, Any] = dict(delta.settings)
     try:
-        module = _ENTRIES[delta.method].again(model, **settings)
-    except TypeError:
+        with torch.random.fork_rng():  # PEFT draws numbers that are then replaced
+            module = _ENTRIES[delta.method].again(model, **settings).made_for(model)
+    except (TypeError, ValueError):
         raise ArtefactError(
             f"{delta.method}: this prefixkit does not know its settings {settings}; upgrade it"
         ) from None
     module.load(delta.tensors)
-    module.saved = delta
     module.requires_grad_(False)
     return module
 

@@ -85,8 +85,9 @@ class HybridModel(nn.Module):
         """
         prefix = Prefix.load(folder)
         check_base(model, prefix.card.base)
-        if not any(prefix.states.lengths) or len(prefix.deltas) != 1 or prefix.head is not None:
-            found = " and ".join(prefix.parts) or "nothing"
+        is_plain = prefix.head is None and not prefix.is_infix
+        if not any(prefix.states.lengths) or len(prefix.deltas) != 1 or not is_plain:
+            found = "an infix" if prefix.is_infix else " and ".join(prefix.parts) or "nothing"
             raise ArtefactError(f"{folder}: expected a prefix and one other part, found {found}; see prefixkit.attach")
         states = prefix.states
         encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(input_device(model))
@@ -141,7 +142,7 @@ class HybridModel(nn.Module):
 
     @contextmanager
     def disable_part(self, *parts: str) -> Iterator[None]:
-        """Leave parts out for a while: ``"prefix"``, ``"lora"``, ..., or both; the text stays at its positions.
+        """Leave parts out for a while: ``"prefix"``, ``"lora"``, ...; for the other the text stays where it was.
 
         Raises:
             ConfigError: there is no such part.
@@ -258,7 +259,7 @@ def make_hybrid(
     from peft import IA3Config, LoraConfig
 
     own = [config for config in configs if isinstance(config, PrefixTuningConfig)]
-    others = [config for config in configs if isinstance(config, LoraConfig | IA3Config)]
+    others = [config for config in configs if type(config) in (LoraConfig, IA3Config)]
     if len(configs) != 2 or len(own) != 1 or len(others) != 1:
         found = ", ".join(type(config).__name__ for config in configs) or "nothing"
         raise ConfigError(
@@ -284,13 +285,16 @@ def method_of(config: "LoraConfig | IA3Config") -> MethodConfig:
     plain = type(config)()
     for name in (field.name for field in fields(config)):
         given = getattr(config, name)
-        if name not in _IGNORED | read and given and given != getattr(plain, name):
+        is_nothing = given is None or (isinstance(given, list | dict | set) and not given)
+        if name not in _IGNORED | read and not is_nothing and given != getattr(plain, name):
             raise ConfigError(
                 f"peft_config: {type(config).__name__}.{name}={given!r} is not done in a hybrid; leave it out"
             )
     if not isinstance(config, LoraConfig):
         return MethodConfig(kind=Method.IA3, beside_prefix=True)
     targets = config.target_modules
+    if config.r < 1 or config.lora_alpha <= 0:
+        raise ConfigError("peft_config: r and lora_alpha: expected more than 0")
     if isinstance(targets, str):
         raise ConfigError(f"peft_config: target_modules={targets!r}: give a list of names, not a pattern")
     return MethodConfig(

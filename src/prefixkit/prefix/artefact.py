@@ -130,6 +130,8 @@ class Prefix:
         Raises:
             ArtefactError: it has no such part.
         """
+        if not parts:
+            return self
         unknown = sorted(set(parts) - set(self.parts))
         if unknown:
             raise ArtefactError(
@@ -141,7 +143,16 @@ class Prefix:
         if "prefix" in parts:
             states = PrefixStates.empty(states.geometry)
             sites = tuple(site.model_copy(update={"num_virtual_tokens": 0}) for site in sites)
-        changed = {"sites": sites, "deltas": tuple(map(DeltaCard.of, deltas)), "content_hash": "", "scores": {}}
+        offset = 0 if self.card.infix and "prefix" in parts else self.card.position_offset
+        infix = self.card.infix and "prefix" not in parts
+        changed = {
+            "sites": sites,
+            "infix": infix,
+            "position_offset": offset,
+            "deltas": tuple(map(DeltaCard.of, deltas)),
+            "content_hash": "",
+            "scores": {},
+        }
         return replace(self, states=states, deltas=deltas, card=self.card.model_copy(update=changed))
 
     def with_scores(self, scores: dict[str, float]) -> "Prefix":

@@ -74,7 +74,9 @@ class HeldOut(TrainerCallback):
         self.latest = processes.from_first(loss)
         assert self.latest is not None
         if not math.isfinite(self.latest):
-            raise DivergedError(f"step {step}: held-out loss is {self.latest}; lower train.learning_rate")
+            raise DivergedError(
+                f"step {step}: held-out loss is {self.latest}; lower train.learning_rate (or method.learning_rate)"
+            )
         if self.progress.best_loss is None or self.latest < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_step, self.progress.waited = self.latest, step, 0
             self.best = {name: t.detach().clone() for name, t in self._model.trained_state().items()}

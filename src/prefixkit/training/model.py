@@ -111,6 +111,11 @@ class PrefixModel(nn.Module):
         }
         return {part: own for part, own in numbers.items() if own}
 
+    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield parameters, but not what stands in their place in the base model for the time of a forward pass."""
+        found = super().named_parameters(*args, **options)
+        return ((name, parameter) for name, parameter in found if parameter.is_leaf)
+
     def materialise(self) -> Trained:
         """Return what has been trained so far; nothing is attached to the base model meanwhile."""
         head = None if self.head is None else self.head.materialise()

@@ -39,7 +39,9 @@ class Monitor:
         """
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
-                raise DivergedError(f"step {step}: {name} is {value}; lower train.learning_rate")
+                raise DivergedError(
+                    f"step {step}: {name} is {value}; lower train.learning_rate (or method.learning_rate)"
+                )
         if len(self._losses) >= _ENOUGH:
             middle = median(self._losses)
             if loss > max(self._loss_ratio * middle, middle + _MARGIN):
@@ -62,5 +64,5 @@ class Monitor:
 def _exploded(step: int, name: str, value: float, ratio: float, middle: float) -> str:
     return (
         f"step {step}: {name} {value:.3g} is more than {ratio:g} times the running median {middle:.3g}; "
-        "lower train.learning_rate"
+        "lower train.learning_rate (or method.learning_rate)"
     )

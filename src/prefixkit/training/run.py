@@ -156,7 +156,9 @@ def _run_once(
         monitor=Monitor(config.divergence.loss_ratio, config.divergence.norm_ratio, config.max_grad_norm),
         stop=stop,
         rates=rates,
-        args=_arguments(config, checkpoint_folder(folder), next(iter(rates.values())), base),
+        args=_arguments(
+            config, checkpoint_folder(folder), next(iter(rates.values())), base, may_miss=model.delta is not None
+        ),
         train_dataset=_with_idle(examples),
         data_collator=Collator(base.tokenizer.pad_token_id),
         callbacks=[heldout, metrics, stop],
@@ -231,8 +233,8 @@ def _batch_sampler(
     return DistributedBatchSampler(sampler, **mine)
 
 
-def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> TrainingArguments:
-    """Translate a recipe into transformers' settings."""
+def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base, *, may_miss: bool) -> TrainingArguments:
+    """Translate a recipe into transformers' settings; some of what is trained may have no part in a loss."""
     on_cpu = input_device(base.model).type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
@@ -250,7 +252,7 @@ def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base) -> Tr
         activation_checkpointing=config.gradient_checkpointing,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and processes.count() > 1 else None,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=may_miss,
         save_strategy="steps",
         save_steps=config.checkpoint_every,
         save_total_limit=config.keep_checkpoints,

@@ -260,6 +260,8 @@ def _target_states(
         assert config.init.path is not None
         prefix = Prefix.load(config.init.path)
         check_base(base.model, prefix.card.base)
+        if not any(prefix.states.lengths):
+            raise ConfigError(f"prefix.init.path: {config.init.path}: holds no virtual tokens to start from")
         return prefix.states
     if kind is InitKind.WORDS:
         tokens = _random_words(base.tokenizer, length, generator)
