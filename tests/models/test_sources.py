@@ -33,7 +33,8 @@ def test_gguf_file_is_recognised_in_any_case(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./x", "../x", "~nobody-here/x", "/x/y", "a/b/c", "two words", "-x", ""])
-def test_path_that_does_not_exist_is_not_taken_to_the_hub(name):
+def test_path_that_does_not_exist_is_not_taken_to_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # beside which there is no x
     with pytest.raises(ModelError) as caught:
         resolve_source(name)
     assert str(caught.value) == (
