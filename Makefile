@@ -8,7 +8,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # The oldest and the newest transformers that pyproject.toml allows.
 OLDEST := 5.23.0
 NEWEST := 5.24.0
-MODEL_TESTS := tests/conformance tests/injection tests/prefix tests/models tests/classification tests/training
+MODEL_TESTS := tests/conformance tests/injection tests/methods tests/prefix tests/models tests/classification tests/training
 
 .PHONY: demo test test-all test-quantised test-ray test-oldest test-newest bench lint setup format clean
 
