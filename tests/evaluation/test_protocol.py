@@ -207,6 +207,19 @@ def test_samples_become_json(evaluation):
     }  # fmt: skip
 
 
+def test_without_baselines_the_prefix_alone_is_measured_and_comes_out_the_same(base, prefix, data, evaluation):
+    alone = evaluate(base, prefix, data, make_recipe(baselines=False))
+    assert set(alone.scores) == SYSTEM_KEYS | JUDGE_KEYS
+    assert all(alone.scores[key] == evaluation.scores[key] for key in alone.scores)
+    assert {sample.system for sample in alone.samples} == {"prefix"}
+
+
+def test_row_losses_are_those_the_means_are_of(base, prefix, data, evaluation):
+    assert set(evaluation.row_losses) == {"heldout_nll", "base.heldout_nll", "instruction.heldout_nll"}
+    for key, losses in evaluation.row_losses.items():
+        assert losses.mean == evaluation.scores[key].value
+
+
 def test_without_samples_no_key_needs_texts(base, prefix, data):
     found = evaluate(base, prefix, data, make_recipe(samples=0))
     of_losses = {system + key for system in ("", "base.", "instruction.") for key in SYSTEM_KEYS - TEXT_KEYS}

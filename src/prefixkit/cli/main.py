@@ -18,6 +18,7 @@ from prefixkit.cli import (
     inspect,
     recipes,
     show,
+    study,
     sweep,
     train,
 )
@@ -43,6 +44,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(importing.app, name="import")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(study.app, name="study")
 
 
 def _version(asked: bool) -> bool:

@@ -16,13 +16,19 @@ from prefixkit.config.method import AdapterStyle, Biases, Method, MethodConfig
 from prefixkit.config.model import Attention, Dtype, ModelConfig
 from prefixkit.config.prefix import Activation, InitConfig, InitKind, Placement, PrefixConfig
 from prefixkit.config.recipe import Recipe
+from prefixkit.config.study import ArmConfig, ClaimConfig, ClaimedTable, ClaimTest, Size, StudyConfig
+from prefixkit.config.study_loading import arm_recipe, load_study, size_settings, study_names, study_text
 from prefixkit.config.train import DivergenceConfig, OnDivergence, Schedule, TrainConfig
 
 __all__ = [
     "Activation",
     "AdapterStyle",
+    "ArmConfig",
     "Attention",
     "Biases",
+    "ClaimConfig",
+    "ClaimTest",
+    "ClaimedTable",
     "DataConfig",
     "DivergenceConfig",
     "Dtype",
@@ -41,12 +47,19 @@ __all__ = [
     "PrefixConfig",
     "Recipe",
     "Schedule",
+    "Size",
     "SplitConfig",
+    "StudyConfig",
     "TrainConfig",
+    "arm_recipe",
     "dump_recipe",
     "load_recipe",
+    "load_study",
     "parse_recipe",
     "recipe_names",
     "recipe_text",
+    "size_settings",
+    "study_names",
+    "study_text",
     "validate_recipe",
 ]

@@ -18,6 +18,9 @@ class EvaluationConfig(Section):
     """What the generations continue, in turn; left out, data.prompt for texts, test inputs otherwise."""
     instruction: str | None = None
     """A hand-written instruction for the base model: the baseline every prefix must beat."""
+    baselines: bool = True
+    """Measure the base model, alone and with the instruction, on the same rows and prompts; false saves that time where
+    they are known from another run."""
     judge: bool = True
     """Train a sentiment judge on the judge rows and score generations with it; needs labels."""
     bootstrap: int = Field(1000, ge=100)

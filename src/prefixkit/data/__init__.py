@@ -12,7 +12,6 @@ from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_
 from prefixkit.data.heldout import heldout_texts
 from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
 from prefixkit.data.prepare import (
-    WORDS_PER_TOKEN,
     DataCounts,
     PreparedData,
     check_context,
@@ -23,6 +22,7 @@ from prefixkit.data.prepare import (
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_rows, split_of, split_rows
+from prefixkit.data.training_rows import WORDS_PER_TOKEN
 
 __all__ = [
     "MOVIE_REVIEWS",

@@ -22,7 +22,7 @@ from prefixkit.evaluation.measures import HeldOutLosses, Measures
 from prefixkit.evaluation.picking import pick
 from prefixkit.evaluation.progress import OnProgress, Progress
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
-from prefixkit.evaluation.systems import System, SystemName, systems_to_compare
+from prefixkit.evaluation.systems import System, SystemName, system_of, systems_to_compare
 from prefixkit.evaluation.writing import REAL, Writing
 from prefixkit.generation import check_length, encode_prompts
 from prefixkit.logs import get_logger
@@ -55,17 +55,19 @@ def evaluate(
     """
     settings = recipe.evaluation
     wanted, contrast = pick(data.test, settings.heldout_rows), pick(data.contrast, settings.contrast_rows)
-    systems = systems_to_compare(prefix, settings.instruction)
-    people = pick(data.test, settings.samples)
+    systems = systems_to_compare(prefix, settings.instruction) if settings.baselines else [system_of(prefix)]
+    people = pick(data.test, settings.samples) if settings.baselines else []
     size = len(wanted) + len(contrast) + 2 * settings.samples
     progress = Progress(on_progress, size * len(systems) + len(people))
     measures = Measures(settings)
     scores: dict[str, Score] = {}
     samples: list[Sample] = []
     heldout = [_heldout(base, system, wanted, contrast, progress) for system in systems]
-    plain = heldout[[system.name for system in systems].index(SystemName.BASE)]
+    plain = {system.name: losses for system, losses in zip(systems, heldout, strict=True)}.get(SystemName.BASE)
     for system, losses in zip(systems, heldout, strict=True):
-        found = measures.heldout(losses) | (measures.steering(losses, plain) if losses is not plain else {})
+        found = measures.heldout(losses)
+        if plain is not None and losses is not plain:
+            found |= measures.steering(losses, plain)
         found["trainable_parameters"] = Score(system.trained_parameters)
         scores |= {system.key + key: score for key, score in found.items()}
     if settings.samples:
@@ -78,8 +80,10 @@ def evaluate(
             own, found = writing.score(system, progress)
             samples += own
             scores |= {system.key + key: score for key, score in found.items()}
-        scores |= {REAL + key: score for key, score in writing.score_real(people, progress).items()}
-    return Evaluation(scores, tuple(samples))
+        if people:
+            scores |= {REAL + key: score for key, score in writing.score_real(people, progress).items()}
+    rows = {system.key + "heldout_nll": losses.wanted for system, losses in zip(systems, heldout, strict=True)}
+    return Evaluation(scores, tuple(samples), row_losses=rows)
 
 
 def _training_texts(prefix: Prefix, data: PreparedData, recipe: Recipe) -> list[str]:

@@ -1,11 +1,12 @@
 """What an evaluation leaves: scores with intervals, and the generated texts with what was found in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefixkit.evaluation.copying import Span
 from prefixkit.evaluation.intervals import Interval
+from prefixkit.evaluation.loss import TokenLosses
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,18 @@ class Evaluation:
     """Scores by key, as scores.json has them, and what they were measured on: texts, or predicted labels.
 
     A measure that could not be made has no key; nothing stands in for it.
+
+    Attributes:
+        scores: by key.
+        samples: what was written.
+        predictions: where labels are learned, what was predicted.
+        row_losses: held-out losses row by row, by the key of their mean: to compare runs text by text.
     """
 
     scores: Mapping[str, Score]
     samples: tuple[Sample, ...] = ()
     predictions: tuple[Prediction, ...] = ()
+    row_losses: Mapping[str, TokenLosses] = field(default_factory=dict)
 
     def to_flat(self) -> dict[str, Any]:
         """Return the content of scores.json: a number per key, and `intervals` with [low, high] per key."""

@@ -79,9 +79,14 @@ class System:
         return "" if self.instruction is None else self.instruction + _SEPARATOR
 
 
+def system_of(prefix: Prefix) -> System:
+    """Return the system that reads a prefix."""
+    return System(SystemName.PREFIX, prefix=prefix)
+
+
 def systems_to_compare(prefix: Prefix | None, instruction: str | None) -> list[System]:
     """Return the prefix, if there is one yet, and its baselines; without an instruction that one is missing."""
-    systems = [System(SystemName.PREFIX, prefix=prefix)] if prefix is not None else []
+    systems = [system_of(prefix)] if prefix is not None else []
     systems.append(System(SystemName.BASE))
     if instruction:
         systems.append(System(SystemName.INSTRUCTION, instruction=instruction))

@@ -29,6 +29,8 @@ class Unit(StrEnum):
     SHARE = "share"
     RATIO = "ratio"
     COUNT = "count"
+    SECONDS = "seconds"
+    BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ def format_value(value: float, unit: Unit) -> str:
             return f"{100 * value:.1f}%"
         case Unit.COUNT:
             return f"{value:,.0f}"
+        case Unit.SECONDS:
+            return f"{value:,.0f} s" if abs(value) >= 10 else f"{value:.2f} s"
+        case Unit.BYTES:
+            return f"{value / 1e9:.2f} GB" if abs(value) >= 1e9 else f"{value / 1e6:,.2f} MB"
         case Unit.NATS:
             return f"{value:.3f}"
         case Unit.RATIO:
