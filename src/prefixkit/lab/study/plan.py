@@ -132,7 +132,7 @@ def plan_study(
     for config in study.expanded_arms():
         made = arm_recipe(study, config, size=size, recipe=recipe, overrides=overrides)
         for other in arms:
-            if other.recipe == made:
+            if other.recipe == made and other.config.rates == config.rates:
                 raise ConfigError(
                     f"study {study.name}: arms {other.name} and {config.name} are the same; leave one out"
                 )
