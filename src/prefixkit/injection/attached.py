@@ -212,7 +212,7 @@ def from_encoder(
     if encoder.geometry != anatomy.geometry:
         raise InjectionError("the encoder was made for a model of another geometry")
     require_trainable(encoder)
-    position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
+    position = encoder.text_position(offset)
     if infix:
         require_order(model, anatomy)
     return InTraining(encoder, position, deltas, infix)
