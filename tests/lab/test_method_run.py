@@ -56,6 +56,7 @@ def test_the_commands_work_on_a_hybrid_and_turn_its_parts_off(recipe: Recipe, tm
     call("train", "recipe.yaml", "method.rank=2", "method=prefix+lora", "method.learning_rate=0.5", "name=both")
     shown = call("show", "runs/both")
     assert "parts                  prefix, lora" in shown
+    assert "size                   640 numbers, gate no" in shown  # of 3 virtual tokens and the LoRA
     assert "lora                   448 numbers, rank 2, alpha 4.0, dropout 0.0" in shown
     options = ("--json", "--seed", "1", "-n", "2", "--max-new-tokens", "12")
     ways = [(), ("lora",), ("prefix",), ("prefix", "lora")]

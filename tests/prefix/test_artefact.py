@@ -1,5 +1,6 @@
 """An artefact is loaded whole and right, or refused with the reason."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -9,10 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefixkit.config import Placement
+from prefixkit.config import Method, Placement
 from prefixkit.errors import ArtefactError
 from prefixkit.files import sha256_file
-from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site, SiteStates, artefact
+from prefixkit.prefix import (
+    BaseCard,
+    Delta,
+    Geometry,
+    Head,
+    HeadKind,
+    Prefix,
+    PrefixStates,
+    Site,
+    SiteStates,
+    TrainingCard,
+    artefact,
+)
 
 
 @pytest.fixture
@@ -39,6 +52,24 @@ def test_what_is_saved_is_what_is_loaded(prefix: Prefix, tmp_path: Path) -> None
         assert (one.gate is None) == (other.gate is None)
     assert sorted(path.name for path in folder.iterdir()) == ["prefix.json", "prefix.safetensors", "training"]
     assert prefix.save(tmp_path / "again").card.content_hash == saved.card.content_hash
+
+
+def training_of(numbers: int) -> TrainingCard:
+    return TrainingCard(
+        recipe={}, seed=0, steps=1, data_hash="", trained_parameters=numbers, base_weights_hash="", versions={}
+    )
+
+
+def test_the_numbers_of_an_artefact_are_those_in_its_file(prefix: Prefix, tmp_path: Path) -> None:
+    delta = Delta(Method.LORA, {"rank": 1}, {"layers.0.A": torch.ones(1, 3), "layers.0.B": torch.ones(5, 1)})
+    head = Head(HeadKind.SEQUENCE, ("bad", "good"), torch.ones(2, 7), torch.ones(2))
+    whole = Prefix.from_states(prefix.states, base=prefix.card.base, head=head, deltas=[delta])
+    whole.save(tmp_path)
+    held = sum(tensor.numel() for tensor in load_file(tmp_path / "prefix.safetensors").values())
+    assert whole.num_parameters == held == 2 * 2 * 3 * (4 + 2) + 4 + (3 + 5) + (2 * 7 + 2)
+    assert whole.trained_parameters == held
+    trained = whole.card.model_copy(update={"training": training_of(1000)})
+    assert dataclasses.replace(whole, card=trained).trained_parameters == 1000
 
 
 def test_loaded_prefixes_are_compact(prefix: Prefix, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def evaluate_labels(
     progress = Progress(on_progress, 2 * len(test) + len(seen) + len(validation))
     measures = Measures(recipe.evaluation)
     answers = _answers(base, test, prefix, head, progress.stage("prefix: labels", len(test)))
-    scores = measures.labels(answers) | {"trainable_parameters": _trained_parameters(prefix, head)}
+    scores = measures.labels(answers) | {"trainable_parameters": Score(prefix.trained_parameters)}
     baselines = {
         HEAD: head_alone(base, seen, data, test, head.pooling, validation, progress),
         WORDS: words_alone(seen, test, data.classes, recipe),
@@ -125,13 +125,6 @@ def _answers(
             "try model.dtype=float32"
         )
     return Answers(head.labels, tuple(logs), tuple(map(expected_of, examples)))
-
-
-def _trained_parameters(prefix: Prefix, head: Head) -> Score:
-    training, states = prefix.card.training, prefix.states
-    held = states.geometry.num_parameters(states.lengths) + head.weight.numel() + head.bias.numel()
-    held += sum(delta.num_parameters for delta in prefix.deltas)
-    return Score(held if training is None else training.trained_parameters)
 
 
 def _predictions(test: Sequence[Example], answers: Answers) -> tuple[Prediction, ...]:

@@ -115,6 +115,18 @@ class Prefix:
         return (*own, *(str(delta.method) for delta in self.deltas))
 
     @property
+    def num_parameters(self) -> int:
+        """Numbers it holds: keys and values, gates, deltas, and the head's."""
+        held = self.states.num_parameters + sum(delta.num_parameters for delta in self.deltas)
+        return held if self.head is None else held + self.head.num_parameters
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that had to be learned, those of an MLP that is folded away included; untrained, those it holds."""
+        training = self.card.training
+        return self.num_parameters if training is None else training.trained_parameters
+
+    @property
     def flops_per_token(self) -> int:
         """Operations it adds to each token of text that the base model reads or writes."""
         return self.states.flops_per_token + sum(delta.flops_per_token for delta in self.deltas)
