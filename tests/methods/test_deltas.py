@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from methods.conftest import METHODS, config_of
-from prefixkit.config import MethodConfig
+from prefixkit.config import Method, MethodConfig
 from prefixkit.errors import ArtefactError, ConfigError, UnsupportedModelError
 from prefixkit.injection import attach
 from prefixkit.methods import DeltaModule, build_delta, restore_delta
@@ -234,6 +234,21 @@ def test_what_is_saved_is_restored_and_does_not_change_with_later_steps(
     undo = again.insert()
     assert torch.equal(model(ids).logits, expected) or (model(ids).logits - expected).abs().max() < 1e-12
     undo()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_its_start_comes_from_the_generator_alone(name: str, make_model: Make) -> None:
+    model, config = make_model("llama", fresh=True), config_of(name)
+    before = torch.get_rng_state()
+    one, same, other = (build_delta(model, config, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(*pair) for pair in zip(one.numbers, same.numbers, strict=True))
+    draws = name in ("lora", "houlsby", "pfeiffer", "parallel")
+    assert any(not torch.equal(*pair) for pair in zip(one.numbers, other.numbers, strict=True)) == draws
+    assert one.settings.keys() == config.settings.keys()  # made anew as from what was saved
+    if config.kind is Method.ADAPTER:
+        bound = max(float(number.abs().max()) for key, number in one.named().items() if key.endswith("down.weight"))
+        assert 0.8 * 32**-0.5 < bound <= 32**-0.5
 
 
 def test_numbers_of_another_model_are_refused(make_model: Make, make_delta: Make) -> None:

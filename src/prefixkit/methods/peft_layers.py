@@ -93,7 +93,7 @@ class Lora(PeftLayers):
     Args:
         model: the base model.
         rank: of A and B.
-        alpha: the numerator of the scale.
+        alpha: the numerator of the scale; None for twice the rank.
         dropout: of the target's input on the way through A.
         targets: ends of the targets' names; None for PEFT's for this kind of model.
     """
@@ -101,8 +101,9 @@ class Lora(PeftLayers):
     method = Method.LORA
 
     def __init__(
-        self, model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: list[str] | None
+        self, model: PreTrainedModel, *, rank: int, alpha: float | None, dropout: float, targets: list[str] | None
     ) -> None:
+        alpha = 2.0 * rank if alpha is None else alpha
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
         settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets}
         super().__init__(model, config, settings)
