@@ -92,7 +92,8 @@ class DeltaModule(nn.Module, ABC):
         for name, number in own.items():
             if number.shape != tensors[name].shape:
                 raise ArtefactError(
-                    f"{self.method}: {name}: expected shape {list(number.shape)}, got {list(tensors[name].shape)}"
+                    f"{self.method}: {name}: expected shape {list(number.shape)}, got {list(tensors[name].shape)}; "
+                    "load the base model it was trained on"
                 )
             number.copy_(tensors[name])
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prefixkit.config import Method, MethodConfig
-from prefixkit.errors import ArtefactError
+from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.methods.adapter import BottleneckAdapter
 from prefixkit.methods.bitfit import bitfit
 from prefixkit.methods.delta import DeltaModule
@@ -82,6 +82,8 @@ def restore_delta(model: PreTrainedModel, delta: Delta) -> DeltaModule:
     try:
         with torch.random.fork_rng():  # for numbers that are then replaced
             module = _MAKERS[delta.method](model, **settings).made_for(model)
+    except ConfigError as error:
+        raise ArtefactError(f"{delta.method}: {error}; load the base model it was trained on") from None
     except (TypeError, ValueError):
         raise ArtefactError(
             f"{delta.method}: this prefixkit does not know its settings {settings}; upgrade it"
