@@ -164,7 +164,7 @@ def test_a_save_that_fails_leaves_the_old_artefact(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artefact, "save", full)
-    with pytest.raises(ArtefactError, match="cannot save the prefix: .*No space left on device"):
+    with pytest.raises(ArtefactError, match="cannot save the artefact: .*No space left on device"):
         prefix.save(tmp_path)
     assert Prefix.load(tmp_path).card == saved.card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prefix.json", "prefix.safetensors"]

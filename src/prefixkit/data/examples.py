@@ -190,7 +190,7 @@ def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, ha
             turns = (Message("user", text), Message(ASSISTANT, ""))
             return chat_prompt(Row(0, messages=turns), tokenizer, opening_ids(tokenizer))
         case Format.CLASSES | Format.TAGS:
-            raise DataError("this prefix learned labels, and writes no text; see `prefixkit classify`")
+            raise DataError("this artefact learned labels, and writes no text; see `prefixkit classify`")
 
 
 def _encode_texts(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Encoded]:

@@ -92,7 +92,7 @@ def _require_head(prefix: Prefix, classes: Sequence[str]) -> Head:
         EvaluationError: there is none, it knows other labels, or reads texts in another way than they were encoded.
     """
     if prefix.head is None:
-        raise EvaluationError("this prefix learned text and has no head, so there are no labels to measure")
+        raise EvaluationError("this artefact learned text and has no head, so there are no labels to measure")
     if prefix.head.pooling is Pooling.LAST:
         raise EvaluationError(
             "this head was imported from PEFT and reads a text's own last token, where a recipe's examples end "
@@ -121,7 +121,7 @@ def _answers(
     logs = [head(states).double().log_softmax(-1).cpu().numpy() for states in hidden]
     if not all(np.isfinite(each).all() for each in logs):
         raise EvaluationError(
-            "the loss of a held-out text is not finite: the prefix is damaged or the dtype too narrow; "
+            "the loss of a held-out text is not finite: the artefact is damaged or the dtype too narrow; "
             "try model.dtype=float32"
         )
     return Answers(head.labels, tuple(logs), tuple(map(expected_of, examples)))

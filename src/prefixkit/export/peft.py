@@ -41,7 +41,7 @@ def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
     site = _require_sayable(prefix)
     if inspect_model(model).geometry != states.geometry:
         raise ExportError(
-            f"the prefix of {prefix.card.base.id} has another geometry than this model; give its base model"
+            f"the artefact of {prefix.card.base.id} has another geometry than this model; give its base model"
         )
     require_plain(model, ExportError)
     check_base(model, prefix.card.base)

@@ -188,7 +188,7 @@ class Prefix:
                 card = self.card.model_copy(update={"content_hash": sha256_file(path)})
                 write_json(card_path, card.to_json())
         except (OSError, ValueError) as error:
-            raise ArtefactError(f"{folder}: cannot save the prefix: {error}") from None
+            raise ArtefactError(f"{folder}: cannot save the artefact: {error}") from None
         return replace(self, card=card)
 
     @classmethod
