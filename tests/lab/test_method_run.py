@@ -58,6 +58,10 @@ def test_the_commands_work_on_a_hybrid_and_turn_its_parts_off(recipe: Recipe, tm
     assert "parts                  prefix, lora" in shown
     assert "size                   640 numbers, gate no" in shown  # of 3 virtual tokens and the LoRA
     assert "lora                   448 numbers, rank 2, alpha 4.0, dropout 0.0" in shown
+    Prefix.load(tmp_path / "runs" / "both").without("lora").save(tmp_path / "alone")
+    alone = call("show", "alone")
+    assert "size                   192 numbers, gate no" in alone
+    assert alone.splitlines()[-1].endswith("640 parameters, together with lora, turned off since")
     options = ("--json", "--seed", "1", "-n", "2", "--max-new-tokens", "12")
     ways = [(), ("lora",), ("prefix",), ("prefix", "lora")]
     texts = {way: call("generate", "runs/both", *options, *(w for part in way for w in ("--without", part)))

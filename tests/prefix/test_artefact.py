@@ -72,6 +72,20 @@ def test_the_numbers_of_an_artefact_are_those_in_its_file(prefix: Prefix, tmp_pa
     assert dataclasses.replace(whole, card=trained).trained_parameters == 1000
 
 
+def test_what_lost_a_part_says_so_and_is_not_taken_for_what_was_trained(prefix: Prefix, tmp_path: Path) -> None:
+    deltas = [Delta(kind, {}, {"layers.0.A": torch.ones(1, 3)}) for kind in (Method.LORA, Method.BITFIT)]
+    whole = Prefix.from_states(prefix.states, base=prefix.card.base, deltas=deltas, training=training_of(1000))
+    assert "turned_off" not in whole.card.to_json()
+    assert whole.without() is whole
+    alone = whole.without("bitfit").without("lora").save(tmp_path)
+    assert alone.card.turned_off == ("bitfit", "lora")
+    again = Prefix.load(tmp_path)
+    assert again.card == alone.card
+    assert again.card.training == whole.card.training  # how it came about, its data's cleaning included
+    assert again.trained_parameters == again.num_parameters == prefix.num_parameters
+    assert whole.without("prefix", "lora").card.turned_off == ("prefix", "lora")
+
+
 def test_loaded_prefixes_are_compact(prefix: Prefix, tmp_path: Path) -> None:
     prefix.save(tmp_path)
     one, other = Prefix.load(tmp_path), Prefix.load(tmp_path)

@@ -47,8 +47,10 @@ def show(
         "licence": card.licence or "not stated",
     }
     if card.training is not None:
+        beside = f", together with {' and '.join(card.turned_off)}, turned off since" if card.turned_off else ""
         lines["trained"] = (
-            f"{card.training.steps} steps, seed {card.training.seed}, {prefix.trained_parameters:,} parameters"
+            f"{card.training.steps} steps, seed {card.training.seed}, {card.training.trained_parameters:,} parameters"
+            + beside
         )
     lines |= {key: f"{value:.4g}" for key, value in card.scores.items() if "." not in key}
     for key, value in lines.items():

@@ -122,9 +122,12 @@ class Prefix:
 
     @property
     def trained_parameters(self) -> int:
-        """Numbers that had to be learned, those of an MLP that is folded away included; untrained, those it holds."""
+        """Numbers that had to be learned, those of an MLP that is folded away included.
+
+        Of what was not trained, or no longer has all its parts, the numbers it holds.
+        """
         training = self.card.training
-        return self.num_parameters if training is None else training.trained_parameters
+        return self.num_parameters if training is None or self.card.turned_off else training.trained_parameters
 
     @property
     def flops_per_token(self) -> int:
@@ -138,6 +141,8 @@ class Prefix:
 
     def without(self, *parts: str) -> "Prefix":
         """Return the artefact with some of its `parts` turned off; the text stays at the positions it was trained at.
+
+        The card says which, beside how all of them were trained.
 
         Raises:
             ArtefactError: it has no such part.
@@ -162,6 +167,7 @@ class Prefix:
             "infix": infix,
             "position_offset": offset,
             "deltas": tuple(map(DeltaCard.of, deltas)),
+            "turned_off": (*self.card.turned_off, *(part for part in self.parts if part in parts)),
             "content_hash": "",
             "scores": {},
         }
