@@ -287,6 +287,8 @@ def _plots(files: RunFiles) -> Plots:
     best = files.run.get("best_step")
     small = (
         small_plot(files.metrics, "learning_rate", "learning rate", name="rate"),
+        small_plot(files.metrics, "method.learning_rate", "learning rate of the other method", name="method-rate"),
+        small_plot(files.metrics, "head.learning_rate", "learning rate of the head", name="head-rate"),
         small_plot(files.metrics, "grad_norm", "gradient norm", name="norm"),
     )
     wide = loss_plot(files.metrics, name="loss", best_step=best, unit=_unit(files))
