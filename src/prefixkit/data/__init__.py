@@ -10,7 +10,7 @@ from prefixkit.data.batches import (
 )
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
-from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
+from prefixkit.data.packaged import BBC_NEWS, MOVIE_REVIEWS, PACKAGED_DATASETS, SMALL_TALK, PackagedDataset
 from prefixkit.data.prepare import (
     DataCounts,
     PreparedData,
@@ -25,9 +25,11 @@ from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_ro
 from prefixkit.data.training_rows import WORDS_PER_TOKEN
 
 __all__ = [
+    "BBC_NEWS",
     "MOVIE_REVIEWS",
     "NO_LOSS",
     "PACKAGED_DATASETS",
+    "SMALL_TALK",
     "WORDS_PER_TOKEN",
     "BuiltExamples",
     "Collator",
