@@ -57,6 +57,8 @@ REFUSALS = {
     "train: {steps: null}": "train.steps: expected a valid integer, got None",
     "generation: {top_p: 0}": "generation.top_p: expected more than 0 and at most 1, got 0",
     "evaluation: {prompts: [1]}": "evaluation.prompts.0: expected a valid string, got 1",
+    "evaluation: {metrics: [blue]}":
+        "evaluation.metrics.0: expected 'bleu', 'chrf', 'rouge', 'meteor' or 'nist', got 'blue'",
     "evaluation: {bootstrap: 9}": "evaluation.bootstrap: expected at least 100, got 9",
     "- a": "recipe: expected sections such as `prefix:`, got list",
     "a text": "recipe: expected sections such as `prefix:`, got str",

@@ -1,7 +1,7 @@
 """The typed recipe: one strict model per part, unknown keys are errors, field texts are the help."""
 
 from prefixkit.config.data import DataConfig, Format, SplitConfig
-from prefixkit.config.evaluation import EvaluationConfig
+from prefixkit.config.evaluation import EvaluationConfig, Metric
 from prefixkit.config.generation import GenerationConfig
 from prefixkit.config.head import HeadConfig, Pooling
 from prefixkit.config.loading import (
@@ -40,6 +40,7 @@ __all__ = [
     "InitKind",
     "Method",
     "MethodConfig",
+    "Metric",
     "ModelConfig",
     "OnDivergence",
     "Placement",

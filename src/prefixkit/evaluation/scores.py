@@ -30,6 +30,7 @@ class Sample:
         probability: the judge's probability of that label; None without a judge.
         longest_copy: the longest run of words it shares with a training text; None for no word.
         copied: runs of at least `evaluation.novelty_n` such words, in characters of `text`; they may overlap.
+        references: what people wrote for the same prompt, where it is an input to answer.
     """
 
     system: str
@@ -40,6 +41,7 @@ class Sample:
     probability: float | None
     longest_copy: Span | None
     copied: tuple[Span, ...]
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
