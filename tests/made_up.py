@@ -44,4 +44,6 @@ def result(
          "claims": [claim.model_dump() for claim in claims]}
     )  # fmt: skip
     machine = {"cpu": "abacus", "cores": 2, "memory_bytes": 10**9, "platform": "table", "accelerator": None}
-    return StudyResult(config, size, "positive-reviews", (), {"optimiser steps": 24}, machine, tuple(arms))
+    return StudyResult(
+        config, size, "positive-reviews", {"train.steps": "24"}, (), {"optimiser steps": 24}, machine, tuple(arms)
+    )

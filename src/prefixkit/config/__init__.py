@@ -17,7 +17,7 @@ from prefixkit.config.model import Attention, Dtype, ModelConfig
 from prefixkit.config.prefix import Activation, InitConfig, InitKind, Placement, PrefixConfig
 from prefixkit.config.recipe import Recipe
 from prefixkit.config.study import ArmConfig, ClaimConfig, ClaimedTable, ClaimTest, Size, StudyConfig
-from prefixkit.config.study_loading import arm_recipe, load_study, size_settings, study_names, study_text
+from prefixkit.config.study_loading import arm_recipe, as_overrides, load_study, size_settings, study_names, study_text
 from prefixkit.config.train import DivergenceConfig, OnDivergence, Schedule, TrainConfig
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "StudyConfig",
     "TrainConfig",
     "arm_recipe",
+    "as_overrides",
     "dump_recipe",
     "load_recipe",
     "load_study",

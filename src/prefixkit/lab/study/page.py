@@ -89,7 +89,9 @@ def render_study(result: StudyResult) -> str:
         failures=_failures(result),
         mixed=result.mixed_versions,
         replicates=max((len(arm.trials) for arm in result.arms), default=0),
-        budget=flat_facts(result.budget | {"recipe": result.recipe, "settings": list(result.overrides)}),
+        budget=flat_facts(result.budget | {"recipe": result.recipe}),
+        settings=[Fact(key, value) for key, value in result.settings.items()]
+        + [Fact(key, value) for key, _, value in (each.partition("=") for each in result.overrides)],
         machine=flat_facts(machine),
         versions=flat_facts(result.outcomes[0].versions if result.outcomes else {}),
     )

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from prefixkit.config import ArmConfig, EvaluationConfig, Method, Recipe, Size, StudyConfig, arm_recipe, dump_recipe
+from prefixkit.config import (
+    ArmConfig,
+    EvaluationConfig,
+    Method,
+    Recipe,
+    Size,
+    StudyConfig,
+    arm_recipe,
+    as_overrides,
+    dump_recipe,
+    size_settings,
+)
 from prefixkit.errors import ConfigError, did_you_mean
 from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.sweep.plan import Trial
@@ -76,6 +87,11 @@ class Plan:
     arms: tuple[Arm, ...]
     replicates: tuple[Replicate, ...]
     folder: Path
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the size and the study set in every arm's recipe."""
+        return as_overrides(size_settings(self.size)) | as_overrides(self.study.settings)
 
     def search(self, arm: Arm, factor: float) -> Trial:
         """Return the trial that tries a rate: the first replicate, barely measured."""

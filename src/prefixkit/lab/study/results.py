@@ -72,7 +72,8 @@ class StudyResult:
         study: as it was written.
         size: how much of it was run.
         recipe: name of the recipe the arms share.
-        overrides: settings from the command line.
+        settings: what the size and the study set in every arm's recipe.
+        overrides: what the command line did.
         budget: what every arm could spend, by name.
         machine: where it was gathered.
         arms: in the study's order.
@@ -81,6 +82,7 @@ class StudyResult:
     study: StudyConfig
     size: str
     recipe: str
+    settings: dict[str, str]
     overrides: tuple[str, ...]
     budget: dict[str, Any]
     machine: dict[str, Any]

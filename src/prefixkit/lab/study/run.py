@@ -132,7 +132,14 @@ def _gather(
         )
     machine = describe_machine()
     return StudyResult(
-        plan.study, str(plan.size), plan.recipe, plan.overrides, _budget(plan), asdict(machine), tuple(arms)
+        plan.study,
+        str(plan.size),
+        plan.recipe,
+        plan.settings,
+        plan.overrides,
+        _budget(plan),
+        asdict(machine),
+        tuple(arms),
     )
 
 
