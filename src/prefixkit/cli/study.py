@@ -66,7 +66,7 @@ def run(
 ) -> None:
     """Run a study, or what of it is missing, and write its page."""
     from prefixkit.config import load_study
-    from prefixkit.errors import ConfigError
+    from prefixkit.errors import ConfigError, SweepError
     from prefixkit.processes import count
 
     if count() > 1:
@@ -94,6 +94,10 @@ def run(
     with progress() as report:
         result = run_study(plan, runner, report=report)
     print_verdicts(result, write_page(home))
+    broken = [outcome for outcome in result.outcomes if outcome.error is not None and not outcome.has_diverged]
+    if broken:
+        words = f"{len(broken)} of {len(result.outcomes)} runs did not come to their end; the first: {broken[0].error}"
+        raise SweepError(f"{words}; started again, the study goes on")
 
 
 @app.command()

@@ -130,16 +130,15 @@ def _gather(
                 ),
             )
         )
-    machine = describe_machine()
     return StudyResult(
-        plan.study,
-        str(plan.size),
-        plan.recipe,
-        plan.settings,
-        plan.overrides,
-        _budget(plan),
-        asdict(machine),
-        tuple(arms),
+        study=plan.study,
+        size=str(plan.size),
+        recipe=plan.recipe,
+        settings=plan.settings,
+        overrides=plan.overrides,
+        budget=_budget(plan),
+        machine=asdict(describe_machine()),
+        arms=tuple(arms),
     )
 
 
