@@ -13,6 +13,7 @@ from prefixkit.files import write_text
 from prefixkit.lab.comparison import format_value
 from prefixkit.lab.plots import standalone
 from prefixkit.lab.study.claims import judge
+from prefixkit.lab.study.found import FOUND, write_found
 from prefixkit.lab.study.index import write_index
 from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.study.page import write_page
@@ -97,6 +98,7 @@ def main() -> None:
         publish(folder)
     results = published()
     write_index([RESULTS / result.study.name for result in results], RESULTS)
+    write_found(results, ROOT / "src" / "prefixkit" / "studies" / FOUND)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     write_text(PAGE, before + results_block(results) + after)

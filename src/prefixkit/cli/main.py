@@ -7,6 +7,7 @@ import typer
 
 from prefixkit import __version__
 from prefixkit.cli import (
+    advise,
     classify,
     diagnose,
     doctor,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("estimate")(estimate.estimate)
+app.command("advise")(advise.advise)
 app.command("sweep")(sweep.sweep)
 app.command("generate")(generate.generate)
 app.command("classify")(classify.classify)
