@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,6 +46,14 @@ def study() -> StudyConfig:
     )
 
 
+@pytest.fixture
+def small_study(study: StudyConfig) -> StudyConfig:
+    """One length and LoRA, at two rates that go no further."""
+    values = study.model_dump(mode="json", exclude={"claims"})
+    values["arms"][0]["each"] = [2]
+    return StudyConfig.model_validate(values | {"rates": [1.0, 3.0], "extensions": 0})
+
+
 class Counting:
     """A runner in this process that remembers what it ran, and can be told what goes wrong."""
 
@@ -72,7 +79,3 @@ def runner() -> Counting:
     made: Runner = Counting()
     assert isinstance(made, Counting)
     return made
-
-
-def quiet(*_: Any) -> None:
-    """Say nothing."""

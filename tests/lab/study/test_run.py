@@ -31,6 +31,11 @@ def plan(study: StudyConfig, overrides: list[str], tmp_path: Path) -> Plan:
     return plan_study(study, tmp_path / "my studies" / "mine", size=Size.TINY, overrides=overrides)
 
 
+@pytest.fixture
+def small_plan(small_study: StudyConfig, overrides: list[str], tmp_path: Path) -> Plan:
+    return plan_study(small_study, tmp_path / "small", size=Size.TINY, overrides=overrides)
+
+
 def test_arms_rates_and_replicates_are_planned(plan: Plan) -> None:
     assert [arm.name for arm in plan.arms] == ["2 tokens", "4 tokens", "lora"]
     assert plan.replicates == (Replicate(0, 0), Replicate(1, 0))
@@ -131,24 +136,24 @@ def test_a_diverged_trial_is_counted_and_not_run_again(
     assert "diverged" in write_page(plan.folder).read_text(encoding="utf-8")
 
 
-def test_a_failed_trial_is_told_and_run_again(plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_trial_is_told_and_run_again(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
     runner.fails = lambda trial: trial.seed == 1 and ("arm", "lora") in trial.settings
-    result = run_study(plan, runner, report=quiet)
+    result = run_study(small_plan, runner, report=quiet)
     assert result.arm("lora").trials[1].outcome.error == "it was told to"
     assert result.arm("lora").values("heldout_nll") == [result.arm("lora").trials[0].outcome.values["heldout_nll"]]
     runner.fails = lambda trial: False
     before = len(runner.ran)
-    again = run_study(plan, runner, report=quiet)
+    again = run_study(small_plan, runner, report=quiet)
     assert again.arm("lora").trials[1].outcome.error is None
     assert len(runner.ran) == before + 1
 
 
-def test_an_arm_whose_every_rate_fails_is_in_the_results(plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+def test_an_arm_whose_every_rate_fails_is_in_the_results(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
     runner.fails = lambda trial: ("arm", "lora") in trial.settings
-    result = run_study(plan, runner, report=quiet)
+    result = run_study(small_plan, runner, report=quiet)
     assert result.arm("lora").factor is None
     assert {each.error for each in result.arm("lora").tried} == {"it was told to"}
-    assert "no rate trained to its end" in write_page(plan.folder).read_text(encoding="utf-8")
+    assert "no rate trained to its end" in write_page(small_plan.folder).read_text(encoding="utf-8")
 
 
 def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: list[str], tmp_path: Path) -> None:
@@ -158,15 +163,13 @@ def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: l
     assert plan.final(plan.arms[0], 1.0, plan.replicates[2]).recipe.data.subset_seed == 1
 
 
-def test_results_of_several_versions_are_marked(plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
-    run_study(plan, runner, report=quiet)
-    one = next(plan.folder.glob(f"4-tokens*/{RUN}"))
-    write_json(one, read_json(one) | {"versions": {"torch": "1.0"}})
-    for trial in plan.folder.glob(f"4-tokens*/{RUN}"):
+def test_results_of_several_versions_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    run_study(small_plan, runner, report=quiet)
+    for trial in small_plan.folder.glob(f"2-tokens*/{RUN}"):
         write_json(trial, read_json(trial) | {"versions": {"torch": "1.0"}})
-    result = run_study(plan, runner, report=quiet)
+    result = run_study(small_plan, runner, report=quiet)
     assert "1.0" in result.mixed_versions["torch"]
-    assert "several versions of torch" in write_page(plan.folder).read_text(encoding="utf-8")
+    assert "several versions of torch" in write_page(small_plan.folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "study": {}}'])
