@@ -55,6 +55,10 @@ log = get_logger(__name__)
 Report = Callable[[str, int, int, str], None]
 
 
+def tell_nobody(what: str, done: int, total: int, words: str) -> None:
+    """Be a `Report` that nobody reads."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run.
@@ -79,7 +83,7 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     memory_budget: int | None = None,
-    report: Report,
+    report: Report = tell_nobody,
 ) -> Run:
     """Run a recipe; in several processes at once if `torchrun` or `accelerate launch` started them.
 
@@ -90,7 +94,7 @@ def train_run(
         overwrite: throw away what is there.
         memory_budget: bytes to stay within: batches, gradient checkpointing and texts generated at a time are chosen
             to fit, rows per optimiser step staying what the recipe says. A run that is resumed keeps what was chosen.
-        report: told about progress.
+        report: told about progress; nobody is if left out.
 
     Raises:
         PrefixkitError: with one line that says what is wrong; what was saved before stays.
