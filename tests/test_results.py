@@ -1,6 +1,7 @@
 """Numbers people read are those of the committed result files."""
 
 import importlib.util
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,8 +24,21 @@ def test_readme_says_what_the_result_files_say():
     publish = load_publish()
     folder = publish.RESULTS / "positive-reviews"
     run, scores = read_json(folder / publish.RUN), read_json(folder / publish.SCORES)
-    block = publish.readme_block(run, scores, read_json(publish.QUALITY))
-    assert block in (ROOT / "README.md").read_text(encoding="utf-8")
+    for language in publish.LANGUAGES:
+        block = publish.readme_block(run, scores, read_json(publish.QUALITY), language)
+        assert block in (ROOT / language.readme).read_text(encoding="utf-8")
+
+
+def test_every_language_of_readme_links_to_the_others_and_says_as_much():
+    english, chinese = ((ROOT / each.readme).read_text(encoding="utf-8") for each in load_publish().LANGUAGES)
+    assert "](README.zh-TW.md)" in english
+    assert "](README.md)" in chinese
+    for pattern in (r"^## ", r"^- \*\*", r"^prefixkit \w+.*$", r"^\| [^\n]+ \|$", r"^```"):
+        counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
+        assert counts[0] == counts[1] > 0, pattern
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) - {each.readme for each in load_publish().LANGUAGES}
+             for text in (english, chinese)]  # fmt: skip
+    assert links[0] == links[1]
 
 
 def test_published_runs_and_benchmarks_trained_the_shipped_recipe():
