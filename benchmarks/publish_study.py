@@ -9,6 +9,8 @@ Without a folder only docs/studies.md is written again, from what is published.
 import argparse
 from pathlib import Path
 
+from prefixkit.config import Size
+from prefixkit.errors import PrefixkitError
 from prefixkit.files import write_text
 from prefixkit.lab.comparison import format_value
 from prefixkit.lab.plots import standalone
@@ -37,7 +39,7 @@ def results_block(results: list[StudyResult]) -> str:
         shown = known_measures()[result.study.measure].label
         lines += [f"![{shown} of every arm](results/studies/{result.study.name}/{PICTURE})", ""]
         lines += [*_table(result), "", "| claim | source | | measured |", "|---|---|---|---|"]
-        lines += [f"| {v.claim.says} | {v.claim.source} | **{v.outcome}** | {v.why} |" for v in judge(result)]
+        lines += [f"| {v.claim.says} | {v.claim.source} | **{v.ruling}** | {v.why} |" for v in judge(result)]
         lines += ["", *([result.study.beyond.strip(), ""] if result.study.beyond else [])]
     return "\n".join([*lines, END])
 
@@ -45,11 +47,15 @@ def results_block(results: list[StudyResult]) -> str:
 def _source(result: StudyResult) -> str:
     machine, budget = result.machine, ", ".join(f"{name} {value}" for name, value in result.budget.items() if value)
     replicates = max(len(arm.trials) for arm in result.arms)
-    versions = ", ".join(f"{name} {version}" for name, version in result.outcomes[0].versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in _versions(result).items())
     return (
         f"Size {result.size}, recipe `{result.recipe}`, {replicates} runs per arm; {budget}. {machine['cores']} cores, "
         f"{machine['cpu']}; {versions} ([every run](results/studies/{result.study.name}/{STUDY}))."
     )
+
+
+def _versions(result: StudyResult) -> dict[str, str]:
+    return next(outcome.versions for outcome in result.outcomes if outcome.versions)
 
 
 def _table(result: StudyResult) -> list[str]:
@@ -82,6 +88,8 @@ def published() -> list[StudyResult]:
 def publish(folder: Path) -> None:
     """Copy a study's results, and draw its picture and its page from them."""
     result = read_results(folder)
+    if result.size == Size.TINY or result.mixed_versions or result.mixed_data:
+        raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions or data, is not to be published")
     target = RESULTS / result.study.name
     target.mkdir(parents=True, exist_ok=True)
     write_results(result, target)

@@ -8,6 +8,7 @@ import yaml
 
 from prefixkit.config import ArmConfig, Size, arm_recipe, load_study, size_settings, study_names
 from prefixkit.errors import ConfigError
+from prefixkit.lab.study.plan import plan_study
 
 PLAIN: dict[str, Any] = {
     "name": "mine",
@@ -41,6 +42,18 @@ def written(path: Path, **changes: Any) -> str:
         ),
         ({"claims": [CLAIM | {"low": 0.1}]}, "claims.0: test better reads neither low nor high; leave them out"),
         ({"claims": [CLAIM | {"test": "ratio"}]}, "claims.0: test ratio needs low, high or both"),
+        ({"claims": [CLAIM | {"test": "ratio", "low": 2, "high": 1}]}, "claims.0: low (2) is above high (1)"),
+        ({"claims": [CLAIM | {"test": "ratio", "low": float("nan")}]}, "claims.0.low: expected a finite number"),
+        (
+            {"claims": [CLAIM | {"test": "ordered", "margin": 1}]},
+            "claims.0: margin is for test better",
+        ),
+        ({"rates": [1, 1]}, "study: rates names a factor twice: [1.0, 1.0]"),
+        ({"rates": [float("inf"), 1]}, "rates.0: expected a finite number"),
+        (
+            {"arms": [{"name": "a {}"}, {"name": "b"}]},
+            "study: arm a {}: {} stands for each of `each`",
+        ),
         ({"claims": [{"source": "s", "says": "x", "test": "none"}]}, "claims.0: test none needs why"),
         (
             {"claims": [CLAIM | {"arms": ["a", "c"]}]},
@@ -86,6 +99,13 @@ def test_settings_go_from_size_to_study_to_arm_to_the_command_line(tmp_path: Pat
     assert recipe.prefix.num_virtual_tokens == 9
 
 
+def test_a_section_written_as_one_wipes_no_other_key_of_it(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, settings={"prefix": {"num_virtual_tokens": 7, "init": {"scaled": False}}}))
+    recipe = arm_recipe(study, study.arms[1], size=Size.TINY)
+    assert (recipe.prefix.num_virtual_tokens, recipe.prefix.init.scaled) == (7, False)
+    assert recipe.prefix.init.text is not None
+
+
 def test_a_wrong_setting_names_study_and_arm(tmp_path: Path) -> None:
     study = load_study(written(tmp_path, arms=[{"name": "a", "settings": {"prefix.lenght": 3}}, {"name": "b"}]))
     with pytest.raises(ConfigError, match="study mine, arm a: prefix.lenght: unknown key"):
@@ -103,10 +123,11 @@ def test_an_arm_is_spared_what_its_method_does_not_read_but_not_its_own(tmp_path
 
 @pytest.mark.parametrize("name", study_names())
 @pytest.mark.parametrize("size", Size)
-def test_shipped_studies_are_right(name: str, size: Size) -> None:
+def test_shipped_studies_are_right(name: str, size: Size, tmp_path: Path) -> None:
     study = load_study(name)
     assert study.name == name
     arms = study.expanded_arms()
     made = {(arm_recipe(study, arm, size=size).model_dump_json(), str(arm.rates)) for arm in arms}
     assert len(made) == len(arms)
+    plan_study(study, tmp_path, size=size)  # its measures exist, and have a direction where they are compared
     assert study.seeds >= 3 or not any(claim.arms for claim in study.claims) or study.subsets * study.seeds >= 3

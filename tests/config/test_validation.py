@@ -12,6 +12,8 @@ REFUSALS = {
     "data: {learn_also: [b]}": "data: learn_also needs keep_label; without it the rows of every label are learned",
     "data: {label_column: l, keep_label: a, learn_also: [a]}":
         "data: learn_also names keep_label, a; leave it out there",
+    "data: {train_rows: 9, likeliest: 0.5}":
+        "data: likeliest would choose among the train_rows that were drawn; set it to 1, or leave train_rows out",
     "data: {train_rows: 0}": "data.train_rows: expected at least 1, got 0",
     "data: {stream: true, train_rows: 9}":
         "data: stream reads rows as they come, train_rows needs all of them; leave one of them out",

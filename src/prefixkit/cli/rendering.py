@@ -120,7 +120,7 @@ def print_verdicts(result: StudyResult, page: Path) -> None:
     for heading in ("claim", "came out", "measured"):
         table.add_column(heading)
     for verdict in judge(result):
-        table.add_row(verdict.claim.says, str(verdict.outcome), verdict.why)
+        table.add_row(verdict.claim.says, str(verdict.ruling), verdict.why)
     console = Console(highlight=False)
     console.print(table)
     failed = sum(outcome.error is not None for outcome in result.outcomes)

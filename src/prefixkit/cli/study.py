@@ -1,5 +1,6 @@
 """`prefixkit study`: what shipped studies ask, running them, and their pages."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -72,9 +73,8 @@ def run(
     if count() > 1:
         raise ConfigError("a study starts its own processes; start it without torchrun or accelerate launch")
     study = load_study(name)
-    home = (
-        folder or HOME / _folder_name(study.name, size, recipe)
-    ).absolute()  # for workers of Ray, which are elsewhere
+    own = HOME / _folder_name(study.name, size, recipe, overrides or [])
+    home = (folder or own).absolute()  # for workers of Ray, which are elsewhere
     from prefixkit.lab.study.plan import plan_study
 
     plan = plan_study(study, home, size=size, recipe=recipe, overrides=overrides or (), seeds=seeds)
@@ -102,8 +102,8 @@ def run(
 
 @app.command()
 def report(
-    folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of studies; all in studies/ if left out.")
+    studies: Annotated[
+        list[str] | None, typer.Argument(help="Names or folders of studies that were run; all in studies/ if left out.")
     ] = None,
 ) -> None:
     """Write the pages of studies again from their results, and an index page over them."""
@@ -112,14 +112,24 @@ def report(
     from prefixkit.lab.study.page import write_page
     from prefixkit.lab.study.results import STUDY
 
-    found = folders or sorted(path.parent for path in HOME.glob(f"*/{STUDY}"))
+    found = sorted({folder for name in studies or ["*"] for folder in _folders_of(name, STUDY)})
     if not found:
         raise ArtefactError(f"{HOME}: no results of a study; run one first, `prefixkit study run NAME`")
     for folder in found:
         typer.echo(write_page(folder))
-    if len(found) > 1 or folders is None:
-        typer.echo(write_index(found, found[0].parent))
+    if not studies:
+        typer.echo(write_index(found, HOME))
 
 
-def _folder_name(study: str, size: Size, recipe: str | None) -> str:
-    return "-".join(filter(None, (study, Path(recipe).stem if recipe else "", str(size))))
+def _folders_of(name: str, results: str) -> list[Path]:
+    """Return the folder that is named, or all in studies/ of the study of that name."""
+    if Path(name).is_dir():
+        return [Path(name)]
+    found = [path.parent for path in HOME.glob(f"{name}/{results}")]
+    return found or [path.parent for path in HOME.glob(f"{name}-*/{results}")]
+
+
+def _folder_name(study: str, size: Size, recipe: str | None, overrides: list[str]) -> str:
+    """Name a folder so that what was run with other settings stays where it is."""
+    changed = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6] if overrides else ""
+    return "-".join(filter(None, (study, Path(recipe).stem if recipe else "", str(size), changed)))

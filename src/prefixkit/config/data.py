@@ -117,6 +117,10 @@ class DataConfig(Section):
             raise ValueError("learn_also needs keep_label; without it the rows of every label are learned")
         if self.keep_label in self.learn_also:
             raise ValueError(f"learn_also names keep_label, {self.keep_label}; leave it out there")
+        if self.train_rows is not None and self.likeliest < 1:
+            raise ValueError(
+                "likeliest would choose among the train_rows that were drawn; set it to 1, or leave train_rows out"
+            )
         if self.clearest < 1 and self.keep_label is None:
             raise ValueError("clearest needs keep_label, the label that is to be clear")
         if self.max_words is not None and self.max_words < self.min_words:

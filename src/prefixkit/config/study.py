@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from prefixkit.config.section import Section
 
 _HERE = "{}"
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^/\\]*[^/\\.\s][^/\\]*$", max_length=60)]
 
 
@@ -50,7 +51,7 @@ class ArmConfig(Section):
     """Another recipe than the study's, where arms are tasks."""
     x: float | None = None
     """Its place on the axis of `axis`; left out, it has none and is drawn as a line across."""
-    rates: list[Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
+    rates: list[Factor] | None = Field(None, min_length=1)
     """Factors on its own default learning rates to try instead of the study's."""
 
     def expanded(self) -> list["ArmConfig"]:
@@ -78,17 +79,20 @@ class ClaimConfig(Section):
     says: str
     """The claim in one sentence."""
     test: ClaimTest = Field(strict=False)
-    """better: the first arm beats the second; ordered: each arm beats the next; ratio: of the first arm's value to the
-    second's, between low and high; spread: of the arms' best value over their worst, less one, between low and high;
-    value: of the one arm, between low and high; none: cannot be tested, for the reason why."""
+    """better: the first arm beats the second, or is behind by no more than `margin`; ordered: each arm beats the next;
+    ratio: of the first arm's value to the second's, between low and high; spread: of the arms' greatest mean over their
+    least, less one, between low and high; value: of the one arm, between low and high; none: cannot be tested, for the
+    reason why."""
     measure: str = "heldout_nll"
     """A key of scores.json, or seconds, peak_memory_bytes, flops_per_token, rollbacks or diverged."""
     arms: list[str] = Field(default_factory=list)
     """Names of the arms it is about."""
-    low: float | None = None
+    low: float | None = Field(None, allow_inf_nan=False)
     """Least value that agrees with the claim."""
-    high: float | None = None
+    high: float | None = Field(None, allow_inf_nan=False)
     """Greatest value that does."""
+    margin: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """For test better: by how much the first arm may be behind, where the claim is that it does as well."""
     why: str = ""
     """For test none: the reason. Otherwise what a reader should know about the test."""
     beyond: str = ""
@@ -108,6 +112,10 @@ class ClaimConfig(Section):
             raise ValueError(f"test {self.test} needs low, high or both")
         if self.test not in _BOUNDED and (self.low is not None or self.high is not None):
             raise ValueError(f"test {self.test} reads neither low nor high; leave them out")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g})")
+        if self.margin and self.test is not ClaimTest.BETTER:
+            raise ValueError(f"margin is for test better, and the test is {self.test}")
         return self
 
 
@@ -141,7 +149,7 @@ class StudyConfig(Section):
     """Training seeds per arm."""
     subsets: int = Field(1, ge=1)
     """Draws of the training rows (data.subset_seed), each with every seed."""
-    rates: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [0.3, 1.0, 3.0], min_length=1)
+    rates: list[Factor] = Field(default_factory=lambda: [0.3, 1.0, 3.0], min_length=1)
     """Factors on each arm's own default learning rates; the one with the lowest validation loss of the first seed is
     used for all seeds. A single one is used as it is."""
     extensions: int = Field(1, ge=0)
@@ -159,7 +167,14 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> "StudyConfig":
-        names = [arm.name for arm in self.expanded_arms()]
+        arms = self.expanded_arms()
+        names = [arm.name for arm in arms]
+        for name, rates in [("rates", self.rates), *((f"arm {arm.name}: rates", arm.rates or []) for arm in arms)]:
+            if len(set(rates)) < len(rates):
+                raise ValueError(f"{name} names a factor twice: {rates}")
+        for arm in arms:
+            if any(_HERE in str(value) for value in (arm.name, *arm.settings.values())):
+                raise ValueError(f"arm {arm.name}: {{}} stands for each of `each`, and there is none")
         if len(names) < 2:
             raise ValueError(f"arms: there is nothing to compare, expected at least 2, got {len(names)}")
         for name in names:
@@ -179,4 +194,6 @@ def _fill(setting: Any, value: str | int | float) -> Any:
     """Put one of `each` into a setting: itself where nothing else stands there, written out inside a text."""
     if setting == _HERE:
         return value
+    if isinstance(setting, list):
+        return [_fill(each, value) for each in setting]
     return setting.replace(_HERE, str(value)) if isinstance(setting, str) else setting

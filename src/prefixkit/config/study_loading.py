@@ -93,7 +93,13 @@ def arm_recipe(
 
 def as_overrides(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return settings as the texts the command line would give: words as they are, all else as JSON, which is YAML."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):  # a section written as one sets its own keys, and wipes no other
+            flat |= as_overrides({f"{key}.{inner}": each for inner, each in value.items()})
+        else:
+            flat[key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
 
 
 def _of_method(settings: Mapping[str, str]) -> dict[str, str]:

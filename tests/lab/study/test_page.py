@@ -28,12 +28,12 @@ def outcomes(*losses: float):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def found():  # type: ignore[no-untyped-def]
-    tried = (Tried(0.3, 3.5, None), Tried(1.0, 3.2, None), Tried(3.0, None, "step 3: loss is nan"))
+    tried = (Tried(0.3, 3.5, None, False), Tried(1.0, 3.2, None, False), Tried(3.0, None, "step 3: loss is nan", True))
     arms = [
         arm("short", [], outcomes=outcomes(3.0, 3.1, 3.05), x=5.0, tried=tried, at_edge=True),
         arm("long", [], outcomes=[*outcomes(3.3, 3.4), outcome({DIVERGED: 1.0}, error="step 9: loss is nan")], x=50.0),
     ]
-    claimed = {"source": "a page", "values": {"short": {"sentiment_accuracy": 0.853}}}
+    claimed = {"source": "a page", "values": {"short": {"sentiment_accuracy": 0.853, "seconds": 720.0}}}
     return result(arms, CLAIMS, axis="virtual tokens", claimed=claimed)
 
 
@@ -41,7 +41,7 @@ def test_the_page_says_what_was_claimed_measured_and_lost(found) -> None:  # typ
     page = render_study(found)
     for words in (
         "Short beats long.", "not decided here", "there is none here", "not testable here", "3.050", "[85.3%]",
-        "2 of 3, 1 diverged", "long, seed 2", "step 9: loss is nan", "short, rate x3", "at the edge",
+        "[720 s]",         "2 of 3, 1 diverged", "long, seed 2", "step 9: loss is nan", "short, rate x3", "at the edge",
         "text of 3.0 &lt;b&gt;", "base model", "abacus", "2.13.0",
     ):  # fmt: skip
         assert words in page, words

@@ -20,6 +20,7 @@ from prefixkit.lab.study.plan import Plan, Replicate, at_factor, plan_study, rat
 from prefixkit.lab.study.results import STUDY, read_results
 from prefixkit.lab.study.run import best_factor, further_factor, run_study
 from prefixkit.lab.sweep import trial as trials
+from prefixkit.lab.sweep.plan import Trial
 
 
 def quiet(*_: object) -> None:
@@ -58,7 +59,12 @@ def test_a_hybrid_has_both_its_rates_scaled(study: StudyConfig, overrides: list[
     ("changes", "overrides", "message"),
     [
         ({"measure": "heldout_nil"}, [], 'study mine: no measure is called "heldout_nil"; did you mean "heldout_nll"?'),
-        ({}, ["train.seed=3"], "train.seed=3: a study counts its seeds and subsets up itself; --seeds says how many"),
+        (
+            {"settings": {"data.subset_seed": 1}},
+            [],
+            "study mine: data.subset_seed is counted up by the study itself; seeds says how many",
+        ),
+        ({}, ["train.seed=3"], "study mine: train.seed is counted up by the study itself; seeds says how many"),
         ({}, ["prefix.num_virtual_tokens=3"], "study mine: arms 2 tokens and 4 tokens are the same; leave one out"),
         ({}, ["train.step=3"], 'study mine, arm 2 tokens: train.step: unknown key; did you mean "steps"?'),
     ],
@@ -153,7 +159,43 @@ def test_an_arm_whose_every_rate_fails_is_in_the_results(small_plan: Plan, runne
     result = run_study(small_plan, runner, report=quiet)
     assert result.arm("lora").factor is None
     assert {each.error for each in result.arm("lora").tried} == {"it was told to"}
+    assert result.arm("lora").lost == 2
+    assert result.arm("lora").values(DIVERGED) == []
     assert "no rate trained to its end" in write_page(small_plan.folder).read_text(encoding="utf-8")
+
+
+def test_a_rate_that_failed_once_and_then_trained_is_not_held_against_its_run(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    failed: list[Path] = []
+
+    def once(trial: Trial) -> bool:
+        first = trial.folder not in failed and len(failed) < 4
+        failed.append(trial.folder)
+        return first
+
+    runner.fails = once
+    plan = plan_study(
+        small_plan.study.model_copy(update={"extensions": 1}), small_plan.folder, size=Size.TINY,
+        overrides=small_plan.overrides,
+    )  # fmt: skip
+    run_study(plan, runner, report=quiet)
+    result = run_study(plan, runner, report=quiet)
+    assert {arm.lost for arm in result.arms} == {0}
+
+
+def test_a_study_does_not_write_over_a_sweep(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    small_plan.folder.mkdir()
+    write_json(small_plan.folder / "sweep.json", {"trials": []})
+    with pytest.raises(ConfigError, match="holds a sweep; give the study another --out"):
+        run_study(small_plan, runner, report=quiet)
+
+
+def test_rows_that_changed_between_runs_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    run_study(small_plan, runner, report=quiet)
+    one = next(small_plan.folder.glob(f"2-tokens*seed1*/{RUN}"))
+    write_json(one, read_json(one) | {"data_hash": "of other rows"})
+    result = run_study(small_plan, runner, report=quiet)
+    assert result.mixed_data == ["2 tokens"]
+    assert "did not all learn from the same rows" in write_page(small_plan.folder).read_text(encoding="utf-8")
 
 
 def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: list[str], tmp_path: Path) -> None:
@@ -206,10 +248,12 @@ def test_the_command_runs_a_study_file_and_says_where_its_page_is(
     monkeypatch.setattr(trials.subprocess, "run", start)
     done = CliRunner().invoke(app, ["study", "run", str(path), "--size", "tiny", *overrides])
     assert done.exit_code == 0, done.output
-    page = tmp_path / "studies" / "mine-tiny" / "study.html"
+    (page,) = (tmp_path / "studies").glob("mine-tiny-*/study.html")  # other settings, another folder
     assert f"page: {page}" in done.output
     assert page.is_file()
     assert len(started) == 2
+    named = CliRunner().invoke(app, ["study", "report", "mine"])
+    assert named.output.strip() == str(page.relative_to(tmp_path))
     again = CliRunner().invoke(app, ["study", "report"])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "studies" / "index.html").is_file()

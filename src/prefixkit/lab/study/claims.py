@@ -9,15 +9,15 @@ from itertools import pairwise
 from prefixkit.config import ClaimConfig, ClaimTest, Size
 from prefixkit.evaluation.intervals import Interval
 from prefixkit.lab.comparison import Better, Measure, Unit, format_value
-from prefixkit.lab.study.measures import known_measures
-from prefixkit.lab.study.results import StudyResult
+from prefixkit.lab.study.measures import DIVERGED, known_measures
+from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import Estimate, difference, mean_of, ratio, spread
 
-#: Seeds without which nothing is called confirmed or refuted.
-LEAST_SEEDS = 3
+#: Repeats without which nothing is called confirmed or refuted.
+LEAST_REPEATS = 3
 
 
-class Outcome(StrEnum):
+class Ruling(StrEnum):
     """What became of a claim."""
 
     CONFIRMED = "confirmed"
@@ -32,12 +32,12 @@ class Verdict:
 
     Attributes:
         claim: which.
-        outcome: what became of it.
+        ruling: what became of it.
         why: the measured value with its interval, or the reason there is no decision.
     """
 
     claim: ClaimConfig
-    outcome: Outcome
+    ruling: Ruling
     why: str
 
 
@@ -45,71 +45,88 @@ def judge(result: StudyResult) -> list[Verdict]:
     """Return a verdict on every claim of a study.
 
     A claim is confirmed where the whole 95% interval agrees with it, refuted where none of it does, and not decided
-    otherwise, or with fewer than three seeds.
+    otherwise, with fewer than three repeats, or where runs were lost that it would have to be about.
     """
     return [_judge(claim, result) for claim in result.study.claims]
 
 
 def _judge(claim: ClaimConfig, result: StudyResult) -> Verdict:
     if claim.test is ClaimTest.NONE:
-        return Verdict(claim, Outcome.UNTESTABLE, claim.why)
+        return Verdict(claim, Ruling.UNTESTABLE, claim.why)
     if result.size == Size.TINY:
-        return Verdict(claim, Outcome.UNTESTABLE, "this was a run of size tiny, which tries the machinery alone")
-    measure = known_measures()[claim.measure]
+        return Verdict(claim, Ruling.UNTESTABLE, "this was a run of size tiny, which tries the machinery alone")
+    arms, measure = [result.arm(name) for name in claim.arms], known_measures()[claim.measure]
+    missing = [arm.name for arm in arms if not arm.values(measure.key)]
+    if missing:
+        return Verdict(claim, Ruling.UNDECIDED, f"no run of {missing[0]} has {measure.key}")
+    found = _findings(claim, arms, measure)
+    ruling, why = _together([each.ruling for each in found]), "; ".join(each.words for each in found)
+    lost = {arm.name: arm.lost for arm in arms if arm.lost and measure.key != DIVERGED}
+    if lost:  # those that came through are the lucky ones
+        told = ", ".join(f"{count} of {name}" for name, count in lost.items())
+        return Verdict(claim, Ruling.UNDECIDED, f"{why}; runs that diverged or failed are not in it: {told}")
+    return Verdict(claim, ruling, why)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What one comparison decides, and the words for it."""
+
+    ruling: Ruling
+    words: str
+
+
+def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure) -> list[_Finding]:
+    label = measure.label.lower()
     match claim.test:
-        case ClaimTest.BETTER | ClaimTest.ORDERED:
-            found = [_decide_better(first, second, measure, result) for first, second in pairwise(claim.arms)]
         case ClaimTest.RATIO:
-            first, second = (result.arm(name) for name in claim.arms)
-            words = f"{first.name} over {second.name}, {measure.label.lower()}"
-            found = [_decide(ratio(first, second, claim.measure), claim, words, Unit.RATIO)]
+            words = f"{arms[0].name} over {arms[1].name}, {label}"
+            return [_within(ratio(arms[0], arms[1], measure.key), claim, words, Unit.RATIO)]
         case ClaimTest.SPREAD:
-            arms = [result.arm(name) for name in claim.arms]
-            words = f"greatest over least {measure.label.lower()}, less one"
-            found = [_decide(spread(arms, claim.measure), claim, words, Unit.SHARE)]
+            return [_within(spread(arms, measure.key), claim, f"greatest over least {label}, less one", Unit.SHARE)]
         case ClaimTest.VALUE:
-            words = f"{claim.arms[0]}, {measure.label.lower()}"
-            found = [_decide(mean_of(result.arm(claim.arms[0]), claim.measure), claim, words, measure.unit)]
-    return Verdict(claim, _together([outcome for outcome, _ in found]), "; ".join(words for _, words in found))
+            return [_within(mean_of(arms[0], measure.key), claim, f"{arms[0].name}, {label}", measure.unit)]
+        case _:
+            return [_better(first, second, measure, claim.margin) for first, second in pairwise(arms)]
 
 
-def _decide_better(first: str, second: str, measure: Measure, result: StudyResult) -> tuple[Outcome, str]:
+def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float) -> _Finding:
     sign = 1 if measure.better is Better.HIGHER else -1
 
-    def compare(interval: Interval) -> Outcome:
+    def compare(interval: Interval) -> Ruling:
         low, high = sorted((sign * interval.low, sign * interval.high))
-        return Outcome.CONFIRMED if low > 0 else Outcome.REFUTED if high < 0 else Outcome.UNDECIDED
+        return Ruling.CONFIRMED if low > -margin else Ruling.REFUTED if high < -margin else Ruling.UNDECIDED
 
-    words = f"{first} less {second}, {measure.label.lower()}"
-    return _say(difference(result.arm(first), result.arm(second), measure.key), compare, words, measure.unit)
+    allowed = f", may be behind by {format_value(margin, measure.unit)}" if margin else ""
+    words = f"{first.name} less {second.name}, {measure.label.lower()}{allowed}"
+    return _say(difference(first, second, measure.key), compare, words, measure.unit)
 
 
-def _decide(found: Estimate | None, claim: ClaimConfig, words: str, unit: Unit) -> tuple[Outcome, str]:
+def _within(found: Estimate | None, claim: ClaimConfig, words: str, unit: Unit) -> _Finding:
     low, high = (-math.inf if claim.low is None else claim.low), (math.inf if claim.high is None else claim.high)
 
-    def compare(interval: Interval) -> Outcome:
+    def compare(interval: Interval) -> Ruling:
         if low <= interval.low and interval.high <= high:
-            return Outcome.CONFIRMED
-        return Outcome.REFUTED if interval.high < low or interval.low > high else Outcome.UNDECIDED
+            return Ruling.CONFIRMED
+        return Ruling.REFUTED if interval.high < low or interval.low > high else Ruling.UNDECIDED
 
     return _say(found, compare, words, unit)
 
 
-def _say(found: Estimate | None, compare: Callable[[Interval], Outcome], words: str, unit: Unit) -> tuple[Outcome, str]:
-    """Return what an estimate decides, and the words for it."""
+def _say(found: Estimate | None, compare: Callable[[Interval], Ruling], words: str, unit: Unit) -> _Finding:
     if found is None:
-        return Outcome.UNDECIDED, f"{words}: no trials to take it from"
+        return _Finding(Ruling.UNDECIDED, f"{words}: no repeat that all arms have, or a value that is not above 0")
     said = f"{words}: {estimate_text(found, unit)}"
-    if found.interval is None or found.seeds < LEAST_SEEDS:
-        return Outcome.UNDECIDED, f"{said}; {found.seeds} of the {LEAST_SEEDS} seeds it takes"
-    return compare(found.interval), said
+    if found.interval is None or found.repeats < LEAST_REPEATS:
+        return _Finding(Ruling.UNDECIDED, f"{said}; {found.repeats} of the {LEAST_REPEATS} repeats it takes")
+    return _Finding(compare(found.interval), said)
 
 
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
+def _together(rulings: Sequence[Ruling]) -> Ruling:
     """All of it must hold; one part that does not refutes the whole."""
-    if Outcome.REFUTED in outcomes:
-        return Outcome.REFUTED
-    return Outcome.CONFIRMED if all(each is Outcome.CONFIRMED for each in outcomes) else Outcome.UNDECIDED
+    if Ruling.REFUTED in rulings:
+        return Ruling.REFUTED
+    return Ruling.CONFIRMED if all(each is Ruling.CONFIRMED for each in rulings) else Ruling.UNDECIDED
 
 
 def estimate_text(found: Estimate, unit: Unit) -> str:

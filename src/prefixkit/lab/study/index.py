@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefixkit.files import write_text
 from prefixkit.lab.pages import render_page
-from prefixkit.lab.study.claims import Outcome, Verdict, judge
+from prefixkit.lab.study.claims import Ruling, Verdict, judge
 from prefixkit.lab.study.page import PAGE, diverged_share
 from prefixkit.lab.study.results import StudyResult, read_results
 
@@ -44,12 +44,12 @@ def write_index(folders: Sequence[Path], home: Path) -> Path:
 
 def render_index(entries: Sequence[Entry]) -> str:
     """Return the page; it needs no network and no scripts."""
-    claims = [verdict.outcome for entry in entries for verdict in entry.verdicts]
+    claims = [verdict.ruling for entry in entries for verdict in entry.verdicts]
     shares = [diverged_share(entry.result) for entry in entries]
     return render_page(
         "studies.html",
         entries=entries,
-        totals=[(str(outcome), claims.count(outcome)) for outcome in Outcome],
+        totals=[(str(ruling), claims.count(ruling)) for ruling in Ruling],
         diverged=sum(diverged for diverged, _ in shares),
         trials=sum(trials for _, trials in shares),
     )

@@ -49,6 +49,11 @@ class Outcome:
     data_hash: str | None
     error: str | None
 
+    @classmethod
+    def failed(cls, reason: str, *, has_diverged: bool) -> "Outcome":
+        """Return what there is of a trial without scores; one that failed otherwise says nothing about divergence."""
+        return cls({DIVERGED: 1.0} if has_diverged else {}, {}, {}, (), {}, None, reason)
+
     @property
     def has_diverged(self) -> bool:
         """Whether loss or gradient left the rails for good."""
@@ -86,11 +91,9 @@ def read_outcome(trial: Trial, error: str | None, *, samples: int) -> Outcome:
     """
     run = read_record(trial.folder / RUN)
     diverged = run.get("diverged")
-    if error is None and diverged is None and not is_done(trial):
-        error = "it did not come to its end; run the study again"
-    if diverged is not None or error is not None:
-        values = {DIVERGED: 1.0 if diverged is not None else 0.0}
-        return Outcome(values, {}, {}, (), dict(run.get("versions") or {}), run.get("data_hash"), diverged or error)
+    if diverged is not None or not is_done(trial):
+        reason = diverged or error or "it did not come to its end; run the study again"
+        return Outcome.failed(reason, has_diverged=diverged is not None)
     scores = {key: value for key, value in read_record(trial.folder / SCORES).items() if is_number(value)}
     texts = _texts(trial.folder)
     items = _row_losses(trial.folder)

@@ -73,7 +73,10 @@ def write_page(folder: Path) -> Path:
 def render_study(result: StudyResult) -> str:
     """Return the page; it needs no network and no scripts."""
     verdicts = judge(result)
-    columns = [known_measures()[key] for key in _COLUMNS if any(arm.values(key) for arm in result.arms)]
+    published = result.study.claimed.values.values() if result.study.claimed else ()
+    claimed = {key for values in published for key in values}
+    shown = [key for key in _COLUMNS if key in claimed or any(arm.values(key) for arm in result.arms)]
+    columns = [known_measures()[key] for key in (*shown, *sorted(claimed - set(shown)))]
     machine = {key: result.machine.get(key) for key in ("cpu", "cores", "memory_bytes", "platform", "accelerator")}
     return render_page(
         "study.html",
@@ -88,18 +91,19 @@ def render_study(result: StudyResult) -> str:
         samples=[(arm.name, text) for arm in result.arms if (text := _sample(arm))],
         failures=_failures(result),
         mixed=result.mixed_versions,
+        mixed_data=result.mixed_data,
         replicates=max((len(arm.trials) for arm in result.arms), default=0),
         budget=flat_facts(result.budget | {"recipe": result.recipe}),
         settings=[Fact(key, value) for key, value in result.settings.items()]
         + [Fact(key, value) for key, _, value in (each.partition("=") for each in result.overrides)],
         machine=flat_facts(machine),
-        versions=flat_facts(result.outcomes[0].versions if result.outcomes else {}),
+        versions=flat_facts(next((each.versions for each in result.outcomes if each.versions), {})),
     )
 
 
 def outcome_counts(verdicts: Sequence[Verdict]) -> list[Fact]:
-    """Return how many claims came to each outcome, those that none came to left out."""
-    counts = Counter(verdict.outcome for verdict in verdicts)
+    """Return how many claims came to each ruling, those that none came to left out."""
+    counts = Counter(verdict.ruling for verdict in verdicts)
     return [Fact(str(outcome), str(count)) for outcome, count in sorted(counts.items())]
 
 

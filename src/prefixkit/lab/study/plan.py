@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prefixkit.config import (
     ArmConfig,
+    ClaimTest,
     EvaluationConfig,
     Method,
     Recipe,
@@ -20,10 +21,13 @@ from prefixkit.config import (
     size_settings,
 )
 from prefixkit.errors import ConfigError, did_you_mean
+from prefixkit.lab.comparison import Better
 from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.methods import rate_of
 
+#: Settings that tell replicates apart.
+_COUNTED = ("train.seed", "data.subset_seed")
 #: All that a trial is measured on while rates are tried: its validation loss is what counts, and training gives that.
 _BARELY = EvaluationConfig(heldout_rows=1, contrast_rows=0, samples=0, baselines=False, judge=False)
 
@@ -140,9 +144,14 @@ def plan_study(
         ConfigError: a setting is wrong, two arms are the same, or a claim is about a measure there is none of.
     """
     overrides = tuple(overrides)
-    for override in overrides:
-        if override.partition("=")[0] in ("train.seed", "data.subset_seed"):
-            raise ConfigError(f"{override}: a study counts its seeds and subsets up itself; --seeds says how many")
+    written = [
+        key for settings in (study.settings, *(arm.settings for arm in study.arms)) for key in as_overrides(settings)
+    ]
+    for key in (*written, *(override.partition("=")[0] for override in overrides)):
+        if key in _COUNTED:
+            raise ConfigError(
+                f"study {study.name}: {key} is counted up by the study itself; seeds, or --seeds, says how many"
+            )
     _check_measures(study)
     arms: list[Arm] = []
     for config in study.expanded_arms():
@@ -188,6 +197,12 @@ def _check_measures(study: StudyConfig) -> None:
         if measure not in known_measures():
             hint = did_you_mean(measure, known_measures())
             raise ConfigError(f'study {study.name}: no measure is called "{measure}"{hint or "; see docs/studies.md"}')
+    for claim in study.claims:
+        is_compared = claim.test in (ClaimTest.BETTER, ClaimTest.ORDERED)
+        if is_compared and known_measures()[claim.measure].better is Better.NEITHER:
+            raise ConfigError(
+                f"study {study.name}: neither more nor less of {claim.measure} is better; test a value or ratio"
+            )
 
 
 def _folder_name(arm: Arm, factor: float, replicate: Replicate, recipe: Recipe) -> str:

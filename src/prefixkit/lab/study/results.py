@@ -31,6 +31,7 @@ class Tried:
     factor: float
     validation_loss: float | None
     error: str | None
+    has_diverged: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class ArmResult:
     tried: tuple[Tried, ...]
     at_edge: bool
     trials: tuple[TrialResult, ...]
+
+    @property
+    def lost(self) -> int:
+        """How many runs have no scores, because they diverged or failed."""
+        return sum(trial.outcome.error is not None for trial in self.trials)
 
     def values(self, measure: str) -> list[float]:
         """Return a measure of every trial that has it, in the order of the replicates."""
@@ -101,6 +107,16 @@ class StudyResult:
     def others(self) -> dict[str, float]:
         """Scores of the baselines, by the keys of scores.json."""
         return next((outcome.others for outcome in self.outcomes if outcome.others), {})
+
+    @property
+    def mixed_data(self) -> list[str]:
+        """Arms whose runs of one draw did not learn from the same rows: their data changed in between."""
+        hashes: dict[tuple[str, int], set[str]] = {}
+        for arm in self.arms:
+            for trial in arm.trials:
+                if trial.outcome.data_hash is not None:
+                    hashes.setdefault((arm.name, trial.replicate.subset), set()).add(trial.outcome.data_hash)
+        return list(dict.fromkeys(name for (name, _), found in hashes.items() if len(found) > 1))
 
     @property
     def mixed_versions(self) -> dict[str, list[str]]:

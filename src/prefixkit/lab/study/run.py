@@ -5,8 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prefixkit.errors import ConfigError
+from prefixkit.evaluation import check_metrics
 from prefixkit.files import write_json
-from prefixkit.lab.study.outcome import has_diverged, is_done, is_trained, read_outcome, validation_loss
+from prefixkit.lab.folder import read_record
+from prefixkit.lab.study.outcome import (
+    Outcome,
+    has_diverged,
+    is_done,
+    is_trained,
+    read_outcome,
+    validation_loss,
+)
 from prefixkit.lab.study.plan import Arm, Plan, at_factor, rates_of
 from prefixkit.lab.study.results import ArmResult, StudyResult, TrialResult, Tried, write_results
 from prefixkit.lab.sweep.plan import Trial
@@ -33,19 +43,24 @@ def run_study(plan: Plan, runner: Runner, *, report: Report) -> StudyResult:
         in them as such.
 
     Raises:
+        ConfigError: a metric's package is missing, or the folder holds a sweep.
         KeyboardInterrupt: Ctrl-C; the same study goes on where it was.
     """
+    for arm in plan.arms:
+        check_metrics(arm.recipe)  # while rates are tried, none is measured
+    if "trials" in read_record(plan.folder / SWEEP):
+        raise ConfigError(f"{plan.folder}: holds a sweep; give the study another --out")
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_json(plan.folder / SWEEP, {"study": plan.study.name})  # what Ray's workers look for
     errors: dict[Path, str] = {}
     tried = {arm.name: arm.factors for arm in plan.arms}
-    errors |= _search(plan, tried, runner, report)
+    _search(plan, tried, runner, report, errors)
     for _ in range(plan.study.extensions):
         further = {arm.name: further_factor(tried[arm.name], _losses(plan, arm, tried[arm.name])) for arm in plan.arms}
         if not any(further.values()):
             break
         tried = {name: (*factors, *filter(None, [further[name]])) for name, factors in tried.items()}
-        errors |= _search(plan, tried, runner, report)
+        _search(plan, tried, runner, report, errors)
     best = {arm.name: best_factor(tried[arm.name], _losses(plan, arm, tried[arm.name])) for arm in plan.arms}
     finals = [
         plan.final(arm, factor, replicate)
@@ -53,7 +68,8 @@ def run_study(plan: Plan, runner: Runner, *, report: Report) -> StudyResult:
         if (factor := best[arm.name]) is not None
         for replicate in plan.replicates
     ]
-    errors |= _run([trial for trial in finals if not is_done(trial)], runner, lambda *told: report("training", *told))
+    missing = [trial for trial in finals if not is_done(trial)]
+    _run(missing, runner, lambda *told: report("training", *told), errors)
     result = _gather(plan, tried, best, errors)
     write_results(result, plan.folder)
     return result
@@ -79,25 +95,29 @@ def further_factor(factors: Sequence[float], losses: Sequence[float | None]) -> 
     return float(f"{best * step:.2g}")
 
 
-def _search(plan: Plan, tried: Mapping[str, Sequence[float]], runner: Runner, report: Report) -> dict[Path, str]:
+def _search(
+    plan: Plan, tried: Mapping[str, Sequence[float]], runner: Runner, report: Report, errors: dict[Path, str]
+) -> None:
     """Try the rates that were not tried yet; an arm with a single one needs no trial."""
     searches = [plan.search(arm, factor) for arm in plan.arms for factor in tried[arm.name] if len(arm.factors) > 1]
     missing = [trial for trial in searches if not is_trained(trial.folder) and not has_diverged(trial.folder)]
-    return _run(missing, runner, lambda *told: report("trying rates", *told))
+    _run(missing, runner, lambda *told: report("trying rates", *told), errors)
 
 
 def _losses(plan: Plan, arm: Arm, factors: Sequence[float]) -> list[float | None]:
     return [validation_loss(plan.search(arm, factor).folder) for factor in factors]
 
 
-def _run(trials: Sequence[Trial], runner: Runner, told: Callable[[int, int, str], None]) -> dict[Path, str]:
-    """Run trials, and return the reasons of those that failed, by their folders."""
-    errors: dict[Path, str] = {}
+def _run(
+    trials: Sequence[Trial], runner: Runner, told: Callable[[int, int, str], None], errors: dict[Path, str]
+) -> None:
+    """Run trials, and keep in `errors` the reasons of those that failed, by their folders."""
     done = 0
 
     def take(result: Result) -> None:
         nonlocal done
         done += 1
+        errors.pop(result.trial.folder, None)  # it may have failed before
         if result.error is not None:
             errors[result.trial.folder] = result.error
         told(done, len(trials), result.trial.label if result.error is None else f"{result.trial.label}: {result.error}")
@@ -105,7 +125,6 @@ def _run(trials: Sequence[Trial], runner: Runner, told: Callable[[int, int, str]
     if trials:
         told(0, len(trials), "")
         runner(trials, take)
-    return errors
 
 
 def _gather(
@@ -114,7 +133,12 @@ def _gather(
     arms = []
     for arm in plan.arms:
         factor, factors = best[arm.name], sorted(tried[arm.name])
-        trials = [] if factor is None else [(each, plan.final(arm, factor, each)) for each in plan.replicates]
+        rates = tuple(_tried(plan.search(arm, each), each, errors) for each in factors if len(factors) > 1)
+        if factor is None:
+            outcomes = [_without_a_rate(rates)] * len(plan.replicates)
+        else:
+            finals = [plan.final(arm, factor, each) for each in plan.replicates]
+            outcomes = [read_outcome(trial, errors.get(trial.folder), samples=_SAMPLES) for trial in finals]
         arms.append(
             ArmResult(
                 name=arm.name,
@@ -122,12 +146,9 @@ def _gather(
                 settings=dict(arm.config.settings),
                 factor=factor,
                 rates={} if factor is None else rates_of(at_factor(arm.recipe, factor)),
-                tried=tuple(_tried(plan.search(arm, each), each, errors) for each in factors if len(factors) > 1),
+                tried=rates,
                 at_edge=len(factors) > 1 and factor in (factors[0], factors[-1]),
-                trials=tuple(
-                    TrialResult(each, read_outcome(trial, errors.get(trial.folder), samples=_SAMPLES))
-                    for each, trial in trials
-                ),
+                trials=tuple(map(TrialResult, plan.replicates, outcomes)),
             )
         )
     return StudyResult(
@@ -144,8 +165,16 @@ def _gather(
 
 def _tried(trial: Trial, factor: float, errors: dict[Path, str]) -> Tried:
     loss = validation_loss(trial.folder)
-    outcome = None if loss is not None else read_outcome(trial, errors.get(trial.folder), samples=0).error
-    return Tried(factor, loss, outcome)
+    if loss is not None:
+        return Tried(factor, loss, None, has_diverged=False)
+    outcome = read_outcome(trial, errors.get(trial.folder), samples=0)
+    return Tried(factor, None, outcome.error, has_diverged=outcome.has_diverged)
+
+
+def _without_a_rate(tried: Sequence[Tried]) -> Outcome:
+    """Return what every run of an arm came to whose every rate failed: divergence, if that is how each of them did."""
+    reason = f"no rate trained to its end; the first: {tried[0].error}"
+    return Outcome.failed(reason, has_diverged=all(each.has_diverged for each in tried))
 
 
 def _budget(plan: Plan) -> dict[str, Any]:
