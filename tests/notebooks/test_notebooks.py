@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
-NAMES = ["01-Setup", "02-Train", "03-Inference", "05-Compare", "06-ManyTasks"]
+NAMES = ["01-Setup", "02-Train", "03-Inference", "04-Inside", "05-Compare", "06-ManyTasks"]
 TRANSLATED = ["01-Setup", "02-Train", "03-Inference"]
 PATHS = [FOLDER / f"{name}.ipynb" for name in NAMES] + [FOLDER / "zh-TW" / f"{name}.ipynb" for name in TRANSLATED]
 MOST_BYTES = 400_000
