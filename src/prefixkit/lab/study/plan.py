@@ -149,9 +149,7 @@ def plan_study(
     ]
     for key in (*written, *(override.partition("=")[0] for override in overrides)):
         if key in _COUNTED:
-            raise ConfigError(
-                f"study {study.name}: {key} is counted up by the study itself; seeds, or --seeds, says how many"
-            )
+            raise ConfigError(f"study {study.name}: {key} is counted up by the study itself; seeds says how many")
     _check_measures(study)
     arms: list[Arm] = []
     for config in study.expanded_arms():
