@@ -24,9 +24,9 @@ test-all: setup lint
 # The notebooks from top to bottom, each on a kernel of its own, on a tiny random model. Other languages have the same code.
 test-notebooks: setup
 	@$(OFFLINE) OMP_NUM_THREADS=1 PREFIXKIT_NOTEBOOK_SIZE=tiny $(PY) -W ignore -m pytest -n 2 --nbmake \
-	  -p no:cacheprovider -o addopts=-q -o filterwarnings= notebooks/*.ipynb
+	  -p no:cacheprovider -o addopts=-q -o filterwarnings= -o timeout=900 notebooks/*.ipynb
 
-# The same at teaching size, what they show saved in the files: half an hour on two cores.
+# The same at teaching size, what they show saved in the files: about a quarter of an hour on two cores.
 notebooks: setup
 	@$(OFFLINE) $(PY) notebooks/execute.py
 
