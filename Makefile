@@ -10,7 +10,7 @@ OLDEST := 5.23.0
 NEWEST := 5.24.0
 MODEL_TESTS := tests/conformance tests/injection tests/methods tests/prefix tests/models tests/classification tests/training
 
-.PHONY: demo test test-all test-quantised test-ray test-oldest test-newest bench lint setup format clean
+.PHONY: demo test test-all test-notebooks notebooks test-quantised test-ray test-oldest test-newest bench lint setup format clean
 
 demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
@@ -20,6 +20,15 @@ test: setup lint
 
 test-all: setup lint
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+# The notebooks from top to bottom, each on a kernel of its own, on a tiny random model. Other languages have the same code.
+test-notebooks: setup
+	@$(OFFLINE) OMP_NUM_THREADS=1 PREFIXKIT_NOTEBOOK_SIZE=tiny $(PY) -W ignore -m pytest -n 2 --nbmake \
+	  -p no:cacheprovider -o addopts=-q -o filterwarnings= -o timeout=900 notebooks/*.ipynb
+
+# The same at teaching size, what they show saved in the files: about a quarter of an hour on two cores.
+notebooks: setup
+	@$(OFFLINE) $(PY) notebooks/execute.py
 
 # Bases quantised by torchao and bitsandbytes, laid over .venv: every import of torchao writes to stderr.
 test-quantised: setup

@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/publish.py runs/positive-reviews
 
 Copies the run's own files (of the samples the first rows, nobody picks them), draws ``overview.svg`` from them and from
-``benchmarks/results/quality_vs_peft.json``, and rewrites what stands between README's ``results`` marks. A test
-(`tests/test_results.py`) holds README against the committed files.
+``benchmarks/results/quality_vs_peft.json``, and rewrites what stands between README's ``results`` marks, in each of its
+languages. A test (`tests/test_results.py`) holds them against the committed files.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,56 @@ COLOURS = {"base": "#6f6a76", "instruction": "#c25400", "prefix": "#0072b2", REA
 Json = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Language:
+    """What README's results say in a language, around the numbers."""
+
+    readme: str
+    columns: Mapping[str, str]
+    methods: Mapping[str, str]
+    run: str
+    quality: str
+    headings: str
+    measures: Mapping[str, str] | None = None
+    """Names of measures; left out, those of the reports."""
+    duration: tuple[tuple[str, str], ...] = ()
+    """Words of a time, and what to put for them."""
+
+
+ENGLISH = Language(
+    readme="README.md",
+    columns=COLUMNS,
+    methods=METHODS,
+    run="One run of `make demo` (recipe `{name}`, seed {seed}; {cores} cores, {cpu}, {dtype}): {numbers:,} numbers "
+        "trained in {steps} steps and {trained}, measured in {measured}, peak memory {memory}. 95% intervals in "
+        "brackets; *people* are held-out reviews, cut to the length of the generated texts.",
+    quality="The same number of parameters on the same batches ({steps} steps of {rows}, seed {seed}, {threads} "
+            "thread{plural} of {cpu}, PEFT {peft}), each method at the best of its rates on validation rows "
+            "([how](benchmarks/README.md)):",
+    headings="| | rates tried | best | held-out loss | prefixkit's prefix minus it |",
+)  # fmt: skip
+CHINESE = Language(
+    readme="README.zh-TW.md",
+    columns={"base": "基礎模型", "instruction": "加上指令", "prefix": "前綴", REAL: "真人"},
+    methods={
+        "prefixkit": "prefixkit 的前綴", "lora": "PEFT 的 LoRA", "peft-prefix": "PEFT 的前綴微調", "base": "基礎模型",
+    },
+    run="`make demo` 的一次 run（配方 `{name}`，亂數種子 {seed}；{cores} 核心，{cpu}，{dtype}）：{steps} 步訓練 "
+        "{numbers:,} 個數字，費時 {trained}，評量費時 {measured}，記憶體尖峰 {memory}。"
+        "方括號內是 95% 區間；「真人」是沒有拿來訓練的影評，截到與生成文字相同的長度。",
+    quality="參數量相同、批次相同（{steps} 步，每步 {rows} 則，亂數種子 {seed}，{threads} 個執行緒，{cpu}，"
+            "PEFT {peft}），各方法都取驗證資料上最好的學習率（[做法](benchmarks/README.md)）：",
+    headings="| | 試過的學習率 | 最好的 | 保留資料損失 | prefixkit 的前綴減去它 |",
+    measures={
+        "heldout_nll": "保留資料損失", "steering": "引導力道", "sentiment_accuracy": "評審判為符合",
+        "fluency_ppl": "流暢度", "repetition": "重複", "distinct_2": "相異詞對", "self_bleu": "Self-BLEU",
+        "novelty": "新穎度",
+    },
+    duration=(("min", "分"), ("s", "秒"), ("h", "小時")),
+)  # fmt: skip
+LANGUAGES = (ENGLISH, CHINESE)
+
+
 def copy_run(run: Path, target: Path) -> None:
     """Copy what a run left, with the samples of the first rows only."""
     target.mkdir(parents=True, exist_ok=True)
@@ -62,46 +113,53 @@ def copy_run(run: Path, target: Path) -> None:
     write_text(target / SAMPLES, "".join(line + "\n" for line in kept))
 
 
-def readme_block(run: Json, scores: Json, quality: Json) -> str:
+def readme_block(run: Json, scores: Json, quality: Json, language: Language = ENGLISH) -> str:
     """Return what README says between its marks."""
-    return "\n".join([BEGIN, "", *_run_lines(run, scores), "", *_quality_lines(quality), "", END])
+    lines = [*_run_lines(run, scores, language), "", *_quality_lines(quality, language)]
+    return "\n".join([BEGIN, "", *lines, "", END])
 
 
-def _run_lines(run: Json, scores: Json) -> list[str]:
+def _run_lines(run: Json, scores: Json, language: Language) -> list[str]:
     machine = run["machine"]
     lines = [
-        f"One run of `make demo` (recipe `{run['name']}`, seed {run['seed']}; {machine['cores']} cores, "
-        f"{machine['cpu']}, {run['base']['dtype']}): {run['trainable_parameters']:,} numbers trained in {run['steps']} "
-        f"steps and {format_duration(run['seconds'])}, measured in {format_duration(run['evaluation_seconds'])}, peak "
-        f"memory {format_bytes(run['peak_memory_bytes'])}. 95% intervals in brackets; *people* are held-out reviews, "
-        "cut to the length of the generated texts.",
+        language.run.format(
+            name=run["name"], seed=run["seed"], cores=machine["cores"], cpu=machine["cpu"], dtype=run["base"]["dtype"],
+            numbers=run["trainable_parameters"], steps=run["steps"], trained=_duration(run["seconds"], language),
+            measured=_duration(run["evaluation_seconds"], language), memory=format_bytes(run["peak_memory_bytes"]),
+        ),
         "",
-        "| | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---|" * len(COLUMNS),
-    ]
+        "| | " + " | ".join(language.columns.values()) + " |",
+        "|---|" + "---|" * len(language.columns),
+    ]  # fmt: skip
     rows = {row.measure.key: row for row in compare(scores)}
     for key in KEYS:
-        cells = [rows[key].cells.get(column) for column in COLUMNS]
+        cells = [rows[key].cells.get(column) for column in language.columns]
         texts = [
             "" if cell is None else f"{cell.text} [{cell.interval_text}]" if cell.interval else cell.text
             for cell in cells
         ]
-        lines.append(f"| {rows[key].measure.label} | " + " | ".join(texts) + " |")
+        label = rows[key].measure.label if language.measures is None else language.measures[key]
+        lines.append(f"| {label} | " + " | ".join(texts) + " |")
     return lines
 
 
-def _quality_lines(quality: Json) -> list[str]:
+def _duration(seconds: float, language: Language) -> str:
+    words = dict(language.duration)
+    return " ".join(words.get(word, word) for word in format_duration(seconds).split(" "))
+
+
+def _quality_lines(quality: Json, language: Language) -> list[str]:
     train, threads = quality["recipe"]["train"], quality["threads"]
     lines = [
-        f"The same number of parameters on the same batches ({train['steps']} steps of {train['batch_size']}, seed "
-        f"{train['seed']}, {threads} thread{'s' if threads > 1 else ''} of {quality['machine']['cpu']}, PEFT "
-        f"{quality['peft']}), each method at the best of its rates on validation rows "
-        "([how](benchmarks/README.md)):",
+        language.quality.format(
+            steps=train["steps"], rows=train["batch_size"], seed=train["seed"], threads=threads,
+            plural="s" if threads > 1 else "", cpu=quality["machine"]["cpu"], peft=quality["peft"],
+        ),
         "",
-        "| | rates tried | best | held-out loss | prefixkit's prefix minus it |",
+        language.headings,
         "|---|---|---|---|---|",
-    ]
-    for method, name in METHODS.items():
+    ]  # fmt: skip
+    for method, name in language.methods.items():
         rates = sorted(trial["learning_rate"] for trial in quality["trials"] if trial["method"] == method)
         found = quality["base"] if method == "base" else quality["best"].get(method)
         if found is None:  # not run, or diverged at every rate
@@ -165,10 +223,11 @@ def main() -> None:
     copy_run(folder, target)
     run, scores, quality = read_json(target / RUN), read_json(target / SCORES), read_json(QUALITY)
     draw_overview(scores, quality, RESULTS / "overview.svg")
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(readme, before + readme_block(run, scores, quality) + after)
+    for language in LANGUAGES:
+        readme = ROOT / language.readme
+        before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        write_text(readme, before + readme_block(run, scores, quality, language) + after)
 
 
 if __name__ == "__main__":

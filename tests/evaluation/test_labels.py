@@ -105,7 +105,11 @@ def test_progress_reaches_its_end(base, labelled, own):
 
 def test_a_loss_that_is_no_number_is_refused(base, labelled, own):
     broken = dataclasses.replace(own, head=dataclasses.replace(own.head, weight=own.head.weight * float("nan")))
-    with pytest.raises(EvaluationError, match=r"^the loss of a held-out text is not finite: .*model.dtype=float32$"):
+    expected = (
+        "^the loss of a held-out text is not finite: the artefact is damaged or the dtype too narrow; try "
+        "model.dtype=float32$"
+    )
+    with pytest.raises(EvaluationError, match=expected):
         label_losses(base, labelled.test, broken)
 
 
@@ -123,7 +127,7 @@ def test_a_head_for_other_labels_or_none_is_refused(base, labelled, own, prefix)
     other = dataclasses.replace(labelled, classes=("a", "b", "c"))
     with pytest.raises(EvaluationError, match=r"^the head knows the labels bad, good, never, the data have a, b, c; "):
         evaluate_labels(base, own, other, RECIPE)
-    with pytest.raises(EvaluationError, match=r"^this prefix learned text and has no head"):
+    with pytest.raises(EvaluationError, match=r"^this artefact learned text and has no head"):
         label_losses(base, labelled.test, prefix)
 
 

@@ -6,11 +6,14 @@ import math
 import pytest
 import torch
 
+from prefixkit.config import Method, MethodConfig
 from prefixkit.data import Example
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation import heldout_loss
 from prefixkit.evaluation import loss as loss_module
 from prefixkit.injection import attach
+from prefixkit.methods import build_delta
+from prefixkit.prefix import Prefix, PrefixStates
 
 
 def example(ids, labels=None):
@@ -106,8 +109,15 @@ def test_a_text_beyond_the_context_is_refused_with_the_numbers(base, prefix):
 def test_a_loss_that_is_no_number_is_refused(base, prefix):
     broken = dataclasses.replace(prefix, states=prefix.states.map(lambda tensor: tensor * torch.nan))
     expected = r"^the loss of a text is nan: the {} is damaged or the dtype too narrow; try model.dtype=float32$"
-    with pytest.raises(EvaluationError, match=expected.format("prefix")):
-        heldout_loss(base, EXAMPLES, prefix=broken)
+    delta = build_delta(base.model, MethodConfig(kind=Method.LORA), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        delta.numbers[1].fill_(torch.nan)
+    lora = Prefix.from_states(
+        PrefixStates.empty(prefix.states.geometry), base=prefix.card.base, deltas=[delta.materialise()]
+    )
+    for artefact in (broken, lora):
+        with pytest.raises(EvaluationError, match=expected.format("artefact")):
+            heldout_loss(base, EXAMPLES, prefix=artefact)
     with torch.no_grad():
         base.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(EvaluationError, match=expected.format("base model")):

@@ -5,10 +5,11 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from prefixkit.config import GenerationConfig, validate_recipe
+from prefixkit.config import Format, GenerationConfig, validate_recipe
 from prefixkit.data import Example, LabelledText
 from prefixkit.errors import DataError, EvaluationError
 from prefixkit.evaluation import (
@@ -20,6 +21,7 @@ from prefixkit.evaluation import (
     heldout_loss,
     writing,
 )
+from prefixkit.evaluation.overlap import bleu_sums, chrf_sums, meteor_scores, rouge_scores, word_nist_sums
 from prefixkit.evaluation.picking import pick
 from prefixkit.generation import generate_texts
 from prefixkit.seeding import derive
@@ -203,8 +205,21 @@ def test_the_same_arguments_give_the_same_evaluation(base, prefix, data, evaluat
 def test_samples_become_json(evaluation):
     line = json.loads(json.dumps(dataclasses.asdict(evaluation.samples[0])))
     assert set(line) == {
-        "system", "index", "prompt", "text", "is_wanted", "probability", "longest_copy", "copied"
+        "system", "index", "prompt", "text", "is_wanted", "probability", "longest_copy", "copied", "references"
     }  # fmt: skip
+
+
+def test_without_baselines_the_prefix_alone_is_measured_and_comes_out_the_same(base, prefix, data, evaluation):
+    alone = evaluate(base, prefix, data, make_recipe(baselines=False))
+    assert set(alone.scores) == SYSTEM_KEYS | JUDGE_KEYS
+    assert all(alone.scores[key] == evaluation.scores[key] for key in alone.scores)
+    assert {sample.system for sample in alone.samples} == {"prefix"}
+
+
+def test_row_losses_are_those_the_means_are_of(base, prefix, data, evaluation):
+    assert set(evaluation.row_losses) == {"heldout_nll", "base.heldout_nll", "instruction.heldout_nll"}
+    for key, losses in evaluation.row_losses.items():
+        assert losses.mean == evaluation.scores[key].value
 
 
 def test_without_samples_no_key_needs_texts(base, prefix, data):
@@ -265,6 +280,88 @@ def test_rows_are_picked_whatever_their_order(data):
     assert pick(data.test, 5) == pick(data.test, 12)[:5]
     assert len(pick(data.test, 99)) == 12
     assert pick(data.test, 12) != list(data.test)
+
+
+@pytest.fixture
+def questions(base, data):
+    """Held-out rows with two inputs of three answers each, and six of one."""
+
+    def row(prompt, text):
+        read, learned = (tuple(base.tokenizer(each)["input_ids"]) for each in (prompt, text))
+        return Example(prompt, text, read + learned, (-100,) * len(read) + learned)
+
+    texts = [example.text for example in data.test]
+    prompts = ["the film :"] * 3 + ["the plot :"] * 3 + [f"{word} movie :" for word in "a an the my this that".split()]
+    return dataclasses.replace(data, test=tuple(map(row, prompts, texts)), contrast=(), kept_label=None)
+
+
+def asking(**evaluation):
+    recipe = make_recipe(**evaluation)
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"format": Format.INPUT_TARGET}),
+            "generation": recipe.generation.model_copy(update={"temperature": 0}),
+        }
+    )
+
+
+METRIC_KEYS = {"bleu", "chrf", "nist", "rouge_1", "rouge_2", "rouge_l", "meteor"}
+
+
+def test_answers_are_compared_with_all_that_people_wrote(base, prefix, questions):
+    found = evaluate(base, prefix, questions, asking(samples=99))
+    for system in ("prefix", "base", "instruction"):
+        own = [sample for sample in found.samples if sample.system == system]
+        assert sorted(sample.prompt for sample in own) == sorted({example.prompt for example in questions.test})
+        for sample in own:
+            answers = sorted(example.text for example in questions.test if example.prompt == sample.prompt)
+            assert sorted(sample.references) == answers
+        key = "" if system == "prefix" else f"{system}."
+        texts, references = [sample.text for sample in own], [sample.references for sample in own]
+        assert found.scores[f"{key}bleu"].value == bleu_sums(texts, references).value
+        assert found.scores[f"{key}chrf"].value == chrf_sums(texts, references).value > 0
+        assert found.scores[f"{key}nist"].value == word_nist_sums(texts, references).value
+        assert found.scores[f"{key}meteor"].value == pytest.approx(np.mean(meteor_scores(texts, references)))
+        for name, values in rouge_scores(texts, references).items():
+            assert found.scores[f"{key}{name}"].value == pytest.approx(np.mean(values))
+        for name in METRIC_KEYS:
+            score = found.scores[key + name]
+            assert score.interval.low <= score.value <= score.interval.high
+    assert not {f"real.{key}" for key in METRIC_KEYS} & set(found.scores)
+
+
+def test_greedy_answers_are_written_once_per_input(base, prefix, questions, monkeypatch):
+    asked = []
+    real = writing.generate_texts
+
+    def noted(base, prompts, settings, **options):
+        asked.append(prompts)
+        return real(base, prompts, settings, **options)
+
+    monkeypatch.setattr(writing, "generate_texts", noted)
+    evaluate(base, prefix, questions, asking(samples=5, instruction=None))
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == len(set(asked[0])) == 5
+
+
+def test_only_the_metrics_asked_for_are_measured(base, prefix, questions):
+    found = evaluate(base, prefix, questions, asking(metrics=["rouge"], instruction=None))
+    assert set(found.scores) & METRIC_KEYS == {"rouge_1", "rouge_2", "rouge_l"}
+    none = evaluate(base, prefix, questions, asking(metrics=[], instruction=None))
+    assert not set(none.scores) & METRIC_KEYS
+    assert none.samples[0].references
+
+
+@pytest.mark.parametrize("metrics", [["bleu", "chrf"], []])
+def test_progress_with_references_runs_from_nothing_to_everything(base, prefix, questions, metrics):
+    calls = []
+    recipe = asking(metrics=metrics)
+    evaluate(base, prefix, questions, recipe, on_progress=lambda words, done, total: calls.append((words, done, total)))
+    done = [call[1] for call in calls]
+    assert done == sorted(done)
+    assert calls[0] == ("prefix: held-out loss", 0, 3 * (8 + 3 * 6) + 6)
+    assert done[-1] == calls[0][2]
+    assert "base: references" in {words for words, _, _ in calls}
 
 
 def test_progress_runs_from_nothing_to_everything(base, prefix, data):

@@ -2,14 +2,12 @@
 
 import dataclasses
 
-import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from prefixkit.data import Example
 from prefixkit.evaluation import System, SystemName
 from prefixkit.evaluation.systems import systems_to_compare
-from prefixkit.prefix import Prefix, PrefixStates, SiteStates, TrainingCard
 
 
 def test_the_instruction_is_a_baseline_only_where_there_is_one(prefix):
@@ -55,18 +53,4 @@ def test_the_instruction_goes_behind_bos(base, tiny_llama_dir):
 def test_trained_parameters_are_what_was_trained(prefix):
     held = sum(site.key.numel() + site.value.numel() for site in prefix.states.sites)
     assert System(SystemName.PREFIX, prefix=prefix).trained_parameters == held == 2 * 2 * 2 * 5 * 8
-    training = TrainingCard(
-        recipe={}, seed=0, steps=1, data_hash="", trained_parameters=7, base_weights_hash="", versions={}
-    )
-    trained = dataclasses.replace(prefix, card=prefix.card.model_copy(update={"training": training}))
-    assert System(SystemName.PREFIX, prefix=trained).trained_parameters == 7
     assert System(SystemName.BASE).trained_parameters == 0
-
-
-def test_gates_count_as_parameters(prefix):
-    gated = PrefixStates(
-        prefix.states.geometry,
-        tuple(SiteStates(site.key, site.value, torch.zeros(4).double()) for site in prefix.states.sites),
-    )
-    system = System(SystemName.PREFIX, prefix=Prefix.from_states(gated, base=prefix.card.base))
-    assert system.trained_parameters == 320 + 2 * 4

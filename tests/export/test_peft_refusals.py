@@ -111,9 +111,9 @@ def test_export_asks_for_the_prefixs_own_base_model(
     model: PreTrainedModel, make_model: MakeModel, make_prefix: MakePrefix, tmp_path: Path
 ) -> None:
     prefix = make_prefix(model)
-    with pytest.raises(BaseMismatchError, match="this prefix was trained on org/tiny"):
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on org/tiny"):
         to_peft(prefix, tmp_path, make_model("llama", seed=1))
-    with pytest.raises(ExportError, match="the prefix of org/tiny has another geometry than this model; give its base"):
+    with pytest.raises(ExportError, match="the artefact of org/tiny has another geometry than this model; give its b"):
         to_peft(prefix, tmp_path, make_model("gpt2"))
     assert not any(tmp_path.iterdir())
 

@@ -98,8 +98,12 @@ def test_logits_that_are_not_numbers_are_refused():
     settings = GenerationConfig()
     is_text = torch.ones(1, 1, dtype=torch.bool)
     chooser = TokenChooser(settings, torch.zeros(1, 80, dtype=torch.float64), is_text)
-    with pytest.raises(ModelError, match="logits are NaN or infinite: the prefix is damaged or the dtype too narrow"):
+    with pytest.raises(ModelError) as caught:
         chooser(NO_IDS, torch.tensor([[0.0, torch.nan]]))
+    assert str(caught.value) == (
+        "the model's logits are NaN or infinite: the artefact or the base model is damaged, or the dtype too narrow; "
+        "try model.dtype=float32"
+    )
 
 
 def test_a_very_cold_temperature_takes_the_likeliest_token():

@@ -219,7 +219,7 @@ def test_what_fails_in_the_stream_is_raised_to_its_reader(base, monkeypatch):
 
 def test_a_prefix_that_is_not_numbers_is_named_as_the_cause(base, prefix):
     broken = dataclasses.replace(prefix, states=prefix.states.map(lambda tensor: tensor * torch.nan))
-    with pytest.raises(ModelError, match="the prefix is damaged or the dtype too narrow"):
+    with pytest.raises(ModelError, match="the artefact or the base model is damaged, or the dtype too narrow"):
         list(stream_text(base, "review :", SHORT, seed=0, prefix=broken))
 
 

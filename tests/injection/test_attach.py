@@ -113,7 +113,7 @@ def test_a_prefix_of_another_model_is_refused(make_model, make_prefix, make_stat
     assert fingerprint(model) != fingerprint(other)
     assert fingerprint(model) == fingerprint(make_model("llama", fresh=True))
     prefix = Prefix.from_states(states, base=BaseCard(id="other", fingerprint=fingerprint(other)))
-    with pytest.raises(BaseMismatchError, match="this prefix was trained on other"):
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on other"):
         attach(model, prefix)
     with pytest.raises(InjectionError, match="another geometry than this model"):
         attach(make_model("gpt2"), prefix)

@@ -225,7 +225,7 @@ def test_a_base_model_that_is_another_by_now_is_refused(run, make_tiny_llama, tm
     make_tiny_llama(seed=9).save_pretrained(other)
     recipe = (run.folder / "recipe.yaml").read_text(encoding="utf-8")
     (run.folder / "recipe.yaml").write_text(recipe.replace(card["base"]["id"], str(other)), encoding="utf-8")
-    with pytest.raises(BaseMismatchError, match="this prefix was trained on .* load that base model"):
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on .* load that base model"):
         diagnose_run(run.folder, report=quiet)
     assert not list(run.folder.glob("diagnosis*"))
 

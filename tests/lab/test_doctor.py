@@ -20,6 +20,14 @@ def test_what_the_demo_needs_is_missed_until_it_is_fetched(checks):
         assert found[name].fix.startswith("run `make demo` once")
 
 
+@pytest.mark.parametrize(("name", "use"), [("bbc-news", "for headlines"), ("small-talk", "for dialogue")])
+def test_data_that_only_some_recipes_need_may_be_absent(checks, monkeypatch, name, use):
+    found = checks()[name]
+    assert (found.found, found.is_fine) == (f"not fetched yet ({use})", True)
+    monkeypatch.setattr(doctor, "is_cached", lambda file: True)
+    assert checks()[name].found == f"in the cache ({use})"
+
+
 def test_the_encoder_is_for_classification_and_its_absence_is_fine(checks, monkeypatch):
     found = checks()["all-minilm-l6-v2"]
     assert (found.found, found.is_fine) == ("not fetched yet (for classification)", True)

@@ -173,7 +173,7 @@ def test_the_commands_know_what_a_run_learned(
     again = prefixkit("train", str(run.folder / "recipe.yaml"), "--resume", "--out", folder)
     assert f"{run.scores['accuracy']:.3f}" in again.stdout
     refused = {
-        ("generate", folder): "this prefix learned labels, and writes no text; see `prefixkit classify`",
+        ("generate", folder): "this artefact learned labels, and writes no text; see `prefixkit classify`",
         ("export", "peft", folder, str(tmp_path / "out")): "PEFT's format cannot say encoder_self prefixes",
     }
     for arguments, message in refused.items():
@@ -236,7 +236,7 @@ def test_lines_end_where_people_end_them(one_step_run: Run) -> None:
 def test_a_prefix_that_learned_text_is_not_asked_for_labels(run: Run) -> None:
     done = prefixkit("classify", str(run.folder), "the film")
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("this prefix learned text, and has no head; see `prefixkit generate`")
+    assert done.stderr.strip().endswith("this artefact learned text, and has no head; see `prefixkit generate`")
 
 
 def test_an_encoder_is_not_asked_to_write(bert_dir: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
 
 from prefixkit.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from prefixkit.errors import ArtefactError, ConfigError, ExportError
 from prefixkit.export import to_peft
 from prefixkit.files import read_json
+from prefixkit.injection import attach
 from prefixkit.lab.run import load_run_base, train_run
 from prefixkit.peft import PeftModel
 from prefixkit.prefix import Prefix
@@ -56,7 +59,12 @@ def test_the_commands_work_on_a_hybrid_and_turn_its_parts_off(recipe: Recipe, tm
     call("train", "recipe.yaml", "method.rank=2", "method=prefix+lora", "method.learning_rate=0.5", "name=both")
     shown = call("show", "runs/both")
     assert "parts                  prefix, lora" in shown
+    assert "size                   640 numbers, gate no" in shown  # of 3 virtual tokens and the LoRA
     assert "lora                   448 numbers, rank 2, alpha 4.0, dropout 0.0" in shown
+    Prefix.load(tmp_path / "runs" / "both").without("lora").save(tmp_path / "alone")
+    alone = call("show", "alone")
+    assert "size                   192 numbers, gate no" in alone
+    assert alone.splitlines()[-1].endswith("640 parameters, together with lora, turned off since")
     options = ("--json", "--seed", "1", "-n", "2", "--max-new-tokens", "12")
     ways = [(), ("lora",), ("prefix",), ("prefix", "lora")]
     texts = {way: call("generate", "runs/both", *options, *(w for part in way for w in ("--without", part)))
@@ -69,6 +77,21 @@ def test_the_commands_work_on_a_hybrid_and_turn_its_parts_off(recipe: Recipe, tm
     assert unknown.returncode == 1
     assert "ia3: not a part of this artefact, which has prefix, lora" in unknown.stderr
     call("evaluate", "runs/both")
+
+
+def test_a_lora_goes_to_peft(recipe: Recipe, tmp_path: Path) -> None:
+    overrides = ["method=lora", "method.learning_rate=0.5", "train.warmup=0", "train.steps=2", "evaluation.samples=0"]
+    folder = train_run(parse_recipe(dump_recipe(recipe), overrides), tmp_path / "run", report=quiet).folder
+    done = prefixkit("export", "peft", str(folder), "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    base, prefix, _ = load_run_base(folder)
+    model, ids = base.model.double(), torch.tensor([[1, 9, 30, 4]])
+    plain = model(ids).logits
+    with attach(model, prefix):
+        expected = model(ids).logits
+    assert (expected - plain).abs().max() > 1e-3
+    theirs = peft.PeftModel.from_pretrained(model, tmp_path / "out")
+    torch.testing.assert_close(theirs(ids).logits, expected, rtol=0, atol=1e-10)
 
 
 def test_what_has_no_words_for_a_delta_refuses_it(recipe: Recipe, tmp_path: Path) -> None:

@@ -182,6 +182,31 @@ def test_first_samples_are_shown_unpicked_and_counted(page):
     assert re.findall(r'<p class="prompt">(\d+) ·', page) == [str(n) for n in range(1, 13)]
 
 
+def test_what_people_answered_stands_above_what_the_systems_did(tmp_path):
+    lines = [line | {"references": ["One <b>.", "Two.", "Three.", "Four."]} for line in fake_samples(1)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = " ".join(page_of(tmp_path).split())
+    assert '<p class="prompt">people wrote “One &lt;b&gt;.”, “Two.”, “Three.” and 1 more</p>' in page
+    assert "people wrote" not in page_of(write_files(tmp_path))
+
+
+def test_answers_are_compared_by_each_metric_of_the_field(tmp_path):
+    scores = {
+        "bleu": 58.69, "base.bleu": 12.3, "chrf": 72.5, "nist": 8.113, "rouge_1": 0.815, "rouge_2": 0.59,
+        "rouge_l": 0.653, "meteor": 0.775, "intervals": {"bleu": [55.8, 61.4], "base.bleu": [10.0, 15.0]},
+    }  # fmt: skip
+    rows = {row.measure.label: row.cells["prefix"] for row in compare(scores)}
+    assert {label: cell.text for label, cell in rows.items()} == {
+        "BLEU": "58.7", "chrF": "72.5", "NIST": "8.11", "ROUGE-1": "81.5%", "ROUGE-2": "59.0%", "ROUGE-L": "65.3%",
+        "METEOR": "77.5%",
+    }  # fmt: skip
+    assert rows["BLEU"].is_best
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    numbers = re.findall(r'<section class="number">.*?</section>', page_of(tmp_path), flags=re.DOTALL)
+    plain = " ".join(re.sub(r"<[^>]+>", " ", numbers[0]).split())
+    assert plain == "BLEU 58.7 base model 12.3 beside people; 100 is the same"
+
+
 def test_wanted_verdicts_are_told_from_others(page):
     assert '<span class="badge wanted">positive 97%</span>' in page
     assert '<span class="badge">not positive 66%</span>' in page

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from prefixkit.config import Recipe, validate_recipe
-from prefixkit.errors import ArtefactError, ConfigError, DataError, ModelError, TrainingError
-from prefixkit.files import read_json
+from prefixkit.errors import ArtefactError, ConfigError, DataError, DivergedError, ModelError, TrainingError
+from prefixkit.files import read_json, write_json
 from prefixkit.lab.folder import check_run, locked, read_recipe
 from prefixkit.lab.loading import load_for
 from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
@@ -106,6 +106,22 @@ def test_a_finished_run_is_measured_again_only_with_other_settings(run: Run, rec
     train_run(change(recipe, evaluation={"samples": 3}), run.folder, resume=True, report=quiet)
     assert len((run.folder / "samples.jsonl").read_text().splitlines()) == 3 * 3
     assert read_json(run.folder / "run.json")["content_hash"] == run.prefix.card.content_hash
+
+
+def test_scores_from_before_a_setting_was_there_still_count(run: Run, recipe: Recipe) -> None:
+    scores = read_json(run.folder / "scores.json")
+    del scores["measured_with"]["evaluation"]["baselines"]
+    write_json(run.folder / "scores.json", scores)
+    before = (run.folder / "scores.json").stat().st_mtime_ns
+    train_run(recipe, run.folder, resume=True, report=quiet)
+    assert (run.folder / "scores.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_diverged_says_so_in_its_record(recipe: Recipe, tmp_path: Path) -> None:
+    wild = change(recipe, train={"learning_rate": 1e9, "divergence": {"action": "stop"}})
+    with pytest.raises(DivergedError) as caught:
+        train_run(wild, tmp_path / "wild", report=quiet)
+    assert read_json(tmp_path / "wild" / "run.json")["diverged"] == str(caught.value)
 
 
 def test_the_report_names_the_settings_the_scores_were_made_with(run: Run, recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixkit.config import Method, PrefixConfig
-from prefixkit.errors import InjectionError, UnsupportedModelError
+from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
 from prefixkit.methods import SoftPrompt, new_soft_prompt
 from prefixkit.models.inspect import inspect_model
@@ -151,13 +151,3 @@ def test_dropout_reaches_the_embeddings_in_training_alone(make_model: Make, make
     assert (prompt.train()() == 0).any()
     assert torch.equal(prompt.materialise(), torch.ones(LENGTH, 32, dtype=torch.float64))
     assert prompt.training
-
-
-def test_an_encoder_decoder_is_refused(make_model: Make) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-    with pytest.raises(
-        UnsupportedModelError, match="prompt-tuning: T5ForConditionalGeneration is no decoder-only model"
-    ):
-        make_prompt(t5.eval(), Method.PROMPT_TUNING)

@@ -63,7 +63,7 @@ def test_folder_with_a_gguf_file_points_at_it(tmp_path):
 
 def test_folder_of_a_prefix_is_not_a_base_model(tmp_path):
     (tmp_path / "prefix.json").write_text("{}")
-    with pytest.raises(ModelError, match="this folder holds a prefix, not a base model; give the model it was"):
+    with pytest.raises(ModelError, match="this folder holds an artefact, not a base model; give the model it was"):
         resolve_source(str(tmp_path))
 
 

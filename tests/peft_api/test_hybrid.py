@@ -1,6 +1,7 @@
 """`get_peft_model(base, [prefix_config, lora_config])`: the lab page's call, with both parts at work."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.injection import attach
 from prefixkit.models.fingerprint import fingerprint, weights_hash
-from prefixkit.peft import HybridModel, PrefixTuningConfig, TaskType, get_peft_model
+from prefixkit.peft import HybridModel, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from prefixkit.prefix import BaseCard, Prefix
 
 Make = Callable[..., Any]
@@ -124,6 +125,35 @@ def test_it_is_saved_and_loaded_as_one(
     more = HybridModel.from_pretrained(other, tmp_path, is_trainable=True)
     more(input_ids=ids, labels=ids).loss.backward()
     assert all(number.grad is not None for number in [*more.encoder.parameters(), *more.delta.parameters()])
+
+
+def test_the_base_model_keeps_its_name(make_tiny_llama: Make, base: PreTrainedModel, tmp_path: Path) -> None:
+    named = PrefixTuningConfig(task_type="CAUSAL_LM", base_model_name_or_path="us/tiny", revision="v1")
+    model = get_peft_model(base, [named, LoraConfig(r=2)])
+    assert (model.prefix.card.base.id, model.prefix.card.base.revision) == ("us/tiny", "v1")
+    model.save_pretrained(tmp_path)
+    again = HybridModel.from_pretrained(make_tiny_llama(), tmp_path, is_trainable=True)
+    assert again.prefix.card.base == model.prefix.card.base
+    assert make(make_tiny_llama()).prefix.card.base.id == "LlamaForCausalLM"
+
+
+def test_trainer_passes_on_the_same_columns_as_to_a_prefix_alone(base: PreTrainedModel) -> None:
+    """Trainer drops what forward does not name: without its mask, an encoder-decoder's decoder would read padding."""
+    found = inspect.signature(HybridModel.forward).parameters
+    assert found == inspect.signature(PeftModel.forward).parameters
+    assert {"position_ids", "decoder_attention_mask"} <= set(found)
+    model = make(base)
+    assert model.get_base_model() is base
+    assert model.generation_config is base.generation_config
+
+
+def test_gradient_checkpointing_is_turned_on_and_off_by_either_name(base: PreTrainedModel) -> None:
+    model = make(base)
+    for kind in ("activation", "gradient"):
+        getattr(model, f"{kind}_checkpointing_enable")()
+        assert base.is_activation_checkpointing
+        getattr(model, f"{kind}_checkpointing_disable")()
+        assert not base.is_activation_checkpointing
 
 
 def test_gradient_checkpointing_changes_no_gradient(base: PreTrainedModel, ids: Tensor) -> None:

@@ -323,7 +323,7 @@ def test_a_windowed_model_is_saved_as_an_artefact_only_and_says_so(
 
 def test_loading_refuses_what_it_cannot_trust(base: PreTrainedModel, make_tiny_llama: Any, tmp_path: Path) -> None:
     perturbed(base).save_pretrained(tmp_path / "out")
-    with pytest.raises(BaseMismatchError, match="this prefix was trained on LlamaForCausalLM"):
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on LlamaForCausalLM"):
         PeftModel.from_pretrained(make_tiny_llama(seed=1), tmp_path / "out")
     path = tmp_path / "out" / "adapter_model.safetensors"
     save_file({"prompt_embeddings": load_file(path)["prompt_embeddings"] + 1}, path)

@@ -1,5 +1,6 @@
 """An artefact is loaded whole and right, or refused with the reason."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -9,10 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefixkit.config import Placement
+from prefixkit.config import Method, Placement
 from prefixkit.errors import ArtefactError
 from prefixkit.files import sha256_file
-from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site, SiteStates, artefact
+from prefixkit.prefix import (
+    BaseCard,
+    Delta,
+    Geometry,
+    Head,
+    HeadKind,
+    Prefix,
+    PrefixStates,
+    Site,
+    SiteStates,
+    TrainingCard,
+    artefact,
+)
 
 
 @pytest.fixture
@@ -39,6 +52,38 @@ def test_what_is_saved_is_what_is_loaded(prefix: Prefix, tmp_path: Path) -> None
         assert (one.gate is None) == (other.gate is None)
     assert sorted(path.name for path in folder.iterdir()) == ["prefix.json", "prefix.safetensors", "training"]
     assert prefix.save(tmp_path / "again").card.content_hash == saved.card.content_hash
+
+
+def training_of(numbers: int) -> TrainingCard:
+    return TrainingCard(
+        recipe={}, seed=0, steps=1, data_hash="", trained_parameters=numbers, base_weights_hash="", versions={}
+    )
+
+
+def test_the_numbers_of_an_artefact_are_those_in_its_file(prefix: Prefix, tmp_path: Path) -> None:
+    delta = Delta(Method.LORA, {"rank": 1}, {"layers.0.A": torch.ones(1, 3), "layers.0.B": torch.ones(5, 1)})
+    head = Head(HeadKind.SEQUENCE, ("bad", "good"), torch.ones(2, 7), torch.ones(2))
+    whole = Prefix.from_states(prefix.states, base=prefix.card.base, head=head, deltas=[delta])
+    whole.save(tmp_path)
+    held = sum(tensor.numel() for tensor in load_file(tmp_path / "prefix.safetensors").values())
+    assert whole.num_parameters == held == 2 * 2 * 3 * (4 + 2) + 4 + (3 + 5) + (2 * 7 + 2)
+    assert whole.trained_parameters == held
+    trained = whole.card.model_copy(update={"training": training_of(1000)})
+    assert dataclasses.replace(whole, card=trained).trained_parameters == 1000
+
+
+def test_what_lost_a_part_says_so_and_is_not_taken_for_what_was_trained(prefix: Prefix, tmp_path: Path) -> None:
+    deltas = [Delta(kind, {}, {"layers.0.A": torch.ones(1, 3)}) for kind in (Method.LORA, Method.BITFIT)]
+    whole = Prefix.from_states(prefix.states, base=prefix.card.base, deltas=deltas, training=training_of(1000))
+    assert "turned_off" not in whole.card.to_json()
+    assert whole.without() is whole
+    alone = whole.without("bitfit").without("lora").save(tmp_path)
+    assert alone.card.turned_off == ("bitfit", "lora")
+    again = Prefix.load(tmp_path)
+    assert again.card == alone.card
+    assert again.card.training == whole.card.training  # how it came about, its data's cleaning included
+    assert again.trained_parameters == again.num_parameters == prefix.num_parameters
+    assert whole.without("prefix", "lora").card.turned_off == ("prefix", "lora")
 
 
 def test_loaded_prefixes_are_compact(prefix: Prefix, tmp_path: Path) -> None:
@@ -133,7 +178,7 @@ def test_a_save_that_fails_leaves_the_old_artefact(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artefact, "save", full)
-    with pytest.raises(ArtefactError, match="cannot save the prefix: .*No space left on device"):
+    with pytest.raises(ArtefactError, match="cannot save the artefact: .*No space left on device"):
         prefix.save(tmp_path)
     assert Prefix.load(tmp_path).card == saved.card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prefix.json", "prefix.safetensors"]

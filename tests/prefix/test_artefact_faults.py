@@ -48,14 +48,14 @@ def test_a_save_that_fails_anywhere_leaves_the_old_artefact_whole(
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtefactError, match="cannot save the prefix: ") as caught:
+    with pytest.raises(ArtefactError, match="cannot save the artefact: ") as caught:
         make().save(tmp_path / "file" / "prefix")
     assert "\n" not in str(caught.value)
 
 
 def test_scores_that_are_no_numbers_are_refused_and_the_old_ones_kept(tmp_path: Path) -> None:
     saved = make().with_scores({"heldout_nll": 3.5}).save(tmp_path)
-    with pytest.raises(ArtefactError, match="cannot save the prefix"):
+    with pytest.raises(ArtefactError, match="cannot save the artefact"):
         saved.with_scores({"heldout_nll": float("nan")}).save(tmp_path)
     assert Prefix.load(tmp_path).card.scores == {"heldout_nll": 3.5}
 

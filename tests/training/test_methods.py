@@ -214,8 +214,22 @@ def test_each_part_of_a_hybrid_goes_by_its_own_rate(
     assert far["delta"] == pytest.approx(delta_rate, rel=1e-3)
     numbers = {Part.PREFIX: model.encoder.num_parameters(), Part.METHOD: model.delta.num_parameters()}  # type: ignore[union-attr]
     assert outcome.trained_parameters == sum(numbers[part] for part in expected)
-    rate = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["learning_rate"]
-    assert rate == pytest.approx(prefix_rate or delta_rate)
+    line = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert line["learning_rate"] == pytest.approx(prefix_rate or delta_rate)
+    assert line.get("method.learning_rate") == (pytest.approx(delta_rate) if prefix_rate and delta_rate else None)
+
+
+def test_every_step_tells_the_rate_of_each_part(make_recipe: Make, load: Load, tmp_path: Path) -> None:
+    labelled = {"format": "classes", "keep_label": None, "prompt": ""}
+    settings = {"steps": 4, "learning_rate": 0.03, "warmup": 0.25, "schedule": "linear"}
+    method = {"kind": "lora", "rank": 2, "beside_prefix": True, "learning_rate": 0.02}
+    recipe = make_recipe(train=settings, method=method, data=labelled, head={"learning_rate": 0.01})
+    base, data = load(recipe)
+    train_prefix(base, data.train, recipe, tmp_path, classes=data.classes, measure=losses, report=quiet)
+    steps = read_metrics(tmp_path / "metrics.jsonl")[1:]
+    factors = [0.0, 1.0, 2 / 3, 1 / 3]
+    for key, peak in {"learning_rate": 0.03, "method.learning_rate": 0.02, "head.learning_rate": 0.01}.items():
+        assert [line[key] for line in steps] == pytest.approx([peak * factor for factor in factors])
 
 
 def test_parts_are_trained_one_after_the_other(make_recipe: Make, load: Load, tmp_path: Path) -> None:

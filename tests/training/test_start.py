@@ -120,7 +120,7 @@ def test_a_prefix_starts_from_another_one_of_the_same_base(tiny_llama_dir: Any, 
                for a, b in zip(first.sites, again.sites, strict=True))  # fmt: skip
     Prefix.from_states(first, base=BaseCard(id="x", fingerprint="f" * 64)).save(tmp_path / "foreign")
     start = {"kind": "prefix", "path": str(tmp_path / "foreign")}
-    with pytest.raises(BaseMismatchError, match="this prefix was trained on x"):
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on x"):
         build_encoder(base, config(init=start), seed=0, texts=[])
 
 

@@ -196,7 +196,7 @@ def _heads(prefix: Prefix | Sequence[Prefix], count: int, kind: HeadKind) -> lis
     heads = [each.head for each in prefixes if each.head is not None and each.head.kind is kind]
     if len(heads) != count:
         wanted = "whole texts (data.format classes)" if kind is HeadKind.SEQUENCE else "words (data.format tags)"
-        raise ArtefactError(f"the prefix of {prefixes[0].card.base.id} has no head for {wanted}; train one with it")
+        raise ArtefactError(f"the artefact of {prefixes[0].card.base.id} has no head for {wanted}; train one with it")
     return heads
 
 

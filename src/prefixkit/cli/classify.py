@@ -22,7 +22,7 @@ def classify(
 
     head = Prefix.load(folder).head
     if head is None:
-        raise ArtefactError(f"{folder}: this prefix learned text, and has no head; see `prefixkit generate`")
+        raise ArtefactError(f"{folder}: this artefact learned text, and has no head; see `prefixkit generate`")
     given = texts or _lines()
     from prefixkit.classification import classify, tag
     from prefixkit.lab.run import load_run_base

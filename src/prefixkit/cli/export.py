@@ -22,7 +22,7 @@ def peft(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Write a checkpoint for PEFT's PeftModel.from_pretrained, which then gives the same answers."""
+    """Write a prefix, or a LoRA alone, for PEFT's PeftModel.from_pretrained, which then gives the same answers."""
     from prefixkit.lab.interchange import export_peft
 
     card = export_peft(run, out, base=base, overwrite=overwrite).card

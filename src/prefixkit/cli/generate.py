@@ -39,7 +39,7 @@ def generate(
     from prefixkit.prefix import Prefix
 
     if Prefix.load(folder).head is not None:
-        raise ArtefactError(f"{folder}: this prefix learned labels, and writes no text; see `prefixkit classify`")
+        raise ArtefactError(f"{folder}: this artefact learned labels, and writes no text; see `prefixkit classify`")
     loaded, prefix, recipe = load_run_base(folder)
     prefix = prefix.without(*(without or []))
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,

@@ -7,6 +7,7 @@ import typer
 
 from prefixkit import __version__
 from prefixkit.cli import (
+    advise,
     classify,
     diagnose,
     doctor,
@@ -18,6 +19,7 @@ from prefixkit.cli import (
     inspect,
     recipes,
     show,
+    study,
     sweep,
     train,
 )
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("estimate")(estimate.estimate)
+app.command("advise")(advise.advise)
 app.command("sweep")(sweep.sweep)
 app.command("generate")(generate.generate)
 app.command("classify")(classify.classify)
@@ -43,6 +46,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(export.app, name="export")
 app.add_typer(importing.app, name="import")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(study.app, name="study")
 
 
 def _version(asked: bool) -> bool:

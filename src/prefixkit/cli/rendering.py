@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from prefixkit.lab.run import Report, Run
+from prefixkit.lab.study.claims import judge
+from prefixkit.lab.study.results import StudyResult
 from prefixkit.lab.sweep.run import Group
 from prefixkit.logs import talk
 from prefixkit.processes import is_first
@@ -22,6 +24,11 @@ _ROWS = (
     ("heldout_nll", "held-out loss, nats", 3),
     ("heldout_nll_negative", "... on the contrast texts", 3),
     ("steering", "steering, nats per token", 3),
+    ("bleu", "BLEU", 1),
+    ("chrf", "chrF", 1),
+    ("nist", "NIST", 2),
+    ("rouge_l", "ROUGE-L", 3),
+    ("meteor", "METEOR, no synonyms", 3),
     ("sentiment_accuracy", "generations judged right", 3),
     ("fluency_ppl", "perplexity of generations", 1),
     ("repetition", "repeated 4-grams", 3),
@@ -105,6 +112,21 @@ def print_groups(groups: Sequence[Group], metric: str, folder: Path) -> None:
             "" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]",
         )  # fmt: skip
     Console(highlight=False).print(table)
+
+
+def print_verdicts(result: StudyResult, page: Path) -> None:
+    """Print what became of a study's claims, what failed, and where its page is."""
+    table = Table(title=result.study.title, title_justify="left")
+    for heading in ("claim", "came out", "measured"):
+        table.add_column(heading)
+    for verdict in judge(result):
+        table.add_row(verdict.claim.says, str(verdict.ruling), verdict.why)
+    console = Console(highlight=False)
+    console.print(table)
+    failed = sum(outcome.error is not None for outcome in result.outcomes)
+    if failed:
+        console.print(f"{failed} of {len(result.outcomes)} runs failed; the page says which and why")
+    console.print(f"page: {page}", soft_wrap=True)
 
 
 def print_scores(run: Run) -> None:

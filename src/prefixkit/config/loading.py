@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
+from prefixkit.config.explaining import explain, section_at
 from prefixkit.config.method import MethodConfig
 from prefixkit.config.recipe import Recipe
 from prefixkit.errors import ConfigError, did_you_mean
@@ -75,7 +75,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Iterable[str] = (), *, source: str = "recipe") -> Recipe:
     """Like `load_recipe`, from the recipe's text."""
-    values = _parse_yaml(text, source)
+    values = parse_yaml(text, source)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -100,7 +100,7 @@ def validate_recipe(values: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors()[0])) from None
+        raise ConfigError(explain(error, Recipe, "see `prefixkit recipes show`")) from None
 
 
 def dump_recipe(recipe: Recipe, *, only_changes: bool = False) -> str:
@@ -109,7 +109,12 @@ def dump_recipe(recipe: Recipe, *, only_changes: bool = False) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        ConfigError: it is none; the message names the source and the line.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -136,7 +141,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{path}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         values = child
-    values[leaf] = raw if _is_plain_text(raw, path.split(".")) else _parse_yaml(raw, path)
+    values[leaf] = raw if _is_plain_text(raw, path.split(".")) else parse_yaml(raw, path)
 
 
 def _from_word(word: str) -> dict[str, Any]:
@@ -148,62 +153,10 @@ def _from_word(word: str) -> dict[str, Any]:
 
 def _is_plain_text(raw: str, location: list[str]) -> bool:
     """Whether a value is to be taken as it is typed: the setting is text, and the value neither null nor quoted."""
-    section = _section_at(location[:-1])
+    section = section_at(Recipe, location[:-1])
     field = section.model_fields.get(location[-1]) if section else None
     kinds = (set(get_args(field.annotation)) or {field.annotation}) if field else set()
     is_text = str in kinds and kinds <= {str, int, bool, type(None)}
     is_null = raw in ("null", "~") and type(None) in kinds
     is_quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\""
     return is_text and not is_null and not is_quoted
-
-
-def _explain(error: ErrorDetails) -> str:
-    """One line for one pydantic error: the field's path, what was expected, what was given."""
-    location = _location(error)
-    path = ".".join(location) or "recipe"
-    kind, given, context = error["type"], error["input"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        hint = did_you_mean(location[-1], _keys_at(location[:-1]))
-        return f"{path}: unknown key{hint or '; see `prefixkit recipes show` for the known ones'}"
-    if kind == "value_error":
-        return f"{path}: {context['error']}"
-    bounds = _bounds(location)
-    if bounds and kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
-        return f"{path}: expected {bounds}, got {given!r}"
-    expected = error["msg"].removeprefix("Input should be ")
-    return f"{path}: expected {expected}, got {given!r}"
-
-
-def _location(error: ErrorDetails) -> list[str]:
-    """Return the path of the field, without the member of a union that pydantic tried last."""
-    location = [str(part) for part in error["loc"]]
-    return location[:-1] if location and location[-1] in ("str", "int", "bool") else location
-
-
-def _section_at(location: list[str]) -> type[BaseModel] | None:
-    section: type[BaseModel] = Recipe
-    for part in location:
-        field = section.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return None
-        section = field.annotation
-    return section
-
-
-def _keys_at(location: list[str]) -> list[str]:
-    section = _section_at(location)
-    return list(section.model_fields) if section else []
-
-
-def _bounds(location: list[str]) -> str:
-    """Return the range of a numeric field, such as ``0-3`` or ``at least 1``."""
-    section = _section_at(location[:-1])
-    field = section.model_fields.get(location[-1]) if section else None
-    if field is None:
-        return ""
-    limits = {name: getattr(item, name) for item in field.metadata for name in ("ge", "gt", "le", "lt")
-              if getattr(item, name, None) is not None}  # fmt: skip
-    if limits.keys() == {"ge", "le"}:
-        return f"{limits['ge']}-{limits['le']}"
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    return " and ".join(f"{words[name]} {limit:g}" for name, limit in limits.items())

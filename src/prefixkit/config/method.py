@@ -123,6 +123,11 @@ class MethodConfig(Section):
         return f"prefix + {own}" if self.beside_prefix else own
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The settings this method reads, by name: what it is made from."""
+        return {name: getattr(self, name) for name, readers in _READERS.items() if self.kind in readers}
+
+    @property
     def has_prefix(self) -> bool:
         """Whether keys and values are trained."""
         return self.kind in (Method.PREFIX, Method.INFIX) or self.beside_prefix

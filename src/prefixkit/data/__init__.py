@@ -10,9 +10,8 @@ from prefixkit.data.batches import (
 )
 from prefixkit.data.examples import NO_LOSS, BuiltExamples, Example, ask, build_examples
 from prefixkit.data.heldout import heldout_texts
-from prefixkit.data.packaged import MOVIE_REVIEWS, PACKAGED_DATASETS, PackagedDataset
+from prefixkit.data.packaged import BBC_NEWS, MOVIE_REVIEWS, PACKAGED_DATASETS, SMALL_TALK, PackagedDataset
 from prefixkit.data.prepare import (
-    WORDS_PER_TOKEN,
     DataCounts,
     PreparedData,
     check_context,
@@ -23,11 +22,14 @@ from prefixkit.data.prepare import (
 from prefixkit.data.rows import LabelledText, Message, Row, label_name
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import DistinctRows, Split, content_hash, distinct_rows, split_of, split_rows
+from prefixkit.data.training_rows import WORDS_PER_TOKEN
 
 __all__ = [
+    "BBC_NEWS",
     "MOVIE_REVIEWS",
     "NO_LOSS",
     "PACKAGED_DATASETS",
+    "SMALL_TALK",
     "WORDS_PER_TOKEN",
     "BuiltExamples",
     "Collator",

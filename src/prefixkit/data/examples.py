@@ -42,6 +42,7 @@ class Example:
         labels: as many as `input_ids`; -100 where there is no loss.
         source_ids: for an encoder-decoder, what its encoder reads; `input_ids` are then the decoder's.
         words: where words are labelled, those that have a label, in the order of `labels`.
+        last_reply: in a conversation, the last of the assistant's turns; of several, `prompt` leads up to that one.
     """
 
     prompt: str
@@ -50,6 +51,12 @@ class Example:
     labels: Ids
     source_ids: Ids | None = None
     words: tuple[str, ...] = ()
+    last_reply: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """What follows the prompt, as a person wrote it, whole."""
+        return self.text if self.last_reply is None else self.last_reply
 
     def without_loss(self) -> "Example":
         """Return the example with nothing to predict."""
@@ -127,7 +134,7 @@ def build_examples(
             token if learned and place > 0 else NO_LOSS
             for place, (token, learned) in enumerate(zip(ids, encoded.is_learned, strict=False))
         )
-        examples.append(Example(encoded.prompt, row.learned, ids, labels))
+        examples.append(Example(encoded.prompt, row.learned, ids, labels, last_reply=row.last_reply))
     kept = tuple(example for example in examples if example.loss_tokens)
     return BuiltExamples(kept, truncated=truncated, without_loss=len(examples) - len(kept))
 
@@ -190,7 +197,7 @@ def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, ha
             turns = (Message("user", text), Message(ASSISTANT, ""))
             return chat_prompt(Row(0, messages=turns), tokenizer, opening_ids(tokenizer))
         case Format.CLASSES | Format.TAGS:
-            raise DataError("this prefix learned labels, and writes no text; see `prefixkit classify`")
+            raise DataError("this artefact learned labels, and writes no text; see `prefixkit classify`")
 
 
 def _encode_texts(rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Encoded]:

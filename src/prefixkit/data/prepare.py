@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from prefixkit.config import DataConfig
 from prefixkit.data.clean import clean_row
-from prefixkit.data.clearest import clearest_rows
 from prefixkit.data.examples import BuiltExamples, Example, build_examples
 from prefixkit.data.filters import Filtered, filter_rows
 from prefixkit.data.labelled import build_labelled, class_names
@@ -18,6 +17,7 @@ from prefixkit.data.rows import LabelledText, Row
 from prefixkit.data.sources import kept_label, load_rows
 from prefixkit.data.splits import Split, content_hash, distinct_rows, split_rows
 from prefixkit.data.stream import TrainingStream
+from prefixkit.data.training_rows import choose_rows
 from prefixkit.errors import DataError
 from prefixkit.logs import get_logger
 from prefixkit.models.specials import Ids
@@ -28,10 +28,6 @@ _NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
 """Settings that say where the rows are, not what they are: the same file elsewhere is the same data."""
 _OF_STREAMS = {"stream", "stream_head", "stream_window"}
 """Settings that change nothing where rows are not streamed."""
-
-
-#: English text has about this many words per token of the usual vocabularies.
-WORDS_PER_TOKEN = 0.75
 
 
 @dataclass(frozen=True)
@@ -142,13 +138,8 @@ def prepare(
         raise DataError(_explain_empty(config, len(rows), distinct.contradictory, filtered))
     of_split = split_rows(filtered.rows, config.split)
     _check_splits(of_split, len(filtered.rows), config)
-    candidates = len(of_split[Split.TRAIN])
-    of_split[Split.TRAIN] = clearest_rows(
-        of_split[Split.TRAIN],
-        [row for row in splits[Split.TRAIN] if row.label != label],
-        share=config.clearest,
-        words=round(config.max_tokens * WORDS_PER_TOKEN),
-    )
+    chosen = choose_rows(of_split[Split.TRAIN], [row for row in splits[Split.TRAIN] if row.label != label], config)
+    of_split[Split.TRAIN] = chosen.rows
 
     classes = class_names(filtered.rows) if config.format.is_classified else ()
 
@@ -177,7 +168,7 @@ def prepare(
         other_label=filtered.other_label,
         too_short=filtered.too_short,
         too_long=filtered.too_long,
-        unclear=candidates - len(of_split[Split.TRAIN]),
+        unclear=chosen.unclear,
         unlikely=0,
         without_loss=sum(result.without_loss for result in built.values()),
         truncated=sum(result.truncated for result in built.values()),
@@ -286,6 +277,8 @@ def _labelled(rows: Iterable[Row]) -> tuple[LabelledText, ...]:
 def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Example], classes: Sequence[str]) -> str:
     left_out = _NOT_HASHED if config.stream else _NOT_HASHED | _OF_STREAMS
     left_out = left_out | {"likeliest"} if config.likeliest == 1 else left_out
+    left_out = left_out | {"train_rows", "subset_seed"} if config.train_rows is None else left_out
+    left_out = left_out if config.learn_also else left_out | {"learn_also"}
     digest = hashlib.sha256(config.model_dump_json(exclude=left_out).encode())
     if classes:
         digest.update(json.dumps(classes).encode())

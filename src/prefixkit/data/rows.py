@@ -66,6 +66,12 @@ class Row:
         return "\n".join(message.content for message in self.messages if message.role == ASSISTANT)
 
     @property
+    def last_reply(self) -> str | None:
+        """The last of the assistant's turns, in a conversation."""
+        replies = (message.content for message in reversed(self.messages) if message.role == ASSISTANT)
+        return next(replies, None)
+
+    @property
     def given(self) -> str:
         """What stands before: the input, or the turns before the assistant's first; empty for plain text."""
         if self.input is not None:

@@ -208,13 +208,16 @@ def _kind(value: Any) -> str:
 
 def _check_label(config: DataConfig, rows: list[Row]) -> None:
     wanted = kept_label(config)
-    labels = sorted({row.label for row in rows if row.label is not None})
-    if wanted is None or wanted in labels:
+    if wanted is None:
         return
-    shown = ", ".join(labels[:_MOST_LABELS_SHOWN])
-    more = f" and {len(labels) - _MOST_LABELS_SHOWN} more" if len(labels) > _MOST_LABELS_SHOWN else ""
-    of_head = f" of its first {config.stream_head} (data.stream_head)" if config.stream else ""
-    raise DataError(
-        f'data.keep_label: no row{of_head} of {config.source} has "{wanted}" in column "{config.label_column}"; '
-        f"labels: {shown}{more}"
-    )
+    labels = sorted({row.label for row in rows if row.label is not None})
+    also = [("learn_also", label_name(label)) for label in config.learn_also]
+    for setting, label in (("keep_label", wanted), *also):
+        if label not in labels:
+            shown = ", ".join(labels[:_MOST_LABELS_SHOWN])
+            more = f" and {len(labels) - _MOST_LABELS_SHOWN} more" if len(labels) > _MOST_LABELS_SHOWN else ""
+            of_head = f" of its first {config.stream_head} (data.stream_head)" if config.stream else ""
+            raise DataError(
+                f'data.{setting}: no row{of_head} of {config.source} has "{label}" in column "{config.label_column}"; '
+                f"labels: {shown}{more}"
+            )

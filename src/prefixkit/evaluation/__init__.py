@@ -6,14 +6,17 @@ from prefixkit.evaluation.fluency import fluency_losses
 from prefixkit.evaluation.intervals import (
     Interval,
     Ratio,
+    Sums,
     difference_interval,
     jackknife_interval,
     ratio_interval,
     share_interval,
+    sums_interval,
 )
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.labels import evaluate_labels, label_losses
 from prefixkit.evaluation.loss import TokenLosses, heldout_loss
+from prefixkit.evaluation.overlap import check_metrics
 from prefixkit.evaluation.picking import validation_rows
 from prefixkit.evaluation.protocol import check_context, evaluate
 from prefixkit.evaluation.repetition import repetition_rates
@@ -32,11 +35,13 @@ __all__ = [
     "SelfBleu",
     "SentimentJudge",
     "Span",
+    "Sums",
     "System",
     "SystemName",
     "TokenLosses",
     "TrainingTexts",
     "check_context",
+    "check_metrics",
     "difference_interval",
     "evaluate",
     "evaluate_labels",
@@ -47,5 +52,6 @@ __all__ = [
     "ratio_interval",
     "repetition_rates",
     "share_interval",
+    "sums_interval",
     "validation_rows",
 ]

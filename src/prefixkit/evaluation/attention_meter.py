@@ -131,7 +131,7 @@ class Meter:
         if not shares.isfinite().all():
             raise EvaluationError(
                 f"{self.prefix.states.geometry.sites[reading.site].name}: an attention weight is no finite number: "
-                "the prefix is damaged or the dtype too narrow; try model.dtype=float32"
+                "the artefact is damaged or the dtype too narrow; try model.dtype=float32"
             )
         _add(sums.mass, self.now, torch.einsum("bhtp,bt->ht", shares, self.is_text))
         length = shares.shape[3]

@@ -7,6 +7,8 @@ other training seeds.
 Shares (of texts that are this or that) get Wilson's interval (Wilson, 1927; Brown, Cai & DasGupta, 2001): near 0 and 1
 resampled shares vary too little, and a share of exactly 1 would have an interval of no width.
 
+Measures that are made from sums over texts (BLEU, chrF, NIST) are bootstrapped over the texts (Koehn, 2004).
+
 Measures of a *set* of texts (distinct-n, self-BLEU) must not be bootstrapped: a drawn set holds texts twice,
 and a text that stands beside itself is a perfect copy, so every resample would look less diverse than the
 set. They get a delete-a-group jackknife (Shao & Tu, 1995, §2.3), which only ever leaves texts out.
@@ -65,6 +67,37 @@ class Ratio:
         """The ratio itself; NaN where the weights sum to 0."""
         below = math.fsum(self.weights)
         return math.fsum(self.parts) / below if below else math.nan
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A measure of a set of texts that is made from sums over them, as BLEU is from counts of n-grams.
+
+    Unlike distinct-n, such a measure holds no text against another one of the set, so it can be bootstrapped: a text
+    that is drawn twice counts twice.
+
+    Attributes:
+        parts: what is summed, `[texts, sums]`.
+        measure: the measure of the sums, `[sums]`.
+    """
+
+    parts: Numbers
+    measure: Callable[[Numbers], float]
+
+    @property
+    def value(self) -> float:
+        """The measure of the whole set."""
+        return self.measure(self.parts.sum(axis=0))
+
+
+def sums_interval(sums: Sums, *, resamples: int, seed: int) -> Interval | None:
+    """Return the bootstrap percentile interval of a measure made from sums; None for fewer than two texts."""
+    count = len(sums.parts)
+    if count < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(count, size=count) for _ in range(resamples))
+    return _percentiles(np.array([sums.measure(sums.parts[places].sum(axis=0)) for places in drawn]))
 
 
 def ratio_interval(ratio: Ratio, *, resamples: int, seed: int) -> Interval | None:

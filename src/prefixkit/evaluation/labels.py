@@ -73,7 +73,7 @@ def evaluate_labels(
     progress = Progress(on_progress, 2 * len(test) + len(seen) + len(validation))
     measures = Measures(recipe.evaluation)
     answers = _answers(base, test, prefix, head, progress.stage("prefix: labels", len(test)))
-    scores = measures.labels(answers) | {"trainable_parameters": _trained_parameters(prefix, head)}
+    scores = measures.labels(answers) | {"trainable_parameters": Score(prefix.trained_parameters)}
     baselines = {
         HEAD: head_alone(base, seen, data, test, head.pooling, validation, progress),
         WORDS: words_alone(seen, test, data.classes, recipe),
@@ -92,7 +92,7 @@ def _require_head(prefix: Prefix, classes: Sequence[str]) -> Head:
         EvaluationError: there is none, it knows other labels, or reads texts in another way than they were encoded.
     """
     if prefix.head is None:
-        raise EvaluationError("this prefix learned text and has no head, so there are no labels to measure")
+        raise EvaluationError("this artefact learned text and has no head, so there are no labels to measure")
     if prefix.head.pooling is Pooling.LAST:
         raise EvaluationError(
             "this head was imported from PEFT and reads a text's own last token, where a recipe's examples end "
@@ -121,17 +121,10 @@ def _answers(
     logs = [head(states).double().log_softmax(-1).cpu().numpy() for states in hidden]
     if not all(np.isfinite(each).all() for each in logs):
         raise EvaluationError(
-            "the loss of a held-out text is not finite: the prefix is damaged or the dtype too narrow; "
+            "the loss of a held-out text is not finite: the artefact is damaged or the dtype too narrow; "
             "try model.dtype=float32"
         )
     return Answers(head.labels, tuple(logs), tuple(map(expected_of, examples)))
-
-
-def _trained_parameters(prefix: Prefix, head: Head) -> Score:
-    training, states = prefix.card.training, prefix.states
-    held = states.geometry.num_parameters(states.lengths) + head.weight.numel() + head.bias.numel()
-    held += sum(delta.num_parameters for delta in prefix.deltas)
-    return Score(held if training is None else training.trained_parameters)
 
 
 def _predictions(test: Sequence[Example], answers: Answers) -> tuple[Prediction, ...]:

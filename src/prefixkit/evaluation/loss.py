@@ -88,7 +88,7 @@ def heldout_loss(
                 losses = _batch_losses(base, batch)
             for place, value in zip(places, losses, strict=True):
                 if not math.isfinite(value):
-                    damaged = "base model" if prefix is None else "prefix"
+                    damaged = "base model" if prefix is None else "artefact"
                     raise EvaluationError(
                         f"the loss of a text is {value}: the {damaged} is damaged or the dtype too narrow; "
                         "try model.dtype=float32"

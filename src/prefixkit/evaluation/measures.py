@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefixkit.config import EvaluationConfig
+from prefixkit.config import EvaluationConfig, Metric
 from prefixkit.data import LabelledText
 from prefixkit.evaluation.answers import Answers
 from prefixkit.evaluation.copying import Copying
@@ -13,13 +13,25 @@ from prefixkit.evaluation.diversity import Distinct, SelfBleu
 from prefixkit.evaluation.intervals import (
     Interval,
     Ratio,
+    Sums,
     difference_interval,
     jackknife_interval,
     ratio_interval,
     share_interval,
+    sums_interval,
 )
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.loss import TokenLosses
+from prefixkit.evaluation.overlap import (
+    References,
+    bleu_sums,
+    chrf_sums,
+    meteor_scores,
+    rouge_scores,
+    usable_metrics,
+    word_nist_sums,
+)
+from prefixkit.evaluation.progress import OnTexts
 from prefixkit.evaluation.repetition import repetition_rates
 from prefixkit.evaluation.scores import Score
 from prefixkit.seeding import derive
@@ -115,6 +127,30 @@ class Measures:
             scores["novelty"] = self._ratio("novelty", novelty)
         return scores
 
+    def overlap(self, texts: Sequence[str], references: References, told: OnTexts) -> Scores:
+        """Return how near answers come to all that people wrote for the same inputs; intervals are over inputs.
+
+        Raises:
+            ConfigError: a metric was asked for by name and its package is not installed.
+        """
+        scores: Scores = {}
+        metrics = usable_metrics(self.settings)
+        for done, metric in enumerate(metrics, start=1):
+            match metric:
+                case Metric.BLEU:
+                    scores["bleu"] = self._sums("bleu", bleu_sums(texts, references))
+                case Metric.CHRF:
+                    scores["chrf"] = self._sums("chrf", chrf_sums(texts, references))
+                case Metric.ROUGE:
+                    scores |= {key: self._mean(key, own) for key, own in rouge_scores(texts, references).items()}
+                case Metric.METEOR:
+                    scores["meteor"] = self._mean("meteor", meteor_scores(texts, references))
+                case Metric.NIST:
+                    scores["nist"] = self._sums("nist", word_nist_sums(texts, references))
+            told(len(texts) * done // len(metrics), len(texts))
+        told(len(texts), len(texts))  # there may be no metric at all
+        return scores
+
     def labels(self, answers: Answers) -> Scores:
         """Return the loss per label, accuracy, and F1 over classes, and over entities where tags mark some."""
         rows, hits = range(len(answers.logs)), answers.hits
@@ -137,6 +173,9 @@ class Measures:
     def _ratio(self, key: str, ratio: Ratio) -> Score:
         interval = ratio_interval(ratio, resamples=self.settings.bootstrap, seed=self._seed(key))
         return Score(ratio.value, interval)
+
+    def _sums(self, key: str, sums: Sums) -> Score:
+        return Score(sums.value, sums_interval(sums, resamples=self.settings.bootstrap, seed=self._seed(key)))
 
     def _difference(self, key: str, first: Ratio, second: Ratio) -> Score:
         interval = difference_interval(first, second, resamples=self.settings.bootstrap, seed=self._seed(key))

@@ -2,6 +2,7 @@
 
     held-out rows   ->  loss of each system on wanted and on contrasting texts
     prompts + dice  ->  texts of each system  ->  judge, fluency, repetition, diversity, copying
+    inputs + dice   ->  texts of each system  ->  the same, and the distance from what people wrote for them
     held-out texts  ->  cut to the length of generations, measured in the same way: what people score
 
 Rows are picked in the order of their content's hash, so a file sorted by date or label is no trap, and the
@@ -9,12 +10,12 @@ same rows are picked in every run.
 """
 
 from collections.abc import Sequence
-from itertools import cycle, islice
 
 from prefixkit.config import Recipe
 from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData
 from prefixkit.data.stream import window_size
 from prefixkit.errors import EvaluationError
+from prefixkit.evaluation.asking import asked_of
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.loss import TokenLosses, check_examples, heldout_loss
@@ -22,7 +23,7 @@ from prefixkit.evaluation.measures import HeldOutLosses, Measures
 from prefixkit.evaluation.picking import pick
 from prefixkit.evaluation.progress import OnProgress, Progress
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
-from prefixkit.evaluation.systems import System, SystemName, systems_to_compare
+from prefixkit.evaluation.systems import System, SystemName, system_of, systems_to_compare
 from prefixkit.evaluation.writing import REAL, Writing
 from prefixkit.generation import check_length, encode_prompts
 from prefixkit.logs import get_logger
@@ -55,17 +56,20 @@ def evaluate(
     """
     settings = recipe.evaluation
     wanted, contrast = pick(data.test, settings.heldout_rows), pick(data.contrast, settings.contrast_rows)
-    systems = systems_to_compare(prefix, settings.instruction)
-    people = pick(data.test, settings.samples)
-    size = len(wanted) + len(contrast) + 2 * settings.samples
-    progress = Progress(on_progress, size * len(systems) + len(people))
+    systems = systems_to_compare(prefix, settings.instruction) if settings.baselines else [system_of(prefix)]
+    asked = asked_of(data.test, recipe)
+    people = len(asked.people) if settings.baselines else 0
+    size = len(wanted) + len(contrast) + 2 * len(asked.prompts) + len(asked.references)
+    progress = Progress(on_progress, size * len(systems) + people)
     measures = Measures(settings)
     scores: dict[str, Score] = {}
     samples: list[Sample] = []
     heldout = [_heldout(base, system, wanted, contrast, progress) for system in systems]
-    plain = heldout[[system.name for system in systems].index(SystemName.BASE)]
+    plain = {system.name: losses for system, losses in zip(systems, heldout, strict=True)}.get(SystemName.BASE)
     for system, losses in zip(systems, heldout, strict=True):
-        found = measures.heldout(losses) | (measures.steering(losses, plain) if losses is not plain else {})
+        found = measures.heldout(losses)
+        if plain is not None and losses is not plain:
+            found |= measures.steering(losses, plain)
         found["trainable_parameters"] = Score(system.trained_parameters)
         scores |= {system.key + key: score for key, score in found.items()}
     if settings.samples:
@@ -73,13 +77,15 @@ def evaluate(
         if judge is not None and data.judge_test_rows:
             scores |= measures.judge(judge[0], data.judge_test_rows)
         texts = TrainingTexts(_training_texts(prefix, data, recipe))
-        writing = Writing(base, recipe, _prompts(wanted, recipe), judge, texts, measures)
+        writing = Writing(base, recipe, asked, judge, texts, measures)
         for system in systems:
             own, found = writing.score(system, progress)
             samples += own
             scores |= {system.key + key: score for key, score in found.items()}
-        scores |= {REAL + key: score for key, score in writing.score_real(people, progress).items()}
-    return Evaluation(scores, tuple(samples))
+        if settings.baselines:
+            scores |= {REAL + key: score for key, score in writing.score_real(progress).items()}
+    rows = {system.key + "heldout_nll": losses.wanted for system, losses in zip(systems, heldout, strict=True)}
+    return Evaluation(scores, tuple(samples), row_losses=rows)
 
 
 def _training_texts(prefix: Prefix, data: PreparedData, recipe: Recipe) -> list[str]:
@@ -104,13 +110,13 @@ def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_toke
         DataError: the longest prompt and the new tokens do not fit, behind the prefix or behind the instruction.
         EvaluationError: a held-out text does not fit behind the instruction.
     """
-    wanted = pick(data.test, recipe.evaluation.heldout_rows)
+    wanted, asked = pick(data.test, recipe.evaluation.heldout_rows), asked_of(data.test, recipe)
     for system in systems_to_compare(None, recipe.evaluation.instruction):
         read = prefix_tokens if system.name is SystemName.BASE else 0  # the base model stands for the prefix here
         check_examples(base, system.examples(base, wanted), prefix_tokens=read)
         prompts = encode_prompts(
             base,
-            system.prompts(dict.fromkeys(_prompts(wanted, recipe))),
+            system.prompts(dict.fromkeys(asked.prompts)),
             source_tokens=system.source_tokens(base, recipe.data.max_tokens),
         )
         if prompts:
@@ -125,12 +131,6 @@ def _heldout(
         return heldout_loss(base, system.examples(base, examples), prefix=system.prefix, on_progress=told)
 
     return HeldOutLosses(measure(wanted), measure(contrast) if contrast else None)
-
-
-def _prompts(examples: Sequence[Example], recipe: Recipe) -> tuple[str, ...]:
-    """Return one prompt per sample: the recipe's, or those of the held-out rows, in turn."""
-    given = recipe.evaluation.prompts or list(dict.fromkeys(example.prompt for example in examples))
-    return tuple(islice(cycle(given), recipe.evaluation.samples))
 
 
 def _train_judge(data: PreparedData, recipe: Recipe) -> tuple[SentimentJudge, str] | None:

@@ -1,11 +1,12 @@
 """What an evaluation leaves: scores with intervals, and the generated texts with what was found in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefixkit.evaluation.copying import Span
 from prefixkit.evaluation.intervals import Interval
+from prefixkit.evaluation.loss import TokenLosses
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Sample:
         probability: the judge's probability of that label; None without a judge.
         longest_copy: the longest run of words it shares with a training text; None for no word.
         copied: runs of at least `evaluation.novelty_n` such words, in characters of `text`; they may overlap.
+        references: what people wrote for the same prompt, where it is an input to answer.
     """
 
     system: str
@@ -39,6 +41,7 @@ class Sample:
     probability: float | None
     longest_copy: Span | None
     copied: tuple[Span, ...]
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,18 @@ class Evaluation:
     """Scores by key, as scores.json has them, and what they were measured on: texts, or predicted labels.
 
     A measure that could not be made has no key; nothing stands in for it.
+
+    Attributes:
+        scores: by key.
+        samples: what was written.
+        predictions: where labels are learned, what was predicted.
+        row_losses: held-out losses row by row, by the key of their mean: to compare runs text by text.
     """
 
     scores: Mapping[str, Score]
     samples: tuple[Sample, ...] = ()
     predictions: tuple[Prediction, ...] = ()
+    row_losses: Mapping[str, TokenLosses] = field(default_factory=dict)
 
     def to_flat(self) -> dict[str, Any]:
         """Return the content of scores.json: a number per key, and `intervals` with [low, high] per key."""

@@ -45,14 +45,8 @@ class System:
 
     @property
     def trained_parameters(self) -> int:
-        """Numbers this system had to learn; for a prefix made without training, the numbers it holds."""
-        if self.prefix is None:
-            return 0
-        training, states = self.prefix.card.training, self.prefix.states
-        gates = sum(site.gate.numel() for site in states.sites if site.gate is not None)
-        held = states.geometry.num_parameters(states.lengths) + gates
-        held += sum(delta.num_parameters for delta in self.prefix.deltas)
-        return held if training is None else training.trained_parameters
+        """Numbers this system had to learn."""
+        return 0 if self.prefix is None else self.prefix.trained_parameters
 
     def prompts(self, prompts: Iterable[str]) -> list[str]:
         """Return what this system is asked to continue."""
@@ -79,9 +73,14 @@ class System:
         return "" if self.instruction is None else self.instruction + _SEPARATOR
 
 
+def system_of(prefix: Prefix) -> System:
+    """Return the system that reads a prefix."""
+    return System(SystemName.PREFIX, prefix=prefix)
+
+
 def systems_to_compare(prefix: Prefix | None, instruction: str | None) -> list[System]:
     """Return the prefix, if there is one yet, and its baselines; without an instruction that one is missing."""
-    systems = [System(SystemName.PREFIX, prefix=prefix)] if prefix is not None else []
+    systems = [system_of(prefix)] if prefix is not None else []
     systems.append(System(SystemName.BASE))
     if instruction:
         systems.append(System(SystemName.INSTRUCTION, instruction=instruction))

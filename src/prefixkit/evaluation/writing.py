@@ -6,6 +6,7 @@ from itertools import groupby
 
 from prefixkit.config import Recipe
 from prefixkit.data import NO_LOSS, Example
+from prefixkit.evaluation.asking import Asked
 from prefixkit.evaluation.copying import Copying, TrainingTexts
 from prefixkit.evaluation.fluency import fluency_losses
 from prefixkit.evaluation.judge import SentimentJudge
@@ -31,7 +32,7 @@ class Writing:
     Attributes:
         base: the frozen model, with nothing attached.
         recipe: its evaluation and generation settings.
-        prompts: what is continued, one per sample.
+        asked: what is continued, and what people wrote for it.
         judge: the judge and the label it listens for; None leaves the judging out.
         training: what texts may have been copied from.
         measures: makes the scores.
@@ -39,7 +40,7 @@ class Writing:
 
     base: Base
     recipe: Recipe
-    prompts: tuple[str, ...]
+    asked: Asked
     judge: tuple[SentimentJudge, str] | None
     training: TrainingTexts
     measures: Measures
@@ -50,38 +51,45 @@ class Writing:
         Raises:
             DataError: a prompt cannot be continued; see `generate_texts`.
         """
+        prompts, references = self.asked.prompts, self.asked.references
         texts = generate_texts(
             self.base,
-            system.prompts(self.prompts),
+            system.prompts(prompts),
             self.recipe.generation,
             seed=derive(self.recipe.evaluation.seed, "evaluation.samples"),
             prefix=system.prefix,
             source_tokens=system.source_tokens(self.base, self.recipe.data.max_tokens),
-            on_progress=progress.stage(f"{system.name}: writing", len(self.prompts)),
+            on_progress=progress.stage(f"{system.name}: writing", len(prompts)),
         )
         verdicts, probabilities = self._judge(texts)
         copies = self._compare(texts)
         samples = [
             Sample(
-                system.name.value, place, prompt, text, verdicts[place], probabilities[place], copy.longest, copy.spans
+                system.name.value, place, prompt, text, verdicts[place], probabilities[place], copy.longest, copy.spans,
+                references[place] if references else (),
             )
-            for place, (prompt, text, copy) in enumerate(zip(self.prompts, texts, copies, strict=True))
-        ]
+            for place, (prompt, text, copy) in enumerate(zip(prompts, texts, copies, strict=True))
+        ]  # fmt: skip
         told = progress.stage(f"{system.name}: fluency", len(texts))
-        return samples, self._scores(system.name, self.prompts, texts, verdicts, copies, told)
+        scores = self._scores(system.name, prompts, texts, verdicts, copies, told)
+        if references:
+            told = progress.stage(f"{system.name}: references", len(texts))
+            scores |= self.measures.overlap(texts, references, told)
+        return samples, scores
 
-    def score_real(self, examples: Sequence[Example], progress: Progress) -> Scores:
+    def score_real(self, progress: Progress) -> Scores:
         """Return the scores of held-out texts that people wrote, cut to the longest a system may write.
 
         They are what the systems' scores are to be read beside: people are neither as predictable as a model nor
         always of one voice. Measures of the whole set are left out where there are fewer texts than a system writes.
         """
+        examples = self.asked.people
         prompts = [example.prompt for example in examples]
         texts = [self._opening_of(example) for example in examples]
         verdicts, _ = self._judge(texts)
         told = progress.stage("people: fluency", len(texts))
         scores = self._scores("people", prompts, texts, verdicts, self._compare(texts), told)
-        if len(texts) < len(self.prompts):  # fewer texts look more diverse
+        if len(texts) < len(self.asked.prompts):  # fewer texts look more diverse
             scores = {key: score for key, score in scores.items() if key not in SET_MEASURES}
         return scores
 

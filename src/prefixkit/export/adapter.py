@@ -11,6 +11,7 @@ folded away when PEFT saves, as it is here, so the numbers are the prefix in eit
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -126,7 +127,7 @@ class Adapter:
 
 
 def write_adapter(folder: Path, adapter: Adapter) -> None:
-    """Write a PEFT checkpoint; both files are written aside, then renamed into place.
+    """Write a PEFT checkpoint of a prefix.
 
     Args:
         folder: where to.
@@ -151,11 +152,25 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
     if head is not None:
         parts = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
         tensors |= {f"base_model.{head.name}.{part}": tensor for part, tensor in parts.items()}
+    write_checkpoint(folder, values, tensors)
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the two files of a PEFT checkpoint, of whatever method; they are written aside, then renamed into place.
+
+    Args:
+        folder: where to.
+        config: the content of `adapter_config.json`.
+        tensors: that of `adapter_model.safetensors`.
+
+    Raises:
+        ExportError: the folder cannot be written to; files already there are untouched.
+    """
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, {"format": "pt"})
     try:
         with atomic_path(folder / CONFIG_NAME) as config_path, atomic_path(folder / TENSORS_NAME) as path:
             path.write_bytes(content)
-            write_json(config_path, values)
+            write_json(config_path, dict(config))
     except OSError as error:
         raise ExportError(f"{folder}: cannot be written to: {error.strerror or error}") from None
 

@@ -2,7 +2,7 @@
 
 What PEFT's format cannot say is refused. It has one length for all layers, no gate, one attention stack, text that
 starts right after the prefix, float32; and PEFT's prefix is text to a sliding window, which leaves it behind. `heads`
-says which classification heads it has words for.
+says which classification heads it has words for; a LoRA goes to the format of its own, in `lora`.
 """
 
 from collections.abc import Sequence
@@ -13,35 +13,38 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixkit.compat import smallest_window
-from prefixkit.config import Placement
+from prefixkit.config import Method, Placement
 from prefixkit.errors import ArtefactError, ExportError
 from prefixkit.export.adapter import Adapter, AdapterConfig, read_adapter, write_adapter
 from prefixkit.export.heads import from_adapter, require_plain, task_of_head, to_adapter
+from prefixkit.export.lora import write_lora
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import context_tokens, inspect_model
 from prefixkit.prefix import BaseCard, Geometry, Prefix, PrefixStates, Site
 
 
 def to_peft(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
-    """Write a prefix as a PEFT checkpoint, to be loaded with ``PeftModel.from_pretrained(model, folder)``.
+    """Write a prefix, or a LoRA alone, as a PEFT checkpoint for ``PeftModel.from_pretrained(model, folder)``.
 
     Training record, scores, licence and the names of labels have no place in it; keep the artefact as well. A prefix
     with a head is loaded onto transformers' class for it, such as ``AutoModelForTokenClassification``.
 
     Args:
-        prefix: the prefix.
+        prefix: the artefact.
         folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` go.
         model: the base model of the prefix.
 
     Raises:
-        ExportError: PEFT's format cannot say what this prefix is, or the folder cannot be written to.
+        ExportError: PEFT's format cannot say what this artefact is, or the folder cannot be written to.
         BaseMismatchError: the prefix belongs to another model.
     """
+    if prefix.parts == (Method.LORA,):
+        return write_lora(prefix, Path(folder), model)
     states, path = prefix.states, Path(folder)
     site = _require_sayable(prefix)
     if inspect_model(model).geometry != states.geometry:
         raise ExportError(
-            f"the prefix of {prefix.card.base.id} has another geometry than this model; give its base model"
+            f"the artefact of {prefix.card.base.id} has another geometry than this model; give its base model"
         )
     require_plain(model, ExportError)
     check_base(model, prefix.card.base)
@@ -125,6 +128,8 @@ def _require_sayable(prefix: Prefix) -> Site:
         raise ExportError("PEFT's format cannot say an infix, which stands behind the input; train a prefix for it")
     if prefix.deltas:
         method = prefix.deltas[0].method
+        if not any(states.lengths):
+            raise ExportError(f"{method}: cannot be exported to PEFT's formats; a prefix can, and a LoRA alone")
         raise ExportError(
             f"PEFT's prefix format cannot say {method}, which was trained with this artefact; export what is left "
             f'without it: prefix.without("{method}")'

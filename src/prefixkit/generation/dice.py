@@ -124,8 +124,8 @@ class TokenChooser(LogitsProcessor):
         highest = scores.amax(dim=1, keepdim=True)  # [b, 1]
         if not torch.isfinite(highest).all():
             raise ModelError(
-                "the model's logits are NaN or infinite: the prefix is damaged or the dtype too narrow; "
-                "try model.dtype=float32"
+                "the model's logits are NaN or infinite: the artefact or the base model is damaged, or the dtype too "
+                "narrow; try model.dtype=float32"
             )
         step = input_ids.shape[1] - self.is_text.shape[1]
         if self.settings.repetition_penalty > 1:

@@ -212,7 +212,7 @@ def from_encoder(
     if encoder.geometry != anatomy.geometry:
         raise InjectionError("the encoder was made for a model of another geometry")
     require_trainable(encoder)
-    position = anatomy.geometry.text_position(encoder.lengths, is_gated=encoder.gates is not None, asked=offset)
+    position = encoder.text_position(offset)
     if infix:
         require_order(model, anatomy)
     return InTraining(encoder, position, deltas, infix)
@@ -257,7 +257,7 @@ def from_prefixes(
         if each is not None:
             if each.states.geometry != anatomy.geometry:
                 raise InjectionError(
-                    f"the prefix of {each.card.base.id} has another geometry than this model; load its base model"
+                    f"the artefact of {each.card.base.id} has another geometry than this model; load its base model"
                 )
             bases.setdefault(each.card.base.fingerprint, each.card.base)
     for base in bases.values():  # once each: a look at the model takes as long as a switch

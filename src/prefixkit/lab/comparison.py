@@ -29,6 +29,8 @@ class Unit(StrEnum):
     SHARE = "share"
     RATIO = "ratio"
     COUNT = "count"
+    SECONDS = "seconds"
+    BYTES = "bytes"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ MEASURES = (
             "other, in nats per token.", Better.HIGHER, Unit.NATS),
     Measure("steering_gap", "Steering gap", "Contrast loss minus held-out loss: how strongly the wanted kind "
             "is preferred.", Better.HIGHER, Unit.NATS),
+    Measure("bleu", "BLEU", "How many of the words, and of two to four words in a row, people wrote too for the same "
+            "input; 0 to 100.", Better.HIGHER, Unit.RATIO),
+    Measure("chrf", "chrF", "The same for up to six characters in a row, found and not missed; 0 to 100.",
+            Better.HIGHER, Unit.RATIO),
+    Measure("nist", "NIST", "The same for up to five words in a row, where rare ones count more; no upper end.",
+            Better.HIGHER, Unit.RATIO),
+    Measure("rouge_1", "ROUGE-1", "Words in common with what people wrote for the same input, found and not missed.",
+            Better.HIGHER, Unit.SHARE),
+    Measure("rouge_2", "ROUGE-2", "The same for pairs of words.", Better.HIGHER, Unit.SHARE),
+    Measure("rouge_l", "ROUGE-L", "The same for the longest run of words in the same order, with gaps.",
+            Better.HIGHER, Unit.SHARE),
+    Measure("meteor", "METEOR", "Words or stems in common, recall before precision, and in how few pieces; without "
+            "synonyms.", Better.HIGHER, Unit.SHARE),
     Measure("sentiment_accuracy", "Judged as wanted", "Share of generated texts that the judge gives "
             "the wanted label.", Better.HIGHER, Unit.SHARE),
     Measure("fluency_ppl", "Fluency", "Perplexity of the generated texts under the plain base model: "
@@ -164,6 +179,10 @@ def format_value(value: float, unit: Unit) -> str:
             return f"{100 * value:.1f}%"
         case Unit.COUNT:
             return f"{value:,.0f}"
+        case Unit.SECONDS:
+            return f"{value:,.0f} s" if abs(value) >= 10 else f"{value:.2f} s"
+        case Unit.BYTES:
+            return f"{value / 1e9:.2f} GB" if abs(value) >= 1e9 else f"{value / 1e6:,.2f} MB"
         case Unit.NATS:
             return f"{value:.3f}"
         case Unit.RATIO:

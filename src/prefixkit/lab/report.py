@@ -85,11 +85,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """What each system wrote for the same prompt."""
+    """What each system wrote for the same prompt, and what people did, if the prompt is an input to answer."""
 
     index: int
     prompt: str
     texts: Mapping[str, Sample]
+    references: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ def headlines(files: RunFiles) -> list[Headline]:
         ]
         best = f"{files.run['best_heldout_loss']:.3f}"
         found.append(Headline("Validation loss", best, start, f"{_unit(files)}; lower is better"))
+    if (row := rows.get("bleu")) and "prefix" in row.cells:
+        found.append(Headline("BLEU", row.cells["prefix"].text, _others(row), "beside people; 100 is the same"))
     if (row := rows.get("sentiment_accuracy")) and "prefix" in row.cells:
         note = "of the generated texts, by a judge that saw none of the training rows"
         found.append(Headline("Judged as wanted", row.cells["prefix"].text, _others(row), note))
@@ -232,13 +235,14 @@ def sample_rows(samples: Sequence[Json], *, wanted: str = "as wanted") -> list[S
         wanted: the label the prefix is meant to produce.
     """
     rows: dict[tuple[int, str], dict[str, Sample]] = {}
+    references = {(line["index"], line["prompt"]): line.get("references") or () for line in samples}
     for line in samples:
         rows.setdefault((line["index"], line["prompt"]), {})[line["system"]] = Sample(
             passages=split_copied(line["text"], [(s["start"], s["end"]) for s in line.get("copied") or ()]),
             verdict=_verdict(line.get("is_wanted"), line.get("probability"), wanted),
             is_wanted=bool(line.get("is_wanted")),
         )
-    return [SampleRow(index, prompt, rows[index, prompt]) for index, prompt in sorted(rows)]
+    return [SampleRow(*place, rows[place], references[place]) for place in sorted(rows)]
 
 
 def _verdict(is_wanted: bool | None, probability: float | int | None, label: str) -> str:
@@ -287,6 +291,8 @@ def _plots(files: RunFiles) -> Plots:
     best = files.run.get("best_step")
     small = (
         small_plot(files.metrics, "learning_rate", "learning rate", name="rate"),
+        small_plot(files.metrics, "method.learning_rate", "learning rate of the other method", name="method-rate"),
+        small_plot(files.metrics, "head.learning_rate", "learning rate of the head", name="head-rate"),
         small_plot(files.metrics, "grad_norm", "gradient norm", name="norm"),
     )
     wide = loss_plot(files.metrics, name="loss", best_step=best, unit=_unit(files))

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from prefixkit import processes
 from prefixkit.config import Method, Recipe, validate_recipe
 from prefixkit.data import PreparedData, check_batch_size, longest_first
-from prefixkit.errors import ConfigError, TrainingError
+from prefixkit.errors import ConfigError, DivergedError, TrainingError
 from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
 from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.agreement import check_alike, check_shared, check_unchanged
@@ -23,6 +23,7 @@ from prefixkit.lab.folder import (
     PREDICTIONS,
     RECIPE,
     REPORT,
+    ROW_LOSSES,
     RUN,
     SAMPLES,
     SCORES,
@@ -54,6 +55,10 @@ log = get_logger(__name__)
 Report = Callable[[str, int, int, str], None]
 
 
+def tell_nobody(what: str, done: int, total: int, words: str) -> None:
+    """Be a `Report` that nobody reads."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run.
@@ -78,7 +83,7 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     memory_budget: int | None = None,
-    report: Report,
+    report: Report = tell_nobody,
 ) -> Run:
     """Run a recipe; in several processes at once if `torchrun` or `accelerate launch` started them.
 
@@ -89,7 +94,7 @@ def train_run(
         overwrite: throw away what is there.
         memory_budget: bytes to stay within: batches, gradient checkpointing and texts generated at a time are chosen
             to fit, rows per optimiser step staying what the recipe says. A run that is resumed keeps what was chosen.
-        report: told about progress.
+        report: told about progress; nobody is if left out.
 
     Raises:
         PrefixkitError: with one line that says what is wrong; what was saved before stays.
@@ -206,16 +211,21 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         )
         return float(measured.mean)
 
-    outcome = train_prefix(
-        base,
-        data.train,
-        recipe,
-        folder,
-        stream=data.stream,
-        classes=data.classes,
-        measure=measure,
-        report=lambda step, steps, words: report("training", step, steps, words),
-    )
+    try:
+        outcome = train_prefix(
+            base,
+            data.train,
+            recipe,
+            folder,
+            stream=data.stream,
+            classes=data.classes,
+            measure=measure,
+            report=lambda step, steps, words: report("training", step, steps, words),
+        )
+    except DivergedError as error:
+        if processes.is_first():
+            write_json(folder / RUN, read_record(folder / RUN) | {"diverged": str(error)})
+        raise
     after = weights_hash(base.model)
     if after != before:
         raise TrainingError("the base model's weights changed during training; this is a bug, nothing was saved")
@@ -313,6 +323,9 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
     flat["measured_with"] = measured_with(recipe)
     name, lines = (PREDICTIONS, evaluation.predictions) if data.classes else (SAMPLES, evaluation.samples)
     write_text(folder / name, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
+    if evaluation.row_losses:
+        rows = {key: {"nats": losses.nats, "tokens": losses.tokens} for key, losses in evaluation.row_losses.items()}
+        write_json(folder / ROW_LOSSES, rows)
     prefix.with_scores({key: value for key, value in flat.items() if isinstance(value, int | float)}).save(folder)
     record = read_record(folder / RUN)
     record["evaluation_seconds"] = round(time.perf_counter() - started, 3)

@@ -8,7 +8,6 @@
 `W_up` and `b_up` start at 0, so that the model starts as it is.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.config import AdapterStyle, Method, MethodConfig
+from prefixkit.config import AdapterStyle, Method
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.methods.delta import DeltaModule, Undo, training_dtype, undo_all
 from prefixkit.methods.layers import attention_in, layers_of, network_in
@@ -36,8 +35,9 @@ class BottleneckAdapter(DeltaModule):
         model: the base model.
         style: where they stand.
         bottleneck: `m`, width of the hidden layer.
-        scale: `s`.
-        generator: draws `W_down`, uniformly as torch's linear layers do; left out, zeros that are filled by `load`.
+        scale: `s`; None for 4 beside and 1 behind.
+
+    `W_down` is drawn from torch's own generator, uniformly as in torch's linear layers.
 
     Raises:
         UnsupportedModelError: the model is no decoder-only one, or its parts are not known.
@@ -45,42 +45,25 @@ class BottleneckAdapter(DeltaModule):
 
     method = Method.ADAPTER
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        style: str,
-        bottleneck: int,
-        scale: float,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, style: str, bottleneck: int, scale: float | None) -> None:
         if inspect_model(model).kind is not Kind.DECODER:
             raise UnsupportedModelError(
                 f"adapter: {type(model).__name__} is no decoder-only model, which adapters are for here; choose lora"
             )
         kind = AdapterStyle(style)
+        if scale is None:
+            scale = _PARALLEL_SCALE if kind is AdapterStyle.PARALLEL else 1.0
         places = _places(model, kind)
         width: int = model.config.get_text_config().hidden_size
         dtype, device = training_dtype(model.dtype), input_device(model)
         named: dict[str, nn.Parameter] = {}
         for name, _ in places:
-            down = torch.zeros(bottleneck, width, dtype=dtype)
-            if generator is not None:
-                down.uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+            down = torch.empty(bottleneck, width, dtype=dtype).uniform_(-(width**-0.5), width**-0.5)
             parts = (down, torch.zeros(bottleneck), torch.zeros(width, bottleneck), torch.zeros(width))
             for part, tensor in zip(_PARTS, parts, strict=True):
                 named[f"{name}.{part}"] = nn.Parameter(tensor.to(device, dtype))
         super().__init__(named, {"style": str(kind), "bottleneck": bottleneck, "scale": scale})
         self._places, self._scale, self._is_parallel = places, scale, kind is AdapterStyle.PARALLEL
-
-    @classmethod
-    def from_config(
-        cls, model: PreTrainedModel, config: MethodConfig, generator: torch.Generator
-    ) -> "BottleneckAdapter":
-        """Return what a recipe asks for."""
-        usual = _PARALLEL_SCALE if config.style is AdapterStyle.PARALLEL else 1.0
-        scale = usual if config.scale is None else config.scale
-        return cls(model, style=config.style, bottleneck=config.bottleneck, scale=scale, generator=generator)
 
     def insert(self) -> Undo:
         """Hook the parts of each layer."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.config import Biases, Method, MethodConfig
+from prefixkit.config import Biases, Method
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.methods.delta import DeltaModule, Undo, training_dtype, undo_all
 from prefixkit.methods.layers import linear_layers
@@ -35,7 +35,6 @@ class BitFit(OverlaidParameters):
 
     Args:
         model: the base model.
-        biases: `Biases.OWN`.
 
     Raises:
         UnsupportedModelError: it has none.
@@ -43,13 +42,13 @@ class BitFit(OverlaidParameters):
 
     method = Method.BITFIT
 
-    def __init__(self, model: PreTrainedModel, *, biases: str = Biases.OWN) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         found = own_biases(model)
         if not found:
             raise UnsupportedModelError(
                 f"bitfit: {type(model).__name__} has no biases; set method.biases=added for one on every linear layer"
             )
-        super().__init__(model, found, {"biases": str(biases)})
+        super().__init__(model, found, {"biases": str(Biases.OWN)})
 
 
 class AddedBiases(DeltaModule):
@@ -57,17 +56,16 @@ class AddedBiases(DeltaModule):
 
     Args:
         model: the base model.
-        biases: `Biases.ADDED`.
     """
 
     method = Method.BITFIT
 
-    def __init__(self, model: PreTrainedModel, *, biases: str = Biases.ADDED) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         found = list(linear_layers(model))
         dtype, device = training_dtype(model.dtype), input_device(model)
         named = {f"{name}.bias": nn.Parameter(torch.zeros(width, dtype=dtype, device=device))
                  for name, _, width in found}  # fmt: skip
-        super().__init__(named, {"biases": str(biases)})
+        super().__init__(named, {"biases": str(Biases.ADDED)})
         self._modules_changed = [module for _, module, _ in found]
 
     def insert(self) -> Undo:
@@ -83,14 +81,17 @@ def _add(bias: Tensor, module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output + bias.to(output.device, output.dtype)
 
 
-def bitfit_from_config(model: PreTrainedModel, config: MethodConfig) -> DeltaModule:
-    """Return what a recipe asks for."""
-    wanted = config.biases
-    if wanted is Biases.AUTO:
-        wanted = Biases.OWN if own_biases(model) else Biases.ADDED
-    return bitfit(model, biases=wanted)
-
-
 def bitfit(model: PreTrainedModel, *, biases: str) -> DeltaModule:
-    """Return BitFit of one kind."""
-    return AddedBiases(model) if biases == Biases.ADDED else BitFit(model)
+    """Return BitFit of one kind, or of the kind that suits the model.
+
+    Args:
+        model: the base model.
+        biases: one of `Biases`.
+
+    Raises:
+        UnsupportedModelError: its own biases are asked for, and it has none.
+    """
+    kind = Biases(biases)
+    if kind is Biases.AUTO:
+        kind = Biases.OWN if own_biases(model) else Biases.ADDED
+    return AddedBiases(model) if kind is Biases.ADDED else BitFit(model)

@@ -26,7 +26,8 @@ class DeltaModule(nn.Module, ABC):
 
     Args:
         named: the trainable numbers, by the name of the layer they belong to.
-        settings: what the method's class has to be called with to build the same layers again, as plain JSON.
+        settings: what the method has to be made from for the same layers again, as plain JSON and by the names of its
+            settings in a recipe; what was left to the method is decided in it.
 
     Attributes:
         serial: tells it from all others of this process.
@@ -91,7 +92,8 @@ class DeltaModule(nn.Module, ABC):
         for name, number in own.items():
             if number.shape != tensors[name].shape:
                 raise ArtefactError(
-                    f"{self.method}: {name}: expected shape {list(number.shape)}, got {list(tensors[name].shape)}"
+                    f"{self.method}: {name}: expected shape {list(number.shape)}, got {list(tensors[name].shape)}; "
+                    "load the base model it was trained on"
                 )
             number.copy_(tensors[name])
 

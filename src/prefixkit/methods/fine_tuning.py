@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from prefixkit.config import Method, MethodConfig
+from prefixkit.config import Method
 from prefixkit.errors import ConfigError
 from prefixkit.methods.layers import layers_of
 from prefixkit.methods.overlay import OverlaidParameters
@@ -19,11 +19,6 @@ class FullFineTuning(OverlaidParameters):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, dict(model.named_parameters()), {})
-
-    @classmethod
-    def from_config(cls, model: PreTrainedModel, config: MethodConfig) -> "FullFineTuning":
-        """Return what a recipe asks for."""
-        return cls(model)
 
 
 class TopLayers(OverlaidParameters):
@@ -46,8 +41,3 @@ class TopLayers(OverlaidParameters):
         last = list(layers)[-top_layers:]
         wanted = {f"{name}.{inner}": weight for name in last for inner, weight in layers[name].named_parameters()}
         super().__init__(model, wanted, {"top_layers": top_layers})
-
-    @classmethod
-    def from_config(cls, model: PreTrainedModel, config: MethodConfig) -> "TopLayers":
-        """Return what a recipe asks for."""
-        return cls(model, top_layers=config.top_layers)

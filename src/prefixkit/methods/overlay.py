@@ -30,11 +30,16 @@ class OverlaidParameters(DeltaModule):
     """
 
     def __init__(self, model: PreTrainedModel, wanted: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> None:
+        if is_offloaded(model):
+            raise UnsupportedModelError(
+                f"{self.method}: the base model is offloaded, and its weights cannot be trained; load it whole, or "
+                "choose adapter"
+            )
         for name, parameter in wanted.items():
-            if is_offloaded(model) or not is_plain(parameter) or not parameter.is_floating_point():
+            if not is_plain(parameter) or not parameter.is_floating_point():
                 raise UnsupportedModelError(
-                    f"{self.method}: {name} is quantised or offloaded, and cannot be trained; load the base model "
-                    "whole and unquantised, or choose lora"
+                    f"{self.method}: {name} is quantised, and cannot be trained; load the base model unquantised, or "
+                    "choose lora"
                 )
         copies = {
             name: nn.Parameter(parameter.detach().to(training_dtype(parameter.dtype), copy=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixkit.config import Method, Placement, PrefixConfig
-from prefixkit.errors import UnsupportedModelError
+from prefixkit.errors import ConfigError, UnsupportedModelError
 from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.models.weights import embedding_table
 from prefixkit.prefix import Geometry, PrefixEncoder, PrefixStates, Site
@@ -88,6 +88,7 @@ def new_soft_prompt(
 
     Raises:
         UnsupportedModelError: the model is no decoder-only one, or its embeddings have an odd size.
+        ConfigError: the virtual tokens are more than its context.
     """
     anatomy = inspect_model(model)
     width, length = embedding_table(model).shape[1], config.num_virtual_tokens
@@ -98,6 +99,11 @@ def new_soft_prompt(
         )
     if width % 2:
         raise UnsupportedModelError(f"{method}: embeddings of {width} numbers cannot be halved; choose another method")
+    if anatomy.context_tokens is not None and length > anatomy.context_tokens:
+        raise ConfigError(
+            f"prefix.num_virtual_tokens: the model itself reads those of {method}, and its context is "
+            f"{anatomy.context_tokens}; take fewer than {length}"
+        )
     source: nn.Module
     if method is Method.EMBEDDING:
         source = PrefixEncoder(

@@ -115,6 +115,6 @@ def check_base(model: PreTrainedModel, base: BaseCard) -> None:
     elif base.id == model.config.name_or_path:
         todo += " with the weights and settings it had then, and quantised if they were"
     raise BaseMismatchError(
-        f"this prefix was trained on {base.id} (fingerprint {base.fingerprint[:12]}), the model at hand is "
+        f"this artefact was trained on {base.id} (fingerprint {base.fingerprint[:12]}), the model at hand is "
         f"{model.config.name_or_path or type(model).__name__} ({known.newest[:12]}); {todo}"
     )

@@ -82,7 +82,7 @@ def _is_path(name: str) -> bool:
 def _require_model(name: str, folder: Path) -> None:
     """Refuse a folder that is not a model, naming what is missing."""
     if (folder / "prefix.json").is_file():
-        raise ModelError(f"{name}: this folder holds a prefix, not a base model; give the model it was trained on")
+        raise ModelError(f"{name}: this folder holds an artefact, not a base model; give the model it was trained on")
     if not (folder / "config.json").is_file():
         inside = sorted(folder.glob("*.gguf"))
         hint = f"give the file itself, {inside[0]}" if inside else "is it a transformers model folder?"

@@ -59,9 +59,7 @@ class Wanted:
         assert prefix is not None
         if isinstance(prefix, Prefix):
             return prefix.states, prefix.position_offset
-        is_gated, asked = prefix.gates is not None, self.position_offset
-        position = prefix.geometry.text_position(prefix.lengths, is_gated=is_gated, asked=asked)
-        return prefix.materialise(), position
+        return prefix.materialise(), prefix.text_position(self.position_offset)
 
 
 class Calls:

@@ -18,11 +18,12 @@ from prefixkit.config import Method, MethodConfig
 from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.injection import Handle, attach
 from prefixkit.methods import DeltaModule, build_delta, restore_delta
-from prefixkit.models.fingerprint import check_base, fingerprint
-from prefixkit.models.weights import input_device
+from prefixkit.models.fingerprint import check_base
 from prefixkit.peft.config import PrefixTuningConfig
+from prefixkit.peft.loading import base_card, encoder_of
 from prefixkit.peft.start import new_encoder
-from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
+from prefixkit.peft.wrapped import WrappedModel
+from prefixkit.prefix import Prefix, PrefixEncoder
 
 if TYPE_CHECKING:
     from peft import IA3Config, LoraConfig
@@ -33,14 +34,15 @@ _IGNORED = {"task_type", "peft_type", "base_model_name_or_path", "revision", "in
             "auto_mapping", "peft_version"}  # fmt: skip
 
 
-class HybridModel(nn.Module):
+class HybridModel(WrappedModel):
     """A frozen base model with a prefix and another method's layers; made by `get_peft_model` or `from_pretrained`.
 
     Args:
         base: the base model, with nothing attached; its parameters stop wanting gradients.
         encoder: the prefix.
         delta: the other part.
-        revision: of the base model, kept in what is saved.
+        base_id: name of the base model, kept in what is saved; its own if left out.
+        revision: of the base model, likewise.
         position_offset: position of the first text token; the prefix's length if left out.
     """
 
@@ -53,6 +55,7 @@ class HybridModel(nn.Module):
         encoder: PrefixEncoder,
         delta: DeltaModule,
         *,
+        base_id: str | None = None,
         revision: str | None = None,
         position_offset: int | None = None,
     ) -> None:
@@ -60,10 +63,8 @@ class HybridModel(nn.Module):
         self.delta = delta  # before the base model, which holds its numbers too
         self.base_model = base.requires_grad_(False)
         self.encoder = encoder
-        self._revision = revision
-        self._position = encoder.geometry.text_position(
-            encoder.lengths, is_gated=encoder.gates is not None, asked=position_offset
-        )
+        self._base_id, self._revision = base_id, revision
+        self._position = encoder.text_position(position_offset)
         self._off: frozenset[str] = frozenset()
         self._handle: Handle | None = None
         self._attach()
@@ -89,42 +90,21 @@ class HybridModel(nn.Module):
         if not any(prefix.states.lengths) or len(prefix.deltas) != 1 or not is_plain:
             found = "an infix" if prefix.is_infix else " and ".join(prefix.parts) or "nothing"
             raise ArtefactError(f"{folder}: expected a prefix and one other part, found {found}; see prefixkit.attach")
-        states = prefix.states
-        encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(input_device(model))
-        reproduce(encoder, states)
+        encoder = encoder_of(model, prefix).requires_grad_(is_trainable)
         delta = restore_delta(model, prefix.deltas[0]).requires_grad_(is_trainable)
-        encoder.requires_grad_(is_trainable)
         base = prefix.card.base
-        made = cls(model, encoder, delta, revision=base.revision, position_offset=prefix.position_offset)
+        made = cls(
+            model, encoder, delta, base_id=base.id, revision=base.revision, position_offset=prefix.position_offset
+        )
         return made.train(is_trainable)
 
     @property
     def prefix(self) -> Prefix:
         """Both parts as they are now, as an artefact: what `save_pretrained` writes and `attach` takes."""
-        name = self.base_model.config.name_or_path or type(self.base_model).__name__
         with self._detached():
-            base = BaseCard(id=name, revision=self._revision, fingerprint=fingerprint(self.base_model))
+            base = base_card(self.base_model, self._base_id, self._revision)
         states, deltas = self.encoder.materialise(), [self.delta.materialise()]
         return Prefix.from_states(states, base=base, position_offset=self._position, deltas=deltas)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
-        """Call the base model, which reads the parts that are on. Masks and labels are those of the text alone."""
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels,
-                 "decoder_input_ids": decoder_input_ids}  # fmt: skip
-        return self.base_model(**{key: value for key, value in given.items() if value is not None}, **options)
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        """Call the base model's `generate`."""
-        base: Any = self.base_model
-        return base.generate(*args, **options)
 
     def parameter_groups(self, **rates: float) -> list[dict[str, Any]]:
         """Return what an optimiser takes, with a learning rate for each part.
@@ -180,24 +160,6 @@ class HybridModel(nn.Module):
         """Take both parts out and return the base model as it was, but for its parameters' `requires_grad`."""
         self._detach()
         return self.base_model
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return how many numbers are trained, and how many there are."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
-        return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
-
-    def print_trainable_parameters(self) -> None:
-        """Print them, as PEFT does."""
-        trained, all_there_are = self.get_nb_trainable_parameters()
-        share = 100 * trained / all_there_are
-        print(f"trainable params: {trained:,d} || all params: {all_there_are:,d} || trainable%: {share:.4f}")
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Recompute activations in the backward pass, in the kind that is exact with a prefix."""
-        kinds = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
-        self.base_model.activation_checkpointing_enable(kinds, **options)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Return what is trained, by part: a Trainer's checkpoints hold no base model."""
@@ -270,7 +232,8 @@ def make_hybrid(
     seed = int(torch.randint(2**62, ()))  # from torch's global generator, as PEFT draws
     delta = build_delta(model, method, torch.Generator().manual_seed(seed))
     encoder = new_encoder(model, own[0], init_token_ids)
-    return HybridModel(model, encoder, delta, revision=revision or own[0].revision)
+    name = own[0].base_model_name_or_path
+    return HybridModel(model, encoder, delta, base_id=name, revision=revision or own[0].revision)
 
 
 def method_of(config: "LoraConfig | IA3Config") -> MethodConfig:

@@ -14,8 +14,9 @@ from prefixkit.export.adapter import CONFIG_NAME, TaskType, read_adapter
 from prefixkit.logs import get_logger
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
+from prefixkit.models.weights import input_device
 from prefixkit.peft.config import NOT_OFFERED, PROJECTION_DEPTH, TRAINERS, has_head, task_of
-from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates
+from prefixkit.prefix import PREFIX_FILES, BaseCard, Prefix, PrefixEncoder, PrefixStates, reproduce
 
 log = get_logger(__name__)
 
@@ -89,6 +90,20 @@ def require_task(model: PreTrainedModel) -> TaskType:
     return task
 
 
+def base_card(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> BaseCard:
+    """Describe a base model, with nothing attached that changes its weights; left out, the name is its own."""
+    known = name or model.config.name_or_path or type(model).__name__
+    return BaseCard(id=known, revision=revision, fingerprint=fingerprint(model))
+
+
+def encoder_of(model: PreTrainedModel, prefix: Prefix) -> PrefixEncoder:
+    """Return an encoder that gives a trained prefix's keys and values, to train on, on the model's device."""
+    states = prefix.states
+    encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(input_device(model))
+    reproduce(encoder, states)
+    return encoder
+
+
 def _differ(folder: Path, other: str) -> ArtefactError:
     return ArtefactError(f"{folder}: prefix.safetensors and {other} differ; remove the files of the older one")
 
@@ -115,9 +130,7 @@ def _from_trainer(path: Path, model: PreTrainedModel) -> Prefix:
         raise ArtefactError(
             f"{path}: holds no prefix for this model; expected what Trainer.save_model or a checkpoint left of one"
         ) from None
-    name = model.config.name_or_path or type(model).__name__
-    base = BaseCard(id=name, fingerprint=fingerprint(model))
-    return Prefix.from_states(encoder.materialise(), base=base, position_offset=offset)
+    return Prefix.from_states(encoder.materialise(), base=base_card(model), position_offset=offset)
 
 
 def _is_same(states: PrefixStates, rows: Tensor) -> bool:

@@ -13,26 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from prefixkit.compat import trains_beside_its_base
 from prefixkit.errors import ConfigError
-from prefixkit.models.fingerprint import fingerprint
-from prefixkit.models.weights import input_device
 from prefixkit.peft.arguments import LOADING, SAVING, check_others
 from prefixkit.peft.calls import Wanted, calls_of
 from prefixkit.peft.config import PrefixTuningConfig, require_own
-from prefixkit.peft.loading import LENGTHS, POSITION, load_prefix, save_prefix
+from prefixkit.peft.loading import LENGTHS, POSITION, base_card, encoder_of, load_prefix, save_prefix
 from prefixkit.peft.lookup import look_up, one_prefix
-from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder, reproduce
+from prefixkit.peft.wrapped import WrappedModel
+from prefixkit.prefix import Prefix, PrefixEncoder
 
 #: Models whose prefix is left out, in this thread or task.
 _disabled: ContextVar[frozenset[nn.Module]] = ContextVar("disabled", default=frozenset())
 
 
 @trains_beside_its_base
-class PeftModel(nn.Module):
+class PeftModel(WrappedModel):
     """A frozen base model with a prefix; made by `get_peft_model` or `from_pretrained`.
 
     What it does not have itself (`config`, `device`, ...) is looked up on the base model, unless it could run that
@@ -98,10 +97,7 @@ class PeftModel(nn.Module):
             given.require_same(config)
         if not is_trainable:
             return cls(model, prefix, config).eval()
-        states = prefix.states
-        encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(input_device(model))
-        reproduce(encoder, states)
-        return cls(model, encoder, config, prefix.position_offset)
+        return cls(model, encoder_of(model, prefix), config, prefix.position_offset)
 
     @property
     def prefix(self) -> Prefix:
@@ -110,49 +106,8 @@ class PeftModel(nn.Module):
             assert self._trained is not None
             return self._trained
         config = self.peft_config["default"]
-        name = config.base_model_name_or_path or self.base_model.config.name_or_path or type(self.base_model).__name__
-        base = BaseCard(id=name, revision=config.revision, fingerprint=fingerprint(self.base_model))
+        base = base_card(self.base_model, config.base_model_name_or_path, config.revision)
         return Prefix.from_states(self.encoder.materialise(), base=base, position_offset=self._position_offset)
-
-    @property
-    def generation_config(self) -> Any:
-        """What `generate` does where nothing else is said; the base model's own."""
-        return self.base_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, config: Any) -> None:
-        self.base_model.generation_config = config
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
-        """Call the base model with the prefix in front; returns what the base model returns.
-
-        Masks, `position_ids` and `labels` are those of the text alone. Further arguments have other places in every
-        model, and in PEFT: they go by name. Trainer passes on of a data set what is named here.
-        """
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
-                 "inputs_embeds": inputs_embeds, "decoder_input_ids": decoder_input_ids,
-                 "decoder_attention_mask": decoder_attention_mask, "decoder_inputs_embeds": decoder_inputs_embeds,
-                 "labels": labels}  # fmt: skip
-        with self._reading(self.encoder if self.encoder is not None else self._trained):
-            return self.base_model(**{key: value for key, value in given.items() if value is not None}, **options)
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        """Call the base model's `generate` with the prefix in front; the MLP, if there is one, runs once."""
-        base: Any = self.base_model
-        with self._reading(self.prefix):
-            return base.generate(*args, **options)
 
     def save_pretrained(
         self,
@@ -182,10 +137,6 @@ class PeftModel(nn.Module):
         check_others("save_pretrained", others, SAVING)
         if is_main_process:
             save_prefix(self.prefix, save_directory, self.base_model)
-
-    def get_base_model(self) -> PreTrainedModel:
-        """Return the base model."""
-        return self.base_model
 
     def unload(self) -> PreTrainedModel:
         """Detach the prefix and return the base model as it was, but for its parameters' `requires_grad`."""
@@ -225,30 +176,6 @@ class PeftModel(nn.Module):
         if adapter_name != "default":
             raise ConfigError(one_prefix(adapter_name))
 
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return how many numbers are trained, and how many there are."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
-        return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
-
-    def print_trainable_parameters(self) -> None:
-        """Print them, as PEFT does."""
-        trained, all_there_are = self.get_nb_trainable_parameters()
-        share = 100 * trained / all_there_are
-        print(f"trainable params: {trained:,d} || all params: {all_there_are:,d} || trainable%: {share:.4f}")
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Recompute activations in the backward pass; the kind that is exact with a prefix, unless asked otherwise."""
-        kinds = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
-        self.base_model.activation_checkpointing_enable(kinds, **options)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Do the same by its older name."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
-
     def activation_checkpointing_disable(self) -> None:
         """Keep activations again, and let go of the base model, which layers to be run again had kept attached.
 
@@ -256,22 +183,15 @@ class PeftModel(nn.Module):
             InjectionError: a call is under way.
         """
         calls_of(self.base_model).detach()
-        self.base_model.activation_checkpointing_disable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Do the same by its older name."""
-        self.activation_checkpointing_disable()
+        super().activation_checkpointing_disable()
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Return the encoder's parameters and places alone: a Trainer's checkpoints hold no base model."""
         if self.encoder is None:
             return {}
         state = self.encoder.state_dict(*args, **options)
-        position = self.encoder.geometry.text_position(
-            self.encoder.lengths, is_gated=self.encoder.gates is not None, asked=self._position_offset
-        )
         where: str = options.get("prefix", "")
-        state[where + POSITION] = torch.tensor(position)
+        state[where + POSITION] = torch.tensor(self.encoder.text_position(self._position_offset))
         if self.encoder.depth and len(set(self.encoder.lengths)) > 1:
             state[where + LENGTHS] = torch.tensor(self.encoder.lengths)
         return state
@@ -295,6 +215,12 @@ class PeftModel(nn.Module):
             if name == "base_model":
                 raise
         return look_up(self.base_model, name)
+
+    def _forwarding(self) -> AbstractContextManager[None]:
+        return self._reading(self.encoder if self.encoder is not None else self._trained)
+
+    def _generating(self) -> AbstractContextManager[None]:
+        return self._reading(self.prefix)
 
     def _reading(self, prefix: PrefixEncoder | Prefix | None) -> AbstractContextManager[None]:
         """Let the base model read a prefix; afterwards it reads nothing.

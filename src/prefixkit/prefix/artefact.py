@@ -115,6 +115,21 @@ class Prefix:
         return (*own, *(str(delta.method) for delta in self.deltas))
 
     @property
+    def num_parameters(self) -> int:
+        """Numbers it holds: keys and values, gates, deltas, and the head's."""
+        held = self.states.num_parameters + sum(delta.num_parameters for delta in self.deltas)
+        return held if self.head is None else held + self.head.num_parameters
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that had to be learned, those of an MLP that is folded away included.
+
+        Of what was not trained, or no longer has all its parts, the numbers it holds.
+        """
+        training = self.card.training
+        return self.num_parameters if training is None or self.card.turned_off else training.trained_parameters
+
+    @property
     def flops_per_token(self) -> int:
         """Operations it adds to each token of text that the base model reads or writes."""
         return self.states.flops_per_token + sum(delta.flops_per_token for delta in self.deltas)
@@ -126,6 +141,8 @@ class Prefix:
 
     def without(self, *parts: str) -> "Prefix":
         """Return the artefact with some of its `parts` turned off; the text stays at the positions it was trained at.
+
+        The card says which, beside how all of them were trained.
 
         Raises:
             ArtefactError: it has no such part.
@@ -150,6 +167,7 @@ class Prefix:
             "infix": infix,
             "position_offset": offset,
             "deltas": tuple(map(DeltaCard.of, deltas)),
+            "turned_off": (*self.card.turned_off, *(part for part in self.parts if part in parts)),
             "content_hash": "",
             "scores": {},
         }
@@ -176,7 +194,7 @@ class Prefix:
                 card = self.card.model_copy(update={"content_hash": sha256_file(path)})
                 write_json(card_path, card.to_json())
         except (OSError, ValueError) as error:
-            raise ArtefactError(f"{folder}: cannot save the prefix: {error}") from None
+            raise ArtefactError(f"{folder}: cannot save the artefact: {error}") from None
         return replace(self, card=card)
 
     @classmethod

@@ -124,6 +124,8 @@ class PrefixCard(_Part):
     """None for a prefix that steers text."""
     deltas: tuple[DeltaCard, ...] = ()
     """What is changed beside the keys and values; of each method one at most."""
+    turned_off: tuple[str, ...] = ()
+    """Parts it was trained with and no longer has (`Prefix.without`); `training` speaks of all of them."""
     training: TrainingCard | None = None
     """None for a prefix that was made, not trained (from a text, say)."""
     scores: dict[str, float] = {}
@@ -137,7 +139,7 @@ class PrefixCard(_Part):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of prefix.json; what is absent is left out, as readers from before know no such key."""
-        absent = {name for name in ("infix", "head", "deltas") if not getattr(self, name)}
+        absent = {name for name in ("infix", "head", "deltas", "turned_off") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=absent)
 
     @field_validator("deltas")

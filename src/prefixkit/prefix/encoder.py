@@ -137,6 +137,14 @@ class PrefixEncoder(nn.Module):
         finally:
             self.train(was_training)
 
+    def text_position(self, asked: int | None = None) -> int:
+        """Return the position of the first text token: the one asked for, or `Geometry.text_position`.
+
+        Raises:
+            ConfigError: a position is asked for that this kind of model cannot give.
+        """
+        return self.geometry.text_position(self.lengths, is_gated=self.gates is not None, asked=asked)
+
     def num_parameters(self) -> int:
         """Numbers that are trained (with an MLP, more than the materialised prefix keeps)."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -66,6 +66,11 @@ class Head:
         if self.kind is HeadKind.TOKEN and self.pooling is not Pooling.TOKEN:
             raise ArtefactError(f"head.pooling: a head for words reads each word's own token, not the {self.pooling}")
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers it holds."""
+        return self.weight.numel() + self.bias.numel()
+
     def __call__(self, hidden: Float[Tensor, "*k e"]) -> Float[Tensor, "*k c"]:
         """Return the logits of hidden states, in the head's own number format."""
         weight = self.weight.to(hidden.device)

@@ -76,6 +76,12 @@ class PrefixStates:
         return sum(4 * site.query_heads * site.head_dim * own.length for site, own in sites)
 
     @property
+    def num_parameters(self) -> int:
+        """Numbers it holds, gates included."""
+        gates = sum(own.gate.numel() for own in self.sites if own.gate is not None)
+        return self.geometry.num_parameters(self.lengths) + gates
+
+    @property
     def nbytes(self) -> int:
         """Memory of the keys and values, in bytes."""
         return sum(own.key.nbytes + own.value.nbytes for own in self.sites)

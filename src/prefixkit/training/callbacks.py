@@ -19,7 +19,7 @@ from prefixkit.files import write_text
 from prefixkit.logs import get_logger
 from prefixkit.models.sharding import is_sharded
 from prefixkit.training.checkpoint import Progress
-from prefixkit.training.model import PrefixModel, Trained
+from prefixkit.training.model import Part, PrefixModel, Trained
 
 log = get_logger(__name__)
 
@@ -91,11 +91,17 @@ class Metrics(TrainerCallback):
         path: the file; on resume, lines past the checkpoint's step are cut off first.
         heldout: where the latest held-out loss is found.
         report: told about every step.
+
+    Attributes:
+        tokens: read so far.
+        rates: of the step under way, by part; ``learning_rate`` is the first one's, ``method.learning_rate`` and
+            ``head.learning_rate`` are those of further ones.
     """
 
     def __init__(self, path: Path, heldout: HeldOut, report: ProgressBar) -> None:
         self._path, self._heldout, self._report = path, heldout, report
         self.tokens = 0
+        self.rates: dict[Part, float] = {}
         self.seconds = 0.0
         self._started = 0.0
 
@@ -129,6 +135,7 @@ class Metrics(TrainerCallback):
             "loss": logs["loss"],
             "grad_norm": logs["grad_norm"],
             "learning_rate": logs["learning_rate"],
+            **{f"{part}.learning_rate": rate for part, rate in list(self.rates.items())[1:]},
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
         }

@@ -96,10 +96,17 @@ class PrefixTrainer(Trainer):
         loss, tokens, stops = processes.totals(self._step_loss, self._step_tokens, self._stop.asked)
         self._step_loss, self._step_tokens = 0.0, 0
         self._metrics.tokens += int(tokens)
+        self._metrics.rates = self._present_rates()
         self._stop.is_due = stops > 0  # in all processes after the same step
         loss /= processes.count()  # of which each has multiplied its own by their number
         self._monitor.check(self.state.global_step + 1, loss, float(norm))
         return norm
+
+    def _present_rates(self) -> dict[Part, float]:
+        """Return the rate of each part in the step under way."""
+        assert self.optimizer is not None
+        rates = {id(number): group["lr"] for group in self.optimizer.param_groups for number in group["params"]}
+        return {part: rates[id(numbers[0])] for part, numbers in self._trained().parts().items()}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save aside, then rename: whatever goes wrong, the last whole checkpoint stays."""

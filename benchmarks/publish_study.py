@@ -1,0 +1,116 @@
+"""Publish studies: copy their results and pictures, and put the verdicts on their claims into docs/studies.md.
+
+    prefixkit study run length --workers 2
+    python benchmarks/publish_study.py studies/length-teaching
+
+Without a folder only docs/studies.md is written again, from what is published.
+"""
+
+import argparse
+from pathlib import Path
+
+from prefixkit.config import Size
+from prefixkit.errors import PrefixkitError
+from prefixkit.files import write_text
+from prefixkit.lab.comparison import format_value
+from prefixkit.lab.plots import standalone
+from prefixkit.lab.study.claims import judge
+from prefixkit.lab.study.found import FOUND, write_found
+from prefixkit.lab.study.index import write_index
+from prefixkit.lab.study.measures import known_measures
+from prefixkit.lab.study.page import write_page
+from prefixkit.lab.study.plots import measure_plot
+from prefixkit.lab.study.results import STUDY, StudyResult, read_results, write_results
+from prefixkit.lab.study.statistics import mean_of
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "studies"
+PAGE = ROOT / "docs" / "studies.md"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PICTURE = "measured.svg"
+COLUMNS = ("heldout_nll", "sentiment_accuracy", "seconds_per_step", "peak_memory_bytes", "trainable_parameters")
+
+
+def results_block(results: list[StudyResult]) -> str:
+    """Return what docs/studies.md says between its marks."""
+    lines = [BEGIN, ""]
+    for result in results:
+        lines += [f"### {result.study.title}", "", result.study.question, "", _source(result), ""]
+        shown = known_measures()[result.study.measure].label
+        lines += [f"![{shown} of every arm](results/studies/{result.study.name}/{PICTURE})", ""]
+        lines += [*_table(result), "", "| claim | source | | measured |", "|---|---|---|---|"]
+        lines += [f"| {v.claim.says} | {v.claim.source} | **{v.ruling}** | {v.why} |" for v in judge(result)]
+        lines += ["", *([result.study.beyond.strip(), ""] if result.study.beyond else [])]
+    return "\n".join([*lines, END])
+
+
+def _source(result: StudyResult) -> str:
+    machine, budget = result.machine, ", ".join(f"{name} {value}" for name, value in result.budget.items() if value)
+    replicates = max(len(arm.trials) for arm in result.arms)
+    versions = ", ".join(f"{name} {version}" for name, version in _versions(result).items())
+    return (
+        f"Size {result.size}, recipe `{result.recipe}`, {replicates} runs per arm; {budget}. {machine['cores']} cores, "
+        f"{machine['cpu']}; {versions} ([every run](results/studies/{result.study.name}/{STUDY}))."
+    )
+
+
+def _versions(result: StudyResult) -> dict[str, str]:
+    return next(outcome.versions for outcome in result.outcomes if outcome.versions)
+
+
+def _table(result: StudyResult) -> list[str]:
+    measures = [known_measures()[key] for key in COLUMNS if any(arm.values(key) for arm in result.arms)]
+    lines = [
+        "| arm | rate | runs | " + " | ".join(measure.label.lower() for measure in measures) + " |",
+        "|---" * (len(measures) + 3) + "|",
+    ]
+    for arm in result.arms:
+        rates = ", ".join(f"{rate:g}" for rate in arm.rates.values()) + (" (edge)" if arm.at_edge else "")
+        lost = [trial.outcome for trial in arm.trials if trial.outcome.error is not None]
+        runs = f"{len(arm.trials) - len(lost)} of {len(arm.trials)}"
+        cells = []
+        for measure in measures:
+            found = mean_of(arm, measure.key)
+            text = "" if found is None else format_value(found.value, measure.unit)
+            if found is not None and found.interval is not None and found.interval.low < found.interval.high:
+                ends = (format_value(end, measure.unit) for end in (found.interval.low, found.interval.high))
+                text += f" [{', '.join(ends)}]"
+            cells.append(text)
+        lines.append(f"| {arm.name} | {rates} | {runs} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def published() -> list[StudyResult]:
+    """Return the published results, by name."""
+    return [read_results(path) for path in sorted(RESULTS.glob(f"*/{STUDY}"))]
+
+
+def publish(folder: Path) -> None:
+    """Copy a study's results, and draw its picture and its page from them."""
+    result = read_results(folder)
+    if result.size == Size.TINY or result.mixed_versions or result.mixed_data:
+        raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions or data, is not to be published")
+    target = RESULTS / result.study.name
+    target.mkdir(parents=True, exist_ok=True)
+    write_results(result, target)
+    write_page(target)
+    picture = measure_plot(result, known_measures()[result.study.measure], name="measured")
+    if picture is not None:
+        write_text(target / PICTURE, standalone(picture))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="*", help="folders of studies that were run")
+    for folder in parser.parse_args().studies:
+        publish(folder)
+    results = published()
+    write_index([RESULTS / result.study.name for result in results], RESULTS)
+    write_found(results, ROOT / "src" / "prefixkit" / "studies" / FOUND)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(PAGE, before + results_block(results) + after)
+
+
+if __name__ == "__main__":
+    main()

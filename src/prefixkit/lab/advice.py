@@ -1,0 +1,179 @@
+"""Which settings to start from, for what data, and what is behind each: a published study, or nothing but the default.
+
+A rule here reads results, it does not repeat opinions: the shortest prefix, the shallowest MLP and the plainest start
+that the best arm of its study is not ahead of beyond the 95% interval. The studies are of one base model and one kind
+of text; how far the data at hand is from that is said beside the advice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from prefixkit.config import Recipe
+from prefixkit.data import PreparedData
+from prefixkit.evaluation import heldout_loss
+from prefixkit.lab.study.found import FoundArm, FoundStudy
+from prefixkit.models import Base
+
+#: Rows the base model reads to be told about the data.
+_READ = 48
+#: Training rows below which the study of starts, which has 64, speaks of the data at hand.
+_FEW = 200
+#: Nats per token by which the base model's loss on two kinds of texts differs where they are called unlike here.
+_UNLIKE = 1.0
+#: The lab page's rules of thumb (§8.2): for what, from how many virtual tokens, to how many.
+_RULES = (("a simple style", 10, 15), ("complex content", 20, 30), ("several attributes at once", 30, 10_000))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What there is to learn from.
+
+    Attributes:
+        rows: training examples.
+        tokens: learned per example, on average.
+        loss: of the base model on some of them, nats per learned token; None where labels are learned.
+        words: different ones, as a share of all words of those examples.
+    """
+
+    rows: int
+    tokens: float
+    loss: float | None
+    words: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One setting.
+
+    Attributes:
+        setting: its path in the recipe.
+        value: what to set it to.
+        why: in a sentence, with the numbers.
+        study: the published study behind it; None where there is none.
+    """
+
+    setting: str
+    value: Any
+    why: str
+    study: str | None
+
+
+def look_at(base: Base, data: PreparedData, on_progress: Callable[[int, int], None] | None = None) -> Looked:
+    """Say what there is to learn from: how much, how long, how unlike what the base model would write.
+
+    Args:
+        base: the base model, with nothing attached.
+        data: the recipe's.
+        on_progress: called with the examples read and the examples in all.
+    """
+    some = data.train[:: max(1, len(data.train) // _READ)][:_READ]
+    words = [word for example in some for word in example.text.lower().split()]
+    return Looked(
+        rows=len(data.train),
+        tokens=fmean(example.loss_tokens for example in data.train),
+        loss=None if data.classes else heldout_loss(base, some, on_progress=on_progress).mean,
+        words=len(set(words)) / max(1, len(words)),
+    )
+
+
+def advise(recipe: Recipe, looked: Looked, found: Mapping[str, FoundStudy]) -> list[Advice]:
+    """Return the settings to start from, in the order one would set them.
+
+    Args:
+        recipe: whose data was looked at; what it sets is what stays where no study speaks.
+        looked: at its data.
+        found: published studies by name.
+    """
+    return [_length(recipe, found), _rate(recipe, found), _depth(recipe, found), _start(recipe, looked, found)]
+
+
+def caveats(looked: Looked, found: Mapping[str, FoundStudy]) -> list[str]:
+    """Return in which ways the data is unlike what the studies were made on."""
+    study = found.get("length")
+    if study is None:
+        return ["no study is published yet: everything is a default"]
+    said = [f"the studies are of size {study.size}, one base model and one kind of text ({study.recipe})"]
+    if looked.loss is None:
+        said.append("labels are learned here; the studies learned to write")
+    elif study.base_loss is not None and abs(looked.loss - study.base_loss) > _UNLIKE:
+        how = "less" if looked.loss < study.base_loss else "more"
+        said.append(
+            f"the base model is {how} surprised by these texts ({looked.loss:.2f} nats per token) than by the studies' "
+            f"({study.base_loss:.2f})"
+        )
+    if study.tokens is not None and not study.tokens / 3 < looked.tokens < 3 * study.tokens:
+        said.append(f"a row teaches {looked.tokens:.0f} tokens, the studies' rows at most {study.tokens}")
+    return said
+
+
+def rules_of_thumb(found: Mapping[str, FoundStudy]) -> list[str]:
+    """Return what the study of lengths says to the lab page's rules of thumb, one line for each."""
+    arms = [arm for arm in _arms(found, "length") if arm.x is not None]
+    said = []
+    for purpose, low, high in _RULES:
+        within = [arm for arm in arms if low <= (arm.x or 0) <= high]
+        upper = f"{low}+" if high > max((arm.x or 0 for arm in arms), default=0) else f"{low}-{high}"
+        tested = "; ".join(f"{arm.name} {_behind(arm)} of the best" for arm in within)
+        said.append(f"{upper} virtual tokens for {purpose}: {tested or 'not tested'}")
+    return said
+
+
+def _length(recipe: Recipe, found: Mapping[str, FoundStudy]) -> Advice:
+    arms = [arm for arm in _arms(found, "length") if arm.x is not None]
+    if not arms:
+        return _default(recipe, "prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens)
+    best = min(arms, key=lambda arm: arm.mean)
+    chosen = min((arm for arm in arms if arm.is_as_good), key=lambda arm: arm.x or 0.0, default=best)
+    why = f"the shortest that the best, {best.name}, is not ahead of beyond its interval: {_behind(chosen)}"
+    why = f"the best of those tried: {best.mean:.3f} nats per token" if chosen is best else why
+    return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, "length")
+
+
+def _rate(recipe: Recipe, found: Mapping[str, FoundStudy]) -> Advice:
+    length = _length(recipe, found)
+    arm = next((arm for arm in _arms(found, "length") if arm.x == length.value), None)
+    if length.study is None or arm is None:
+        return _default(recipe, "train.learning_rate", recipe.train.learning_rate)
+    rate = arm.rates["train.learning_rate"]
+    return Advice("train.learning_rate", rate, f"the best on validation rows of those tried for {arm.name}", "length")
+
+
+def _depth(recipe: Recipe, found: Mapping[str, FoundStudy]) -> Advice:
+    arms = [arm for arm in _arms(found, "reparameterisation") if set(arm.settings) == {"prefix.reparam_depth"}]
+    if not arms:
+        return _default(recipe, "prefix.reparam_depth", recipe.prefix.reparam_depth)
+    chosen = min((arm for arm in arms if arm.is_as_good), key=_depth_of, default=min(arms, key=lambda arm: arm.mean))
+    return Advice("prefix.reparam_depth", _depth_of(chosen), f"the shallowest as good as any: {_behind(chosen)}",
+                  "reparameterisation")  # fmt: skip
+
+
+def _depth_of(arm: FoundArm) -> int:
+    return int(arm.settings["prefix.reparam_depth"])
+
+
+def _start(recipe: Recipe, looked: Looked, found: Mapping[str, FoundStudy]) -> Advice:
+    study = found.get("init")
+    if study is None:
+        return _default(recipe, "prefix.init.kind", str(recipe.prefix.init.kind))
+    kinds = {str(arm.settings.get("prefix.init.kind", "text")): arm for arm in reversed(study.arms) if arm.is_as_good}
+    kind = "text" if "text" in kinds else next(iter(kinds))
+    worst = max(study.arms, key=lambda arm: arm.mean)
+    apart = f"{study.best.name} ends at {study.best.mean:.3f}, {worst.name} {worst.behind[0]:.3f} above it"
+    many = f" (with 64 rows; of {looked.rows:,} it decides less)" if looked.rows > _FEW else ""
+    return Advice("prefix.init.kind", kind, apart + many, "init")
+
+
+def _default(recipe: Recipe, setting: str, value: Any) -> Advice:
+    return Advice(setting, value, f"what {recipe.name} sets; no published study varies it", None)
+
+
+def _arms(found: Mapping[str, FoundStudy], name: str) -> Sequence[FoundArm]:
+    study = found.get(name)
+    return () if study is None else study.arms
+
+
+def _behind(arm: FoundArm) -> str:
+    value, low, high = arm.behind
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"

@@ -1,0 +1,137 @@
+"""Claims held against results: confirmed, refuted, or not decided here, always with the reason."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from prefixkit.config import ClaimConfig, ClaimTest, Size
+from prefixkit.evaluation.intervals import Interval
+from prefixkit.lab.comparison import Better, Measure, Unit, format_value
+from prefixkit.lab.study.measures import DIVERGED, known_measures
+from prefixkit.lab.study.results import ArmResult, StudyResult
+from prefixkit.lab.study.statistics import Estimate, difference, mean_of, ratio, spread
+
+#: Repeats without which nothing is called confirmed or refuted.
+LEAST_REPEATS = 3
+
+
+class Ruling(StrEnum):
+    """What became of a claim."""
+
+    CONFIRMED = "confirmed"
+    REFUTED = "refuted"
+    UNDECIDED = "not decided here"
+    UNTESTABLE = "not testable here"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what became of it.
+
+    Attributes:
+        claim: which.
+        ruling: what became of it.
+        why: the measured value with its interval, or the reason there is no decision.
+    """
+
+    claim: ClaimConfig
+    ruling: Ruling
+    why: str
+
+
+def judge(result: StudyResult) -> list[Verdict]:
+    """Return a verdict on every claim of a study.
+
+    A claim is confirmed where the whole 95% interval agrees with it, refuted where none of it does, and not decided
+    otherwise, with fewer than three repeats, or where runs were lost that it would have to be about.
+    """
+    return [_judge(claim, result) for claim in result.study.claims]
+
+
+def _judge(claim: ClaimConfig, result: StudyResult) -> Verdict:
+    if claim.test is ClaimTest.NONE:
+        return Verdict(claim, Ruling.UNTESTABLE, claim.why)
+    if result.size == Size.TINY:
+        return Verdict(claim, Ruling.UNTESTABLE, "this was a run of size tiny, which tries the machinery alone")
+    arms, measure = [result.arm(name) for name in claim.arms], known_measures()[claim.measure]
+    missing = [arm.name for arm in arms if not arm.values(measure.key)]
+    if missing:
+        return Verdict(claim, Ruling.UNDECIDED, f"no run of {missing[0]} has {measure.key}")
+    found = _findings(claim, arms, measure)
+    ruling, why = _together([each.ruling for each in found]), "; ".join(each.words for each in found)
+    lost = {arm.name: arm.lost for arm in arms if arm.lost and measure.key != DIVERGED}
+    if lost:  # those that came through are the lucky ones
+        told = ", ".join(f"{count} of {name}" for name, count in lost.items())
+        return Verdict(claim, Ruling.UNDECIDED, f"{why}; runs that diverged or failed are not in it: {told}")
+    return Verdict(claim, ruling, why)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What one comparison decides, and the words for it."""
+
+    ruling: Ruling
+    words: str
+
+
+def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure) -> list[_Finding]:
+    label = measure.label.lower()
+    match claim.test:
+        case ClaimTest.RATIO:
+            words = f"{arms[0].name} over {arms[1].name}, {label}"
+            return [_within(ratio(arms[0], arms[1], measure.key), claim, words, Unit.RATIO)]
+        case ClaimTest.SPREAD:
+            return [_within(spread(arms, measure.key), claim, f"greatest over least {label}, less one", Unit.SHARE)]
+        case ClaimTest.VALUE:
+            return [_within(mean_of(arms[0], measure.key), claim, f"{arms[0].name}, {label}", measure.unit)]
+        case _:
+            return [_better(first, second, measure, claim.margin) for first, second in pairwise(arms)]
+
+
+def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float) -> _Finding:
+    sign = 1 if measure.better is Better.HIGHER else -1
+
+    def compare(interval: Interval) -> Ruling:
+        low, high = sorted((sign * interval.low, sign * interval.high))
+        return Ruling.CONFIRMED if low > -margin else Ruling.REFUTED if high < -margin else Ruling.UNDECIDED
+
+    allowed = f", may be behind by {format_value(margin, measure.unit)}" if margin else ""
+    words = f"{first.name} less {second.name}, {measure.label.lower()}{allowed}"
+    return _say(difference(first, second, measure.key), compare, words, measure.unit)
+
+
+def _within(found: Estimate | None, claim: ClaimConfig, words: str, unit: Unit) -> _Finding:
+    low, high = (-math.inf if claim.low is None else claim.low), (math.inf if claim.high is None else claim.high)
+
+    def compare(interval: Interval) -> Ruling:
+        if low <= interval.low and interval.high <= high:
+            return Ruling.CONFIRMED
+        return Ruling.REFUTED if interval.high < low or interval.low > high else Ruling.UNDECIDED
+
+    return _say(found, compare, words, unit)
+
+
+def _say(found: Estimate | None, compare: Callable[[Interval], Ruling], words: str, unit: Unit) -> _Finding:
+    if found is None:
+        return _Finding(Ruling.UNDECIDED, f"{words}: no repeat that all arms have, or a value that is not above 0")
+    said = f"{words}: {estimate_text(found, unit)}"
+    if found.interval is None or found.repeats < LEAST_REPEATS:
+        return _Finding(Ruling.UNDECIDED, f"{said}; {found.repeats} of the {LEAST_REPEATS} repeats it takes")
+    return _Finding(compare(found.interval), said)
+
+
+def _together(rulings: Sequence[Ruling]) -> Ruling:
+    """All of it must hold; one part that does not refutes the whole."""
+    if Ruling.REFUTED in rulings:
+        return Ruling.REFUTED
+    return Ruling.CONFIRMED if all(each is Ruling.CONFIRMED for each in rulings) else Ruling.UNDECIDED
+
+
+def estimate_text(found: Estimate, unit: Unit) -> str:
+    """Write a value with its interval: ``-0.016 [-0.026, -0.007]``."""
+    value = format_value(found.value, unit)
+    if found.interval is None:
+        return value
+    return f"{value} [{format_value(found.interval.low, unit)}, {format_value(found.interval.high, unit)}]"

@@ -1,0 +1,168 @@
+"""The results of a study as ``study.json`` keeps them: every trial with its values, and where they come from."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prefixkit.config import StudyConfig
+from prefixkit.errors import ArtefactError
+from prefixkit.files import read_json, write_json
+from prefixkit.lab.study.outcome import Items, Outcome
+from prefixkit.lab.study.plan import Replicate
+
+STUDY = "study.json"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial that counts."""
+
+    replicate: Replicate
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One learning rate that was tried: its factor, and the validation loss it came to; None where it failed."""
+
+    factor: float
+    validation_loss: float | None
+    error: str | None
+    has_diverged: bool
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm.
+
+    Attributes:
+        name: what tables call it.
+        x: its place on the axis; None where it has none.
+        settings: what it sets.
+        factor: on its default rates, the one that was used; None where none of them trained to its end.
+        rates: the learning rates that makes, by setting.
+        tried: every factor that was tried.
+        at_edge: whether the factor used is the least or the greatest of several that were tried: a better one may lie
+            beyond.
+        trials: in the order of the replicates.
+    """
+
+    name: str
+    x: float | None
+    settings: dict[str, Any]
+    factor: float | None
+    rates: dict[str, float]
+    tried: tuple[Tried, ...]
+    at_edge: bool
+    trials: tuple[TrialResult, ...]
+
+    @property
+    def lost(self) -> int:
+        """How many runs have no scores, because they diverged or failed."""
+        return sum(trial.outcome.error is not None for trial in self.trials)
+
+    def values(self, measure: str) -> list[float]:
+        """Return a measure of every trial that has it, in the order of the replicates."""
+        found = [trial.outcome.values.get(measure) for trial in self.trials]
+        return [value for value in found if value is not None]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What came out of a study.
+
+    Attributes:
+        study: as it was written.
+        size: how much of it was run.
+        recipe: name of the recipe the arms share.
+        settings: what the size and the study set in every arm's recipe.
+        overrides: what the command line did.
+        budget: what every arm could spend, by name.
+        machine: where it was gathered.
+        arms: in the study's order.
+    """
+
+    study: StudyConfig
+    size: str
+    recipe: str
+    settings: dict[str, str]
+    overrides: tuple[str, ...]
+    budget: dict[str, Any]
+    machine: dict[str, Any]
+    arms: tuple[ArmResult, ...]
+
+    def arm(self, name: str) -> ArmResult:
+        """Return an arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Every trial's, of all arms."""
+        return [trial.outcome for arm in self.arms for trial in arm.trials]
+
+    @property
+    def others(self) -> dict[str, float]:
+        """Scores of the baselines, by the keys of scores.json."""
+        return next((outcome.others for outcome in self.outcomes if outcome.others), {})
+
+    @property
+    def mixed_data(self) -> list[str]:
+        """Arms whose runs of one draw did not learn from the same rows: their data changed in between."""
+        hashes: dict[tuple[str, int], set[str]] = {}
+        for arm in self.arms:
+            for trial in arm.trials:
+                if trial.outcome.data_hash is not None:
+                    hashes.setdefault((arm.name, trial.replicate.subset), set()).add(trial.outcome.data_hash)
+        return list(dict.fromkeys(name for (name, _), found in hashes.items() if len(found) > 1))
+
+    @property
+    def mixed_versions(self) -> dict[str, list[str]]:
+        """Libraries of which the trials used several versions, and which."""
+        found: dict[str, set[str]] = {}
+        for outcome in self.outcomes:
+            for library, version in outcome.versions.items():
+                found.setdefault(library, set()).add(version)
+        return {library: sorted(versions) for library, versions in found.items() if len(versions) > 1}
+
+
+def write_results(result: StudyResult, folder: Path) -> Path:
+    """Write ``study.json`` and return its path."""
+    path = folder / STUDY
+    write_json(path, {"schema": _SCHEMA, **asdict(result), "study": result.study.model_dump(mode="json")})
+    return path
+
+
+def read_results(path: Path) -> StudyResult:
+    """Read ``study.json``.
+
+    Args:
+        path: the file, or the folder it is in.
+
+    Raises:
+        ArtefactError: there is none, it is damaged, or another prefixkit wrote it.
+    """
+    path = path / STUDY if path.is_dir() else path
+    if not path.is_file():
+        raise ArtefactError(f"{path}: no such results; run the study first, `prefixkit study run NAME`")
+    try:
+        found = read_json(path)
+        if found.pop("schema") != _SCHEMA:
+            raise ArtefactError(f"{path}: written by another version of prefixkit; run the study again")
+        found |= {"study": StudyConfig.model_validate(found["study"]), "overrides": tuple(found["overrides"])}
+        return StudyResult(**found | {"arms": tuple(map(_arm, found["arms"]))})
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
+        raise ArtefactError(f"{path}: damaged, not the results of a study; run the study again") from None
+
+
+def _arm(values: dict[str, Any]) -> ArmResult:
+    tried = tuple(Tried(**each) for each in values["tried"])
+    trials = tuple(TrialResult(Replicate(**each["replicate"]), _outcome(each["outcome"])) for each in values["trials"])
+    return ArmResult(**values | {"tried": tried, "trials": trials})
+
+
+def _outcome(values: dict[str, Any]) -> Outcome:
+    items = {key: Items(tuple(each["parts"]), tuple(each["weights"])) for key, each in values["items"].items()}
+    return Outcome(**values | {"items": items, "samples": tuple(values["samples"])})

@@ -1,0 +1,183 @@
+"""How far two arms are apart, and how sure that is: paired over seeds, and over texts where they are known one by one.
+
+Both arms read the same texts and repeat the same seeds, so differences are taken pair by pair. The variance of their
+mean is that over repeats, plus that over texts (a ratio of sums, linearised: Cochran, 1977, §6.3), the two being
+independent; Student's t has Satterthwaite's (1946) degrees of freedom. A repeat is a seed, or, where the training rows
+were drawn several times, a draw with all its seeds: seeds that share their rows are no independent repeats. With one
+repeat only the texts speak; where a measure is not known text by text, only the repeats do.
+
+Shares of diverged runs have Wilson's interval, their difference Newcombe's (1998, method 10): where all or none
+diverged, a variance over runs would be 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from prefixkit.evaluation.intervals import Interval, mean_interval, share_interval
+from prefixkit.lab.study.measures import DIVERGED
+from prefixkit.lab.study.outcome import Outcome
+from prefixkit.lab.study.plan import Replicate
+from prefixkit.lab.study.results import ArmResult
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95% interval where there is one, and from how many independent repeats."""
+
+    value: float
+    interval: Interval | None
+    repeats: int
+
+
+@dataclass(frozen=True)
+class _Variance:
+    """Of a mean, with its degrees of freedom."""
+
+    value: float
+    freedom: int | float
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two arms' outcomes of one replicate."""
+
+    replicate: Replicate
+    one: Outcome
+    other: Outcome
+
+
+def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
+    """Return an arm's mean over its repeats with Student's interval; None where no trial has the measure.
+
+    Of diverged runs it is their share, with Wilson's interval.
+    """
+    known = [
+        (trial.replicate, trial.outcome.values[measure]) for trial in arm.trials if measure in trial.outcome.values
+    ]
+    if not known:
+        return None
+    values = [value for _, value in known]
+    if measure == DIVERGED:
+        return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values]), len(values))
+    repeats = _repeats([replicate for replicate, _ in known], values)
+    return Estimate(float(np.mean(values)), mean_interval(repeats), len(repeats))
+
+
+def difference(first: ArmResult, second: ArmResult, measure: str, *, level: float = _LEVEL) -> Estimate | None:
+    """Return the first arm's mean less the second's over the replicates both have; None where there are none.
+
+    Args:
+        first: an arm.
+        second: another.
+        measure: what is compared.
+        level: of the interval.
+    """
+    pairs = _pairs(first, second, measure)
+    if not pairs:
+        return None
+    differences = [pair.one.values[measure] - pair.other.values[measure] for pair in pairs]
+    value = float(np.mean(differences))
+    if measure == DIVERGED:
+        return Estimate(value, _difference_of_shares(first, second), len(pairs))
+    repeats = _repeats([pair.replicate for pair in pairs], differences)
+    variances = [each for each in (_over_repeats(repeats), _over_texts(pairs, measure)) if each is not None]
+    return Estimate(float(np.mean(repeats)), _interval(float(np.mean(repeats)), variances, level), len(repeats))
+
+
+def ratio(first: ArmResult, second: ArmResult, measure: str) -> Estimate | None:
+    """Return the geometric mean of the first arm's value over the second's; None where a value is not above 0."""
+    pairs = _pairs(first, second, measure)
+    values = [(pair.one.values[measure], pair.other.values[measure]) for pair in pairs]
+    if not values or any(value <= 0 for pair in values for value in pair):
+        return None
+    logs = _repeats([pair.replicate for pair in pairs], [math.log(one / other) for one, other in values])
+    interval = mean_interval(logs)
+    return Estimate(math.exp(float(np.mean(logs))), None if interval is None else interval.map(math.exp), len(logs))
+
+
+def spread(arms: Sequence[ArmResult], measure: str) -> Estimate | None:
+    """Return by how much the greatest of the arms' means is above the least, as a share of the least.
+
+    The greatest of several means is above the least by chance alone, so the interval is that of this one difference at
+    the level that holds for all pairs of arms together (Bonferroni); None where an arm has no value above 0.
+    """
+    means = {arm.name: mean_of(arm, measure) for arm in arms}
+    known = {name: mean.value for name, mean in means.items() if mean is not None}
+    if len(known) < len(arms) or min(known.values()) <= 0:
+        return None
+    greatest, least = (pick(arms, key=lambda arm: known[arm.name]) for pick in (max, min))
+    level = 1 - (1 - _LEVEL) / (len(arms) * (len(arms) - 1) / 2)
+    found = difference(greatest, least, measure, level=level)
+    if found is None:
+        return None
+    base = known[least.name]
+    return Estimate(
+        found.value / base,
+        None if found.interval is None else found.interval.map(lambda end: end / base),
+        found.repeats,
+    )
+
+
+def _pairs(first: ArmResult, second: ArmResult, measure: str) -> list[_Pair]:
+    """Return the outcomes of the replicates in which both arms have the measure."""
+    others = {trial.replicate: trial.outcome for trial in second.trials if measure in trial.outcome.values}
+    return [
+        _Pair(trial.replicate, trial.outcome, others[trial.replicate])
+        for trial in first.trials
+        if measure in trial.outcome.values and trial.replicate in others
+    ]
+
+
+def _repeats(replicates: Sequence[Replicate], values: Sequence[float]) -> list[float]:
+    """Return one value per independent repeat: the seeds', or, of several draws of the rows, each draw's mean."""
+    draws: dict[int, list[float]] = {}
+    for replicate, value in zip(replicates, values, strict=True):
+        draws.setdefault(replicate.subset, []).append(value)
+    return list(values) if len(draws) == 1 else [float(np.mean(each)) for each in draws.values()]
+
+
+def _over_repeats(differences: Sequence[float]) -> _Variance | None:
+    count = len(differences)
+    return None if count < 2 else _Variance(float(np.var(differences, ddof=1)) / count, count - 1)
+
+
+def _over_texts(pairs: Sequence[_Pair], measure: str) -> _Variance | None:
+    """Return the variance that other texts would bring; None where the two arms' texts cannot be paired."""
+    known = [(pair.one.items[measure], pair.other.items[measure]) for pair in pairs
+             if measure in pair.one.items and measure in pair.other.items]  # fmt: skip
+    if len(known) < len(pairs) or len({items.weights for both in known for items in both}) > 1:
+        return None
+    weights = np.array(known[0][0].weights)
+    parts = np.mean([np.subtract(one.parts, other.parts) for one, other in known], axis=0)
+    count, total = len(weights), weights.sum()
+    if count < 2 or not total:
+        return None
+    residuals = parts - parts.sum() / total * weights
+    return _Variance(float(count / (count - 1) * np.square(residuals).sum() / total**2), count - 1)
+
+
+def _interval(value: float, variances: Sequence[_Variance], level: float) -> Interval | None:
+    total = sum(each.value for each in variances)
+    if not variances:
+        return None
+    if total == 0:
+        return Interval(value, value)
+    freedom = total**2 / sum(each.value**2 / each.freedom for each in variances)
+    margin = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
+    return Interval(value - margin, value + margin)
+
+
+def _difference_of_shares(first: ArmResult, second: ArmResult) -> Interval | None:
+    one, other = mean_of(first, DIVERGED), mean_of(second, DIVERGED)
+    if one is None or other is None or one.interval is None or other.interval is None:
+        return None
+    value = one.value - other.value
+    below = math.hypot(one.value - one.interval.low, other.interval.high - other.value)
+    above = math.hypot(one.interval.high - one.value, other.value - other.interval.low)
+    return Interval(value - below, value + above)

@@ -1,0 +1,249 @@
+"""Differences between arms against plain calculations, and claims against made-up results whose verdict is known."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from made_up import arm, outcome, result
+from prefixkit.config import ClaimConfig
+from prefixkit.lab.study.claims import Ruling, judge
+from prefixkit.lab.study.measures import DIVERGED
+from prefixkit.lab.study.outcome import Items, Outcome
+from prefixkit.lab.study.plan import Replicate
+from prefixkit.lab.study.results import ArmResult, TrialResult
+from prefixkit.lab.study.statistics import difference, mean_of, ratio, spread
+
+NARROW = (0.0, 0.001, 0.002)
+
+
+def test_seeds_alone_give_students_paired_interval() -> None:
+    first, second = [3.1, 3.3, 3.2], [3.4, 3.5, 3.6]
+    found = difference(arm("a", first), arm("b", second), "heldout_nll")
+    expected = stats.ttest_rel(first, second)
+    assert found is not None
+    assert found.interval is not None
+    assert found.value == pytest.approx(np.mean(np.subtract(first, second)))
+    low, high = expected.confidence_interval(0.95)
+    assert (found.interval.low, found.interval.high) == pytest.approx((low, high))
+
+
+def test_replicates_are_paired_by_seed_and_subset() -> None:
+    """A seed that one arm lost is left out on both sides."""
+    first, second = arm("a", [1.0, 2.0, 9.0]), arm("b", [2.0, 3.0])
+    found = difference(first, second, "heldout_nll")
+    assert found is not None
+    assert (found.value, found.repeats) == (-1.0, 2)
+
+
+def test_texts_alone_give_the_interval_of_a_ratio_of_sums() -> None:
+    """With one seed; against the bootstrap, which resamples the same texts."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 40, 400).astype(float)
+    one, other = tokens * 3 + rng.normal(0, 4, 400), tokens * 3.1 + rng.normal(0, 4, 400)
+    first, second = (with_texts([values], tokens) for values in (one, other))
+    found = difference(first, second, "heldout_nll")
+    drawn = rng.integers(400, size=(4000, 400))
+    draws = (one - other)[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found is not None
+    assert found.interval is not None
+    assert found.repeats == 1
+    assert found.interval.low == pytest.approx(low, abs=0.1 * (high - low))
+    assert found.interval.high == pytest.approx(high, abs=0.1 * (high - low))
+
+
+def test_the_variances_of_seeds_and_texts_add_up() -> None:
+    """The interval covers the true difference as often as it says, where seeds and texts both vary."""
+    rng = np.random.default_rng(1)
+    hits, runs = 0, 400
+    for _ in range(runs):
+        texts, seeds = rng.normal(0.5, 1.0, 60), rng.normal(0, 0.2, 3)  # the true difference is 0.5
+        rows = [[text + seed for text in texts] for seed in seeds]
+        found = difference(with_texts(rows, np.ones(60)), with_texts([[0.0] * 60] * 3, np.ones(60)), "heldout_nll")
+        assert found is not None
+        assert found.interval is not None
+        hits += found.interval.low <= 0.5 <= found.interval.high
+    # of 400 draws at 95%, fewer than 92% or more than 99% have odds below one in two hundred
+    assert 0.92 <= hits / runs <= 0.995
+
+
+def test_texts_that_are_not_the_same_are_not_paired() -> None:
+    first = with_texts([[1.0, 2.0], [1.1, 2.1]], np.array([1.0, 2.0]))
+    second = with_texts([[1.0, 2.0], [1.2, 2.2]], np.array([2.0, 1.0]))
+    apart = difference(first, second, "heldout_nll")
+    seeds = difference(arm("a", first.values("heldout_nll")), arm("b", second.values("heldout_nll")), "heldout_nll")
+    assert apart is not None
+    assert seeds is not None
+    assert apart.interval == seeds.interval
+
+
+def test_a_ratio_is_of_pairs_on_a_scale_of_logarithms() -> None:
+    found = ratio(arm("a", [2.0, 8.0]), arm("b", [1.0, 2.0]), "heldout_nll")
+    assert found is not None
+    assert found.value == pytest.approx(math.sqrt(2 * 4))
+    assert ratio(arm("a", [2.0]), arm("b", [0.0]), "heldout_nll") is None
+
+
+def test_the_spread_is_of_means_greatest_over_least_less_one() -> None:
+    found = spread([arm("a", [1.0, 1.0]), arm("b", [1.2, 1.4]), arm("c", [1.1, 1.3])], "heldout_nll")
+    assert found is not None
+    assert found.value == pytest.approx(0.3)
+
+
+def test_arms_that_are_all_the_same_seldom_have_a_spread() -> None:
+    rng = np.random.default_rng(2)
+    found = [
+        spread([arm(str(k), rng.normal(3, 0.02, 3).tolist()) for k in range(7)], "heldout_nll") for _ in range(200)
+    ]
+    ahead = [each.interval.low > 0 for each in found if each is not None and each.interval is not None]
+    assert len(ahead) == 200
+    assert sum(ahead) <= 16  # at most 5% on average; more than 16 of 200 have odds below one in fifty
+
+
+def test_seeds_that_share_their_rows_are_one_repeat() -> None:
+    """Each draw of the rows moves both of its seeds: the interval covers the truth as often as it says."""
+    rng, hits = np.random.default_rng(3), 0
+    zero = replicated([[0.0, 0.0]] * 5)
+    for _ in range(400):
+        draws = rng.normal(0, 0.05, 5)
+        found = difference(
+            replicated([[draw + seed for seed in rng.normal(0, 0.01, 2)] for draw in draws]), zero, "heldout_nll"
+        )
+        assert found is not None
+        assert found.interval is not None
+        assert found.repeats == 5
+        hits += found.interval.low <= 0 <= found.interval.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_a_difference_of_shares_of_few_runs_is_wide() -> None:
+    """Newcombe (1998), Table II, method 10: 56 of 70 less 48 of 80 is 0.2 [0.0524, 0.3339]."""
+    first = arm("a", [], outcomes=runs(56, 70))
+    second = arm("b", [], outcomes=runs(48, 80))
+    many = difference(first, second, DIVERGED)
+    assert many is not None
+    assert many.interval is not None
+    assert (many.interval.low, many.interval.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    few = difference(arm("a", [], outcomes=runs(3, 3)), arm("b", [], outcomes=runs(0, 3)), DIVERGED)
+    assert few is not None
+    assert few.interval is not None
+    assert few.interval.low < 0.25
+
+
+def test_a_run_that_failed_otherwise_says_nothing_about_divergence() -> None:
+    failed = [Outcome.failed("its process was killed", has_diverged=False)] * 5
+    assert mean_of(arm("a", [], outcomes=failed), DIVERGED) is None
+    claim = ClaimConfig(source="s", says="so", test="value", measure=DIVERGED, arms=["a"], high=0.5)
+    (found,) = judge(result([arm("a", [], outcomes=failed), arm("b", [1.0])], [claim]))
+    assert (found.ruling, found.why) == (Ruling.UNDECIDED, "no run of a has diverged")
+
+
+def test_a_claim_about_an_arm_that_lost_runs_is_not_decided() -> None:
+    """Those that came through are the lucky ones."""
+    lucky = [outcome({"heldout_nll": 1.0 + each, DIVERGED: 0.0}) for each in NARROW]
+    lucky += [Outcome.failed("step 9: loss is nan", has_diverged=True)] * 3
+    claim = ClaimConfig(source="s", says="so", test="better", arms=["a", "b"])
+    (found,) = judge(result([arm("a", [], outcomes=lucky), arm("b", [2.0, 2.1, 2.0, 2.1, 2.0, 2.1])], [claim]))
+    assert found.ruling is Ruling.UNDECIDED
+    assert found.why.endswith("runs that diverged or failed are not in it: 3 of a")
+
+
+def test_a_margin_is_what_an_arm_may_be_behind() -> None:
+    arms = [arm("a", [3.01 + each for each in NARROW]), arm("b", [3.0 + each for each in NARROW])]
+    claims = [
+        ClaimConfig(source="s", says="so", test="better", arms=["a", "b"], margin=margin) for margin in (0.02, 0.005)
+    ]
+    within, beyond = judge(result(arms, claims))
+    assert (within.ruling, beyond.ruling) == (Ruling.CONFIRMED, Ruling.REFUTED)
+    assert within.why.startswith("a less b, held-out loss, may be behind by 0.020: 0.010")
+
+
+def test_a_share_of_diverged_runs_has_wilsons_interval() -> None:
+    trials = [outcome({DIVERGED: float(seed == 0)}, error="loss is nan" if seed == 0 else None) for seed in range(4)]
+    found = mean_of(arm("a", [], outcomes=trials), DIVERGED)
+    expected = stats.binomtest(1, 4).proportion_ci(0.95, method="wilson")
+    assert found is not None
+    assert found.interval is not None
+    assert found.value == 0.25
+    assert (found.interval.low, found.interval.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(
+    ("claim", "ruling"),
+    [
+        ({"test": "better", "arms": ["low", "high"]}, Ruling.CONFIRMED),
+        ({"test": "better", "arms": ["high", "low"]}, Ruling.REFUTED),
+        ({"test": "better", "arms": ["low", "noisy"]}, Ruling.UNDECIDED),
+        ({"test": "better", "arms": ["low", "same as low"]}, Ruling.UNDECIDED),
+        ({"test": "better", "arms": ["low", "two seeds"]}, Ruling.UNDECIDED),
+        ({"test": "better", "arms": ["low", "none"]}, Ruling.UNDECIDED),
+        ({"test": "ordered", "arms": ["low", "high", "higher"]}, Ruling.CONFIRMED),
+        ({"test": "ordered", "arms": ["low", "higher", "high"]}, Ruling.REFUTED),
+        ({"test": "ordered", "arms": ["low", "high", "noisy"]}, Ruling.UNDECIDED),
+        ({"test": "ratio", "arms": ["high", "low"], "low": 1.05, "high": 1.2}, Ruling.CONFIRMED),
+        ({"test": "ratio", "arms": ["high", "low"], "low": 2.0}, Ruling.REFUTED),
+        ({"test": "ratio", "arms": ["noisy", "low"], "low": 1.0}, Ruling.UNDECIDED),
+        ({"test": "spread", "arms": ["low", "high"], "low": 0.05, "high": 0.2}, Ruling.CONFIRMED),
+        ({"test": "spread", "arms": ["low", "high"], "low": 0.2, "high": 0.4}, Ruling.REFUTED),
+        ({"test": "value", "arms": ["low"], "high": 3.5}, Ruling.CONFIRMED),
+        ({"test": "value", "arms": ["low"], "low": 3.5}, Ruling.REFUTED),
+        ({"test": "none", "why": "it takes a GPU"}, Ruling.UNTESTABLE),
+    ],
+)
+def test_claims_come_out_as_the_intervals_say(claim: dict[str, object], ruling: Ruling) -> None:
+    arms = [
+        arm("low", [3.0 + each for each in NARROW]),
+        arm("same as low", [3.0 + each for each in NARROW]),
+        arm("high", [3.3 + each for each in reversed(NARROW)]),
+        arm("higher", [3.6 + each for each in NARROW]),
+        arm("noisy", [2.0, 3.5, 4.5]),
+        arm("two seeds", [3.5, 3.6]),
+        arm("none", []),
+    ]
+    claims = [ClaimConfig.model_validate({"source": "somebody", "says": "so", **claim})]
+    (found,) = judge(result(arms, claims))
+    assert found.ruling is ruling, found.why
+
+
+def test_higher_is_better_where_the_measure_says_so() -> None:
+    arms = [arm("a", [0.9, 0.91, 0.92], measure="sentiment_accuracy"), arm("b", [0.5, 0.51, 0.5], "sentiment_accuracy")]
+    claim = ClaimConfig(source="s", says="so", test="better", measure="sentiment_accuracy", arms=["a", "b"])
+    (found,) = judge(result(arms, [claim]))
+    assert found.ruling is Ruling.CONFIRMED
+    assert found.why.startswith("a less b, judged as wanted: 40.7% [")
+
+
+def test_a_run_of_size_tiny_decides_nothing() -> None:
+    claim = ClaimConfig(source="s", says="so", test="better", arms=["a", "b"])
+    arms = [arm("a", [1.0, 1.1, 1.0]), arm("b", [2.0, 2.1, 2.0])]
+    (found,) = judge(result(arms, [claim], size="tiny"))
+    assert found.ruling is Ruling.UNTESTABLE
+
+
+def with_texts(rows: Sequence[Sequence[float]], tokens: "np.ndarray") -> ArmResult:
+    """An arm with one run per row of texts."""
+    weights = tuple(tokens.tolist())
+    outcomes = [
+        outcome({"heldout_nll": sum(row) / sum(weights)}, items={"heldout_nll": Items(tuple(map(float, row)), weights)})
+        for row in rows
+    ]
+    trials = tuple(TrialResult(Replicate(seed, 0), each) for seed, each in enumerate(outcomes))
+    return ArmResult("a", None, {}, 1.0, {}, (), False, trials)
+
+
+def replicated(draws: Sequence[Sequence[float]]) -> ArmResult:
+    """An arm with one run per seed of every draw."""
+    trials = tuple(
+        TrialResult(Replicate(seed, subset), outcome({"heldout_nll": value}))
+        for subset, seeds in enumerate(draws)
+        for seed, value in enumerate(seeds)
+    )
+    return ArmResult("a", None, {}, 1.0, {}, (), False, trials)
+
+
+def runs(diverged: int, count: int) -> list[Outcome]:
+    """Runs of which so many diverged."""
+    return [outcome({DIVERGED: float(place < diverged)}) for place in range(count)]

@@ -1,0 +1,140 @@
+"""Advice follows what the studies found, says which, and says where it does not know."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from made_up import arm, outcome, result
+from prefixkit.cli.main import app
+from prefixkit.config import Recipe, load_recipe
+from prefixkit.errors import ConfigError
+from prefixkit.lab.advice import Looked, advise, caveats, look_at, rules_of_thumb
+from prefixkit.lab.loading import load_for
+from prefixkit.lab.study.found import FoundArm, FoundStudy, read_found, summarise, write_found
+
+LOOKED = Looked(rows=100, tokens=30.0, loss=4.0, words=0.5)
+BEST = (0.0, 0.0, 0.0)
+
+
+def found_arm(name: str, mean: float, behind: tuple[float, float, float], **details: Any) -> FoundArm:
+    known: dict[str, Any] = {"x": None, "settings": {}, "rates": {"train.learning_rate": 0.02}}
+    return FoundArm(name=name, mean=mean, behind=behind, **known | details)
+
+
+def study(name: str, *arms: FoundArm) -> FoundStudy:
+    return FoundStudy(name, "teaching", "positive-reviews", 40, 3.97, arms)
+
+
+LENGTHS = study(
+    "length",
+    found_arm("5 tokens", 3.90, (0.05, 0.03, 0.07), x=5.0),
+    found_arm("10 tokens", 3.86, (0.01, -0.01, 0.03), x=10.0, rates={"train.learning_rate": 0.03}),
+    found_arm("50 tokens", 3.85, BEST, x=50.0),
+    found_arm("full fine-tuning", 3.80, BEST),
+)
+
+
+def values(found: dict[str, FoundStudy]) -> dict[str, object]:
+    return {each.setting: each.value for each in advise(Recipe(), LOOKED, found)}
+
+
+def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -> None:
+    advice = {each.setting: each for each in advise(Recipe(), LOOKED, {"length": LENGTHS})}
+    length = advice["prefix.num_virtual_tokens"]
+    assert (length.value, length.study) == (10, "length")
+    assert length.why.endswith("50 tokens, is not ahead of beyond its interval: +0.010 [-0.010, +0.030] nats per token")
+    assert advice["train.learning_rate"].value == 0.03
+
+
+def test_the_best_is_advised_where_all_others_are_behind() -> None:
+    lengths = study("length", LENGTHS.arms[0], found_arm("50 tokens", 3.85, BEST, x=50.0))
+    assert values({"length": lengths})["prefix.num_virtual_tokens"] == 50
+
+
+def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_good() -> None:
+    depths = study(
+        "reparameterisation",
+        found_arm("no MLP", 3.9, (0.01, -0.01, 0.03), settings={"prefix.reparam_depth": 0}),
+        found_arm("depth 2", 3.89, BEST, settings={"prefix.reparam_depth": 2}),
+        found_arm("plain", 3.8, BEST, settings={"prefix.reparam_depth": 2, "prefix.init.orthogonal": False}),
+    )
+    starts = study(
+        "init",
+        found_arm("random", 4.9, (1.0, 0.9, 1.1), settings={"prefix.init.kind": "random"}),
+        found_arm("words", 3.9, BEST, settings={"prefix.init.kind": "words"}),
+    )
+    advice = values({"reparameterisation": depths, "init": starts})
+    assert advice["prefix.reparam_depth"] == 0
+    assert advice["prefix.init.kind"] == "words"
+    many = advise(Recipe(), Looked(5000, 30.0, 4.0, 0.5), {"init": starts})[-1]
+    assert many.why == "words ends at 3.900, random 1.000 above it (with 64 rows; of 5,000 it decides less)"
+
+
+def test_without_a_study_the_recipe_stands_and_says_so() -> None:
+    for each in advise(load_recipe("gpt2-imdb"), LOOKED, {}):
+        assert each.study is None
+        assert each.why == "what gpt2-imdb sets; no published study varies it"
+    assert caveats(LOOKED, {}) == ["no study is published yet: everything is a default"]
+
+
+def test_what_is_unlike_the_studies_is_said() -> None:
+    found = {"length": LENGTHS}
+    assert len(caveats(LOOKED, found)) == 1
+    _, surprise, length = caveats(Looked(100, 200.0, 2.0, 0.5), found)
+    assert surprise == (
+        "the base model is less surprised by these texts (2.00 nats per token) than by the studies' (3.97)"
+    )
+    assert length == "a row teaches 200 tokens, the studies' rows at most 40"
+    assert caveats(Looked(100, 30.0, None, 0.5), found)[1] == "labels are learned here; the studies learned to write"
+
+
+def test_the_rules_of_thumb_are_tested_not_repeated() -> None:
+    simple, content, several = rules_of_thumb({"length": LENGTHS})
+    assert simple == (
+        "10-15 virtual tokens for a simple style: 10 tokens +0.010 [-0.010, +0.030] nats per token of the best"
+    )
+    assert content == "20-30 virtual tokens for complex content: not tested"
+    assert several.startswith("30+ virtual tokens for several attributes at once: 50 tokens +0.000")
+
+
+def test_studies_are_shipped_in_short(tmp_path: Path) -> None:
+    losses = {"a": (3.0, 3.1, 3.05), "b": (3.3, 3.4, 3.35)}
+    arms = [arm(name, [], outcomes=[outcome({"heldout_nll": loss}) for loss in each]) for name, each in losses.items()]
+    made = result(arms, [])
+    short = summarise(made)
+    assert short is not None
+    assert short.best.name == "a"
+    assert short.arms[1].behind == pytest.approx((0.3, 0.3, 0.3))
+    assert not short.arms[1].is_as_good
+    write_found([made], tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())[0]["arms"][1]["mean"] == pytest.approx(3.35)
+    assert all(isinstance(each, FoundStudy) for each in read_found().values())
+
+
+def test_data_is_looked_at(recipe: Recipe) -> None:
+    base, data = load_for(recipe)
+    looked = look_at(base, data)
+    assert looked.rows == len(data.train)
+    assert looked.loss is not None
+    assert 0 < looked.words < 1
+    assert looked.tokens == sum(example.loss_tokens for example in data.train) / len(data.train)
+
+
+def test_the_command_advises_on_a_file_and_writes_a_recipe(reviews: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    options = ["--task", "style", "--data", str(reviews), "--out", str(out), f"model.base={tiny_llama_dir}"]
+    done = CliRunner().invoke(app, ["advise", *options])
+    assert done.exit_code == 0, done.output
+    assert "prefix.num_virtual_tokens=" in done.output
+    assert load_recipe(str(out)).data.source == str(reviews)
+    again = CliRunner().invoke(app, ["advise", *options])
+    assert str(again.exception) == f"{out}: exists already; choose another --out"
+
+
+def test_advice_on_nothing_is_refused() -> None:
+    done = CliRunner().invoke(app, ["advise"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception) == "advise: name a recipe, or give --task and --data"
