@@ -74,7 +74,7 @@ def test_a_wrong_study_is_refused_with_its_path(tmp_path: Path, changes: dict[st
 
 
 def test_an_unknown_study_is_refused_with_a_hint() -> None:
-    with pytest.raises(ConfigError, match='lenght: no such study; did you mean "length"?'):
+    with pytest.raises(ConfigError, match='lenght: no such study file; did you mean "length"?'):
         load_study("lenght")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prefixkit.cli.sweep import Where
+from prefixkit.cli.trials import Address, Cores, Gpus, On, Where, Workers, runner_of
 from prefixkit.config.study import Size
 
 app = typer.Typer(help="Studies: arms that differ in a few settings, held against claims.", no_args_is_help=True)
@@ -56,13 +56,11 @@ def run(
     recipe: Annotated[str | None, typer.Option("--recipe", help="Another recipe than the study's.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Another number of seeds than the study's.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder; studies/<name>-<size> if left out.")] = None,
-    where: Annotated[Where, typer.Option("--on", help="Where trials run.")] = Where.LOCAL,
-    workers: Annotated[int, typer.Option("--workers", help="Trials at a time on this machine.")] = 1,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster; this machine if left out.")
-    ] = None,
-    cores: Annotated[int, typer.Option("--cores", help="Cores of each trial on Ray.")] = 1,
-    gpus: Annotated[float, typer.Option("--gpus", help="GPUs of each trial on Ray.")] = 0,
+    where: On = Where.LOCAL,
+    workers: Workers = 1,
+    address: Address = None,
+    cores: Cores = 1,
+    gpus: Gpus = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print arms and trials, and stop.")] = False,
 ) -> None:
     """Run a study, or what of it is missing, and write its page."""
@@ -87,10 +85,8 @@ def run(
     from prefixkit.cli.rendering import print_verdicts, progress
     from prefixkit.lab.study.page import write_page
     from prefixkit.lab.study.run import run_study
-    from prefixkit.lab.sweep.local import on_this_machine
-    from prefixkit.lab.sweep.on_ray import on_ray
 
-    runner = on_this_machine(workers) if where is Where.LOCAL else on_ray(address, cores=cores, gpus=gpus)
+    runner = runner_of(where, workers=workers, address=address, cores=cores, gpus=gpus)
     with progress() as report:
         result = run_study(plan, runner, report=report)
     print_verdicts(result, write_page(home))

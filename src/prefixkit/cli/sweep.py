@@ -1,18 +1,12 @@
 """`prefixkit sweep`: one recipe under many settings, each with several seeds."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Where(StrEnum):
-    """Where trials run."""
-
-    LOCAL = "local"
-    RAY = "ray"
+from prefixkit.cli.trials import Address, Cores, Gpus, On, Where, Workers, runner_of
 
 
 def sweep(
@@ -25,13 +19,11 @@ def sweep(
     metric: Annotated[
         str | None, typer.Option("--metric", help="What to compare; held-out loss, or accuracy, if left out.")
     ] = None,
-    where: Annotated[Where, typer.Option("--on", help="Where trials run.")] = Where.LOCAL,
-    workers: Annotated[int, typer.Option("--workers", help="Trials at a time on this machine.")] = 1,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster; this machine if left out.")
-    ] = None,
-    cores: Annotated[int, typer.Option("--cores", help="Cores of each trial on Ray.")] = 1,
-    gpus: Annotated[float, typer.Option("--gpus", help="GPUs of each trial on Ray.")] = 0,
+    where: On = Where.LOCAL,
+    workers: Workers = 1,
+    address: Address = None,
+    cores: Cores = 1,
+    gpus: Gpus = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -52,11 +44,9 @@ def sweep(
             typer.echo(trial.label)
         return
     from prefixkit.cli.rendering import print_groups, progress
-    from prefixkit.lab.sweep.local import on_this_machine
-    from prefixkit.lab.sweep.on_ray import on_ray
     from prefixkit.lab.sweep.run import run_sweep, sum_up, summary
 
-    runner = on_this_machine(workers) if where is Where.LOCAL else on_ray(address, cores=cores, gpus=gpus)
+    runner = runner_of(where, workers=workers, address=address, cores=cores, gpus=gpus)
     with progress() as report:
         results = run_sweep(
             trials, home, runner, report=lambda done, total, words: report("trials", done, total, words)

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -12,7 +10,8 @@ from pydantic import ValidationError
 from prefixkit.config.explaining import explain, section_at
 from prefixkit.config.method import MethodConfig
 from prefixkit.config.recipe import Recipe
-from prefixkit.errors import ConfigError, did_you_mean
+from prefixkit.config.shipped import shipped_names, text_of
+from prefixkit.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,8 +34,7 @@ _Loader.add_implicit_resolver(
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with prefixkit."""
-    folder = resources.files("prefixkit") / "recipes"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return shipped_names("recipes")
 
 
 def recipe_text(name_or_path: str) -> str:
@@ -45,17 +43,8 @@ def recipe_text(name_or_path: str) -> str:
     Raises:
         ConfigError: there is no such file and no such recipe.
     """
-    path = Path(name_or_path)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: not a UTF-8 text file; a recipe is YAML") from None
-    name = path.name.removesuffix(".yaml")
-    if name in recipe_names() and path.parent.name in ("", "recipes"):
-        return (resources.files("prefixkit") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    hint = did_you_mean(name, recipe_names())
-    raise ConfigError(f"{name_or_path}: no such recipe file{hint or '; see `prefixkit recipes list`'}")
+    listed_by = "prefixkit recipes list"
+    return text_of(name_or_path, "recipes", recipe_names(), what="recipe", listed_by=listed_by)
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -2,9 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,16 +9,16 @@ from pydantic import ValidationError
 from prefixkit.config.explaining import explain
 from prefixkit.config.loading import load_recipe, parse_yaml
 from prefixkit.config.recipe import Recipe
+from prefixkit.config.shipped import shipped_names, shipped_text, text_of
 from prefixkit.config.study import ArmConfig, Size, StudyConfig
-from prefixkit.errors import ConfigError, did_you_mean
+from prefixkit.errors import ConfigError
 
-_SIZES = "sizes.yaml"
+_FOLDER, _SIZES = "studies", "sizes"
 
 
 def study_names() -> list[str]:
     """Return the names of the studies that ship with prefixkit."""
-    names = (file.name for file in _folder().iterdir() if file.name.endswith(".yaml") and file.name != _SIZES)
-    return sorted(name.removesuffix(".yaml") for name in names)
+    return [name for name in shipped_names(_FOLDER) if name != _SIZES]
 
 
 def load_study(name_or_path: str) -> StudyConfig:
@@ -34,7 +31,7 @@ def load_study(name_or_path: str) -> StudyConfig:
         ConfigError: there is no such study, a key is unknown, or a value has the wrong type or range; the message
             starts with the path of the field.
     """
-    values = parse_yaml(_text(name_or_path), name_or_path)
+    values = parse_yaml(study_text(name_or_path), name_or_path)
     if not isinstance(values, dict):
         raise ConfigError(f"{name_or_path}: expected keys such as `arms:`, got {type(values).__name__}")
     try:
@@ -50,12 +47,12 @@ def study_text(name_or_path: str) -> str:
     Raises:
         ConfigError: there is no such study.
     """
-    return _text(name_or_path)
+    return text_of(name_or_path, _FOLDER, study_names(), what="study", listed_by="prefixkit study list")
 
 
 def size_settings(size: Size) -> dict[str, Any]:
     """Return what a size sets in every recipe."""
-    settings = parse_yaml((_folder() / _SIZES).read_text(encoding="utf-8"), _SIZES)[size]
+    settings = parse_yaml(shipped_text(_FOLDER, _SIZES), _SIZES)[size]
     assert isinstance(settings, dict)
     return settings
 
@@ -115,21 +112,3 @@ def _halves(override: str) -> tuple[str, str]:
     if not key or not equals:
         raise ConfigError(f"{override}: expected key=value, such as train.steps=100")
     return key, value
-
-
-def _folder() -> Traversable:
-    return resources.files("prefixkit") / "studies"
-
-
-def _text(name_or_path: str) -> str:
-    path = Path(name_or_path)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: not a UTF-8 text file; a study is YAML") from None
-    name = path.name.removesuffix(".yaml")
-    if name in study_names() and path.parent.name in ("", "studies"):
-        return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
-    hint = did_you_mean(name, study_names())
-    raise ConfigError(f"{name_or_path}: no such study{hint or '; see `prefixkit study list`'}")
