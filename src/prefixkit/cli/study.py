@@ -35,7 +35,7 @@ def list_studies(as_json: Annotated[bool, typer.Option("--json", help="Print as 
         typer.echo(json.dumps(entries))
         return
     for each in studies:
-        typer.echo(f"{each.name:18}{each.title} ({len(each.expanded_arms())} arms, {len(each.claims)} claims)")
+        typer.echo(f"{each.name:20}{each.title} ({len(each.expanded_arms())} arms, {len(each.claims)} claims)")
 
 
 @app.command()

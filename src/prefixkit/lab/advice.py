@@ -22,8 +22,9 @@ _READ = 48
 _FEW = 200
 #: Nats per token by which the base model's loss on two kinds of texts differs where they are called unlike here.
 _UNLIKE = 1.0
+_NO_END = 10_000
 #: The lab page's rules of thumb (§8.2): for what, from how many virtual tokens, to how many.
-_RULES = (("a simple style", 10, 15), ("complex content", 20, 30), ("several attributes at once", 30, 10_000))
+_RULES = (("a simple style", 10, 15), ("complex content", 20, 30), ("several attributes at once", 30, _NO_END))
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def rules_of_thumb(found: Mapping[str, FoundStudy]) -> list[str]:
     said = []
     for purpose, low, high in _RULES:
         within = [arm for arm in arms if low <= (arm.x or 0) <= high]
-        upper = f"{low}+" if high > max((arm.x or 0 for arm in arms), default=0) else f"{low}-{high}"
+        upper = f"{low}+" if high == _NO_END else f"{low}-{high}"
         tested = "; ".join(f"{arm.name} {_behind(arm)} of the best" for arm in within)
         said.append(f"{upper} virtual tokens for {purpose}: {tested or 'not tested'}")
     return said

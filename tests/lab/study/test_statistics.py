@@ -161,6 +161,13 @@ def test_a_margin_is_what_an_arm_may_be_behind() -> None:
     assert within.why.startswith("a less b, held-out loss, may be behind by 0.020: 0.010")
 
 
+def test_the_interval_of_a_share_ends_at_one() -> None:
+    found = mean_of(arm("a", [0.7, 1.0, 0.9], "sentiment_accuracy"), "sentiment_accuracy")
+    assert found is not None
+    assert found.interval is not None
+    assert found.interval.high == 1.0
+
+
 def test_a_share_of_diverged_runs_has_wilsons_interval() -> None:
     trials = [outcome({DIVERGED: float(seed == 0)}, error="loss is nan" if seed == 0 else None) for seed in range(4)]
     found = mean_of(arm("a", [], outcomes=trials), DIVERGED)

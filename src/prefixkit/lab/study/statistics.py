@@ -18,7 +18,8 @@ import numpy as np
 from scipy import stats
 
 from prefixkit.evaluation.intervals import Interval, mean_interval, share_interval
-from prefixkit.lab.study.measures import DIVERGED
+from prefixkit.lab.comparison import Unit
+from prefixkit.lab.study.measures import DIVERGED, known_measures
 from prefixkit.lab.study.outcome import Outcome
 from prefixkit.lab.study.plan import Replicate
 from prefixkit.lab.study.results import ArmResult
@@ -55,7 +56,7 @@ class _Pair:
 def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
     """Return an arm's mean over its repeats with Student's interval; None where no trial has the measure.
 
-    Of diverged runs it is their share, with Wilson's interval.
+    That of a share ends at 0 and 1. Of diverged runs it is their share, with Wilson's interval.
     """
     known = [
         (trial.replicate, trial.outcome.values[measure]) for trial in arm.trials if measure in trial.outcome.values
@@ -66,7 +67,10 @@ def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
     if measure == DIVERGED:
         return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values]), len(values))
     repeats = _repeats([replicate for replicate, _ in known], values)
-    return Estimate(float(np.mean(values)), mean_interval(repeats), len(repeats))
+    interval = mean_interval(repeats)
+    if interval is not None and known_measures()[measure].unit is Unit.SHARE:
+        interval = interval.map(lambda end: min(1.0, max(0.0, end)))
+    return Estimate(float(np.mean(values)), interval, len(repeats))
 
 
 def difference(first: ArmResult, second: ArmResult, measure: str, *, level: float = _LEVEL) -> Estimate | None:
