@@ -16,9 +16,7 @@ from prefixkit.lab.comparison import format_value
 from prefixkit.lab.plots import standalone
 from prefixkit.lab.study.claims import judge
 from prefixkit.lab.study.found import FOUND, write_found
-from prefixkit.lab.study.index import write_index
 from prefixkit.lab.study.measures import known_measures
-from prefixkit.lab.study.page import write_page
 from prefixkit.lab.study.plots import measure_plot
 from prefixkit.lab.study.results import STUDY, StudyResult, read_results, write_results
 from prefixkit.lab.study.statistics import mean_of
@@ -86,14 +84,13 @@ def published() -> list[StudyResult]:
 
 
 def publish(folder: Path) -> None:
-    """Copy a study's results, and draw its picture and its page from them."""
+    """Copy a study's results, and draw its picture from them."""
     result = read_results(folder)
     if result.size == Size.TINY or result.mixed_versions or result.mixed_data:
         raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions or data, is not to be published")
     target = RESULTS / result.study.name
     target.mkdir(parents=True, exist_ok=True)
     write_results(result, target)
-    write_page(target)
     picture = measure_plot(result, known_measures()[result.study.measure], name="measured")
     if picture is not None:
         write_text(target / PICTURE, standalone(picture))
@@ -105,7 +102,6 @@ def main() -> None:
     for folder in parser.parse_args().studies:
         publish(folder)
     results = published()
-    write_index([RESULTS / result.study.name for result in results], RESULTS)
     write_found(results, ROOT / "src" / "prefixkit" / "studies" / FOUND)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
