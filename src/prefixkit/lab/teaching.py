@@ -13,15 +13,16 @@ import os
 import random
 import shutil
 import tempfile
-from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
+from prefixkit.config import Size
 from prefixkit.errors import ConfigError, did_you_mean
 from prefixkit.files import write_text
 
 #: Names the size; left out, the notebooks are for teaching.
 VARIABLE = "PREFIXKIT_NOTEBOOK_SIZE"
+_SIZES = (Size.TEACHING, Size.TINY)
 
 _OPENINGS = ("the movie was", "this film is", "i found the story", "the cast and the score were", "what a script ,")
 _WORDS = {
@@ -38,13 +39,6 @@ _TRAINING = {
 }  # fmt: skip
 
 
-class Size(StrEnum):
-    """How large the notebooks are."""
-
-    TEACHING = "teaching"
-    TINY = "tiny"
-
-
 def size() -> Size:
     """Return the size that the environment asks for.
 
@@ -52,8 +46,8 @@ def size() -> Size:
         ConfigError: it asks for another than the two there are.
     """
     asked = os.environ.get(VARIABLE, Size.TEACHING)
-    if asked not in list(Size):
-        raise ConfigError(f"{VARIABLE}: expected {' or '.join(Size)}, got {asked!r}{did_you_mean(asked, list(Size))}")
+    if asked not in _SIZES:
+        raise ConfigError(f"{VARIABLE}: expected {' or '.join(_SIZES)}, got {asked!r}{did_you_mean(asked, _SIZES)}")
     return Size(asked)
 
 
