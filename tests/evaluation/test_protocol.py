@@ -23,7 +23,7 @@ from prefixkit.evaluation import (
 )
 from prefixkit.evaluation.overlap import bleu_sums, chrf_sums, meteor_scores, rouge_scores, word_nist_sums
 from prefixkit.evaluation.picking import pick
-from prefixkit.generation import generate_texts
+from prefixkit.generation import generate_texts, latency
 from prefixkit.seeding import derive
 
 TEXT_KEYS = {
@@ -67,6 +67,16 @@ def test_intervals_hold_their_values(evaluation):
             assert score.interval is None
         else:
             assert score.interval.low - 1e-9 <= score.value <= score.interval.high + 1e-9, key
+
+
+def test_time_per_token_is_measured_where_it_is_asked_for(base, prefix, data, monkeypatch):
+    passes = []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: 0.5 * len(passes))
+    timed = base.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    scores = evaluate(base, prefix, data, make_recipe(latency_tokens=3, samples=0)).scores
+    timed.remove()
+    for key in ("seconds_per_token", "base.seconds_per_token", "instruction.seconds_per_token"):
+        assert (scores[key].value, scores[key].interval.low, scores[key].interval.high) == (0.5, 0.5, 0.5)
 
 
 def test_the_flat_form_is_json_with_a_pair_per_interval(evaluation):
@@ -176,6 +186,9 @@ def test_what_does_not_fit_the_context_is_said_before_anything_is_trained(base, 
     wordy = make_recipe(instruction="film " * limit)
     with pytest.raises(EvaluationError, match=r"text \d+ tokens exceed the model's context"):
         check_context(base, data, wordy, prefix_tokens=5)
+    timed = make_recipe(samples=0, latency_tokens=2000)
+    with pytest.raises(DataError, match="2001 new tokens exceed the model's context"):
+        check_context(base, data, timed, prefix_tokens=5)
 
 
 def test_every_system_writes_on_the_same_dice(base, prefix, evaluation):

@@ -212,7 +212,7 @@ def test_what_fails_in_the_stream_is_raised_to_its_reader(base, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sampling, "_generate", fail)
+    monkeypatch.setattr(sampling, "generate_ids", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream_text(base, "review :", SHORT, seed=0))
 

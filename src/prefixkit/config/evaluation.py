@@ -40,6 +40,9 @@ class EvaluationConfig(Section):
     they are known from another run."""
     judge: bool = True
     """Train a sentiment judge on the judge rows and score generations with it; needs labels."""
+    latency_tokens: int = Field(0, ge=0)
+    """Tokens each system writes, one text at a time and three times over, to time them; 0 leaves that out. On a machine
+    that does other things too, the times say little."""
     bootstrap: int = Field(1000, ge=100)
     """Resamples behind each 95% interval."""
     novelty_n: int = Field(5, ge=2)

@@ -18,6 +18,7 @@ from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.asking import asked_of
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
+from prefixkit.evaluation.latency import measure_latency
 from prefixkit.evaluation.loss import TokenLosses, check_examples, heldout_loss
 from prefixkit.evaluation.measures import HeldOutLosses, Measures
 from prefixkit.evaluation.picking import pick
@@ -72,6 +73,8 @@ def evaluate(
             found |= measures.steering(losses, plain)
         found["trainable_parameters"] = Score(system.trained_parameters)
         scores |= {system.key + key: score for key, score in found.items()}
+    if settings.latency_tokens:
+        scores |= _latency(base, systems, data, recipe)
     if settings.samples:
         judge = _train_judge(data, recipe)
         if judge is not None and data.judge_test_rows:
@@ -114,13 +117,13 @@ def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_toke
     for system in systems_to_compare(None, recipe.evaluation.instruction):
         read = prefix_tokens if system.name is SystemName.BASE else 0  # the base model stands for the prefix here
         check_examples(base, system.examples(base, wanted), prefix_tokens=read)
-        prompts = encode_prompts(
-            base,
-            system.prompts(dict.fromkeys(asked.prompts)),
-            source_tokens=system.source_tokens(base, recipe.data.max_tokens),
-        )
-        if prompts:
-            check_length(base, prompts, max_new_tokens=recipe.generation.max_new_tokens, prefix_tokens=read)
+        writes = {recipe.generation.max_new_tokens: list(dict.fromkeys(asked.prompts))}
+        if recipe.evaluation.latency_tokens:
+            writes.setdefault(recipe.evaluation.latency_tokens + 1, []).append(_first_prompt(data, recipe))
+        for new_tokens, texts in writes.items():
+            source = system.source_tokens(base, recipe.data.max_tokens)
+            if prompts := encode_prompts(base, system.prompts(texts), source_tokens=source):
+                check_length(base, prompts, max_new_tokens=new_tokens, prefix_tokens=read)
 
 
 def _heldout(
@@ -131,6 +134,26 @@ def _heldout(
         return heldout_loss(base, system.examples(base, examples), prefix=system.prefix, on_progress=told)
 
     return HeldOutLosses(measure(wanted), measure(contrast) if contrast else None)
+
+
+def _latency(base: Base, systems: Sequence[System], data: PreparedData, recipe: Recipe) -> dict[str, Score]:
+    settings = recipe.evaluation
+    found = measure_latency(
+        base,
+        systems,
+        _first_prompt(data, recipe),
+        tokens=settings.latency_tokens,
+        source_tokens=recipe.data.max_tokens,
+        seed=derive(settings.seed, "latency"),
+        resamples=settings.bootstrap,
+    )
+    return {system.key + "seconds_per_token": found[system.name] for system in systems}
+
+
+def _first_prompt(data: PreparedData, recipe: Recipe) -> str:
+    """Return what the timed tokens follow: the first of the prompts, or of the held-out rows."""
+    given = recipe.evaluation.prompts
+    return given[0] if given else pick(data.test, 1)[0].prompt
 
 
 def _train_judge(data: PreparedData, recipe: Recipe) -> tuple[SentimentJudge, str] | None:

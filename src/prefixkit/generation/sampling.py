@@ -1,28 +1,20 @@
-"""Generating texts: many at once, or one as a stream. Only prefixkit's own settings count.
-
-A model's own generation defaults (temperatures, penalties, suppressed tokens that came with its files) would
-make the same recipe mean different things for different models, so they are set aside while we generate.
-"""
+"""Generating texts: many at once, or one as a stream."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
 import torch
-import transformers
-from jaxtyping import Int
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from prefixkit.config import GenerationConfig
-from prefixkit.generation.dice import TokenChooser, roll
-from prefixkit.generation.prompts import check_length, encode_prompts, pad
+from prefixkit.generation.decoding import decode, generate_ids
+from prefixkit.generation.prompts import check_length, encode_prompts
 from prefixkit.injection import attach
 from prefixkit.models import Base
-from prefixkit.models.weights import input_device
 from prefixkit.prefix import Prefix
 
 
@@ -71,7 +63,7 @@ def generate_texts(
         for start in range(0, len(order), settings.batch_size):
             places = order[start : start + settings.batch_size]
             rows = [encoded[place] for place in places]
-            new = _generate(base, rows, settings, seed=seed, places=places)
+            new = generate_ids(base, rows, settings, seed=seed, places=places)
             for place, row, ids in zip(places, rows, new, strict=True):
                 texts[place] = _continuation(base, row, ids.tolist())
             done += len(places)
@@ -104,72 +96,6 @@ def stream_text(
     return _stream(base, row, settings, seed, prefix)
 
 
-def _generate(
-    base: Base, rows: Sequence[list[int]], settings: GenerationConfig, *, seed: int, places: Sequence[int],
-    **options: Any,
-) -> Int[Tensor, "b n"]:  # fmt: skip
-    """Return the new token ids of one batch, padding behind the end of text included."""
-    batch = pad(base, rows)
-    dice = roll(seed, places, settings.max_new_tokens).to(input_device(base.model))
-    ours = transformers.GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,  # the dice choose, see dice.py
-        eos_token_id=_end_ids(base),
-        pad_token_id=base.tokenizer.pad_token_id,
-        use_cache=True,
-        decoder_start_token_id=base.start_token_id,
-        forced_bos_token_id=getattr(base.model.generation_config, "forced_bos_token_id", None),  # mBART's language
-    )
-    # An encoder-decoder's texts begin with its start token alone; what it read stands elsewhere.
-    begun = batch.is_text if base.start_token_id is None else batch.is_text.new_zeros(len(rows), 1)
-    with _only(base.model, ours), _contiguous_head(base.model):
-        out = base.model.generate(  # type: ignore[operator]
-            input_ids=batch.input_ids,
-            attention_mask=batch.is_text.long(),
-            generation_config=ours,
-            logits_processor=LogitsProcessorList([TokenChooser(settings, dice, begun)]),
-            **options,
-        )
-    new: Tensor = out[:, begun.shape[1] :]
-    return new
-
-
-@contextmanager
-def _only(model: PreTrainedModel, config: transformers.GenerationConfig) -> Iterator[None]:
-    """Set the model's own generation defaults aside; transformers fills what ours leaves open from them."""
-    own = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-@contextmanager
-def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
-    """Give the head contiguous states: transformers hands it the last column of the prompts, a slice.
-
-    For a slice of a batch torch's matmul copies the head's weight once per row (pytorch/pytorch#151934): 3.6 GB
-    and seconds for 64 rows of a 135M model.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _end_ids(base: Base) -> list[int] | None:
-    """Tokens that end a text: the tokenizer's EOS, and those the model's files name."""
-    named = getattr(base.model.generation_config, "eos_token_id", None)
-    ids = [base.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    return sorted({token for token in ids if token is not None}) or None
-
-
 def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
     """Return the text of the new ids as it follows the prompt.
 
@@ -184,11 +110,6 @@ def _continuation(base: Base, prompt: list[int], new: list[int]) -> str:
 
 def _offset(prefix: Prefix | None) -> int:
     return 0 if prefix is None else prefix.position_offset
-
-
-def decode(base: Base, ids: list[int]) -> str:
-    """Return the text of token ids, without special tokens and with every space."""
-    return str(base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class _Queued(BaseStreamer):
@@ -224,7 +145,7 @@ def _stream(base: Base, row: list[int], settings: GenerationConfig, seed: int, p
         try:
             stopping = StoppingCriteriaList([_Stopped(stop)])
             streamer = _Queued(queue)
-            _generate(base, [row], settings, seed=seed, places=[0], streamer=streamer, stopping_criteria=stopping)
+            generate_ids(base, [row], settings, seed=seed, places=[0], streamer=streamer, stopping_criteria=stopping)
             queue.put(None)
         except BaseException as error:  # raised again where the text is read
             queue.put(error)

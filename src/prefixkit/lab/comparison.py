@@ -93,6 +93,8 @@ MEASURES = (
             Better.HIGHER, Unit.SHARE),
     Measure("longest_copy", "Longest copy", "Most words in a row taken from a training text.",
             Better.LOWER, Unit.COUNT),
+    Measure("seconds_per_token", "Time per token", "Median time for one more token of one text.",
+            Better.LOWER, Unit.SECONDS),
     Measure("trainable_parameters", "Numbers trained", "How many numbers the system had to learn.",
             Better.NEITHER, Unit.COUNT),
 )  # fmt: skip
@@ -173,12 +175,14 @@ def best_system(
 
 
 def format_value(value: float, unit: Unit) -> str:
-    """Write a value the way its unit is read: 3.62, 89.1%, 230,400."""
+    """Write a value the way its unit is read: 3.62, 89.1%, 230,400, 41.5 ms."""
     match unit:
         case Unit.SHARE:
             return f"{100 * value:.1f}%"
         case Unit.COUNT:
             return f"{value:,.0f}"
+        case Unit.SECONDS if abs(value) < 0.5:
+            return f"{1000 * value:.1f} ms"
         case Unit.SECONDS:
             return f"{value:,.0f} s" if abs(value) >= 10 else f"{value:.2f} s"
         case Unit.BYTES:
