@@ -261,6 +261,12 @@ def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+def recompute_first(model: PreTrainedModel, count: int) -> None:
+    """Of a model under gradient checkpointing, recompute the first layers alone, and keep the others' activations."""
+    for layer in checkpointed_layers(model)[count:]:
+        layer.gradient_checkpointing = False  # type: ignore[assignment]
+
+
 def refusal_of_tracker(name: str) -> str | None:
     """Say why transformers' Trainer cannot report to a tracker, such as ``wandb``; None if it can."""
     from transformers.integrations.integration_utils import (

@@ -20,11 +20,11 @@ from prefixkit.lab.memory import Footprint, fit_to_budget, parse_bytes, sized_li
 from prefixkit.lab.run import train_run
 
 MB = 10**6
-FOOTPRINT = Footprint(held=1000 * MB, loading=1060 * MB, row=100 * MB, row_checkpointed=20 * MB, logits=30 * MB,
-                      measuring=20 * MB, text=10 * MB)  # fmt: skip
+FOOTPRINT = Footprint(held=1000 * MB, loading=1060 * MB, kept=96 * MB, inputs=12 * MB, layers=24, passing=4 * MB,
+                      logits=30 * MB, measuring=20 * MB, text=10 * MB)  # fmt: skip
 
 
-def recipe_of(batch_size: int, accumulation: int = 1, *, checkpointing: bool = False) -> Recipe:
+def recipe_of(batch_size: int, accumulation: int = 1, *, checkpointing: bool | int = False) -> Recipe:
     train = {"batch_size": batch_size, "accumulation": accumulation, "gradient_checkpointing": checkpointing}
     return validate_recipe({"train": train})
 
@@ -35,8 +35,11 @@ def recipe_of(batch_size: int, accumulation: int = 1, *, checkpointing: bool = F
         (2100, recipe_of(8), 8, 1, False, 64),  # 1000 + 1.25 * (800 + 50) = 2063
         (2000, recipe_of(8), 4, 2, False, 64),
         (1400, recipe_of(8), 2, 4, False, 30),  # 1313
-        (1270, recipe_of(8), 8, 1, True, 19),  # two rows no longer fit: 1000 + 1.25 * (160 + 50) = 1263
-        (1090, recipe_of(8), 1, 8, True, 5),
+        (1300, recipe_of(8), 8, 1, 22, 22),  # two rows no longer fit; 1000 + 1.25 * (8 * (8 + 11 + 4) + 50) = 1293
+        (1262, recipe_of(8), 8, 1, 23, 18),  # the last layer is there when it is recomputed: no better than 23 of 24
+        (1250, recipe_of(8), 4, 2, 18, 18),  # 1000 + 1.25 * (4 * (24 + 9 + 4) + 50) = 1247.5
+        (1087.5, recipe_of(8), 1, 8, 23, 5),
+        (9000, recipe_of(8, checkpointing=10), 8, 1, 10, 64),
         (1900, recipe_of(6, 2), 6, 2, False, 64),
         (1600, recipe_of(6, 2), 4, 3, False, 46),  # twelve rows by fours
         (1270, recipe_of(1), 1, 1, False, 19),
@@ -44,9 +47,9 @@ def recipe_of(batch_size: int, accumulation: int = 1, *, checkpointing: bool = F
     ],
 )
 def test_the_largest_batch_that_fits_is_taken_and_a_step_reads_as_many_rows_as_before(
-    budget: int, recipe: Recipe, rows: int, accumulation: int, checkpointing: bool, texts: int
+    budget: float, recipe: Recipe, rows: int, accumulation: int, checkpointing: bool | int, texts: int
 ) -> None:
-    fit = fit_to_budget(FOOTPRINT, recipe, budget * MB)
+    fit = fit_to_budget(FOOTPRINT, recipe, int(budget * MB))
     assert (fit.batch_size, fit.accumulation, fit.gradient_checkpointing) == (rows, accumulation, checkpointing)
     assert fit.generation_batch_size == texts
     assert fit.peak <= budget * MB
@@ -68,7 +71,7 @@ def test_a_budget_that_cannot_be_met_says_what_would_do(budget: int, reason: str
     with pytest.raises(ConfigError) as caught:
         fit_to_budget(FOOTPRINT, recipe_of(8), budget * MB)
     assert str(caught.value) == f"--memory-budget: {reason}"
-    assert FOOTPRINT.peak(1, checkpointing=True) == 1087.5 * MB
+    assert FOOTPRINT.peak(1, recomputed=24) == 1087.5 * MB
 
 
 @pytest.mark.parametrize(("text", "size"), [("1.5GB", 1_500_000_000), (" 800mb ", 800 * MB), ("2e3 KB", 2 * MB)])
@@ -83,9 +86,9 @@ def test_what_is_no_size(text: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory can be begun anew on Linux alone")
-@pytest.mark.parametrize(("rows", "checkpointing"), [(2, False), (8, False), (8, True)])
+@pytest.mark.parametrize(("rows", "checkpointing"), [(2, False), (8, False), (8, True), (8, 6)])
 def test_what_a_step_holds_is_foretold(
-    rows: int, checkpointing: bool, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
+    rows: int, checkpointing: bool | int, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
@@ -97,10 +100,10 @@ def test_what_a_step_holds_is_foretold(
     (tmp_path / "long.jsonl").write_text("\n".join(texts), encoding="utf-8")
     values = recipe.model_dump(mode="json")
     values["model"]["base"], values["data"]["source"] = str(tmp_path / "base"), str(tmp_path / "long.jsonl")
-    values["data"]["max_tokens"] = 120
+    values["data"]["max_tokens"], values["train"]["gradient_checkpointing"] = 120, checkpointing
     path = tmp_path / "long.yaml"
     path.write_text(dump_recipe(validate_recipe(values)), encoding="utf-8")
-    done = processes.run(hold.main, str(path), str(rows), str(checkpointing))
+    done = processes.run(hold.main, str(path), str(rows))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["found"] > 20 * MB

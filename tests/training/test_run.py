@@ -12,7 +12,7 @@ import torch
 
 import processes
 from prefixkit.config import Recipe, dump_recipe
-from prefixkit.errors import DivergedError, TrainingError
+from prefixkit.errors import ConfigError, DivergedError, TrainingError
 from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.training import (
@@ -86,24 +86,42 @@ def test_gradient_checkpointing_trains_the_same_prefix_and_is_taken_off_again(
     make_recipe: Make, load: Load, tmp_path: Path
 ) -> None:
     results, calls = [], []
-    for on in (False, True):
+    for on in (False, True, 1):
         recipe = make_recipe(
             model={"dtype": "float64"}, prefix={"dropout": 0.0}, train={"gradient_checkpointing": on, "steps": 3}
         )
         base, data = load(recipe)
-        count = []
-        layer = base.model.model.layers[0].self_attn  # pre-hook: recomputing stops early, once it has what it needs
-        hook = layer.register_forward_pre_hook(lambda *_, seen=count: seen.append(1))
+        count: list[int] = []
+        hooks = []
+        for number, layer in enumerate(base.model.model.layers[:2]):
+            # Of its attention, before it runs: recomputing stops early, once it has what it needs.
+            hooks.append(layer.self_attn.register_forward_pre_hook(lambda *_, n=number, seen=count: seen.append(n)))
         folder = tmp_path / str(on)
         folder.mkdir()
         train_prefix(base, data.train, recipe, folder, measure=measure, report=quiet)
-        hook.remove()
-        calls.append(len(count))
+        for hook in hooks:
+            hook.remove()
+        calls.append([count.count(0), count.count(1)])
         results.append(last_encoder(folder))
         assert not base.model.is_activation_checkpointing
         assert not base.model.get_input_embeddings()._forward_hooks
-    assert calls[1] == calls[0] + 3  # in every step the layer runs again in the backward pass
+    (first, second), checkpointed, first_alone = calls
+    assert checkpointed == [first + 3, second + 3]  # in every step a layer runs again in the backward pass
+    assert first_alone == [first + 3, second]
     assert_close_and_moved(results[0], results[1], base, recipe, data)
+    assert_close_and_moved(results[0], results[2], base, recipe, data)
+
+
+def test_more_layers_to_recompute_than_there_are_are_refused(make_recipe: Make, load: Load, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"gradient_checkpointing": 9})
+    base, data = load(recipe)
+    layers = base.model.config.num_hidden_layers
+    with pytest.raises(ConfigError, match=f"gradient_checkpointing: 9 layers, and .* has {layers}; true"):
+        train_prefix(base, data.train, recipe, tmp_path, measure=measure, report=quiet)
+    base.model.supports_gradient_checkpointing = False
+    recipe = make_recipe(train={"gradient_checkpointing": True})
+    with pytest.raises(ConfigError, match="gradient_checkpointing: .* cannot recompute its layers; leave it out"):
+        train_prefix(base, data.train, recipe, tmp_path, measure=measure, report=quiet)
 
 
 def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> CompletedProcess[str]:

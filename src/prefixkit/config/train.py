@@ -1,6 +1,7 @@
 """Settings of the training run."""
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
@@ -58,8 +59,9 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
     autocast: bool = False
     """Mixed precision for a float32 base model: compute in bfloat16 where that is safe."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. A number recomputes those of so
+    many layers, the first ones: less of both."""
     group_by_length: bool = True
     """Put examples of similar length in one batch, so that little is padded."""
     evaluate_every: int = Field(50, ge=1)

@@ -113,8 +113,8 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
         flops=flops * mean,
         seconds=seconds / tokens * mean,
         rate=matmul_rate(base, tokens=max(1, round(mean / train.accumulation))),
-        peak=footprint.peak(train.batch_size, checkpointing=train.gradient_checkpointing),
-        peak_checkpointed=footprint.peak(train.batch_size, checkpointing=True),
+        peak=footprint.peak(train.batch_size, recomputed=footprint.recomputed(train)),
+        peak_checkpointed=footprint.peak(train.batch_size, recomputed=footprint.layers),
         trained=sum(parameter.numel() for parameter in trained),
     )
 

@@ -6,11 +6,12 @@ their gradient:
 
     peak(b) = held now + b * (kept per row + passing per row) + logits
 
-`kept` is measured on one forward pass of the longest row, by counting what autograd saves, parameters left out; with
-gradient checkpointing it is the input of every layer, and once all of one layer. `passing` came out as about four times
-what a layer keeps. Held-out losses hold a batch of logits, on top of that: what a training step let go has not gone
-back to the system. Between training and measuring it is given back (`give_back_memory`); generating then holds keys and
-values of every text. A peak of loading is never undone.
+`kept` is measured on one forward pass of the longest row, by counting what autograd saves, parameters left out. Of a
+layer under gradient checkpointing it is the layer's input; such layers are the first ones, so that when they run
+again, what the others kept is gone, and never more than one of them is there whole. `passing` came out as about four
+times what a layer keeps. Held-out losses hold a batch of logits, on top of that: what a training step let go has not
+gone back to the system. Between training and measuring it is given back (`give_back_memory`); generating then holds
+keys and values of every text. A peak of loading is never undone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prefixkit.compat import checkpointed_layers
-from prefixkit.config import Recipe
+from prefixkit.config import Recipe, TrainConfig
 from prefixkit.data import Collator, Example
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.loss import MOST_LOGITS
@@ -52,8 +53,10 @@ class Footprint:
     Attributes:
         held: already in memory, the frozen weights included.
         loading: the most that was in memory so far.
-        row: kept of the longest row in a training step, and for a moment in its backward pass.
-        row_checkpointed: likewise under gradient checkpointing.
+        kept: of the longest row in a training step, by all layers together.
+        inputs: what those layers read of it.
+        layers: how many can recompute their activations; 0 where the model cannot.
+        passing: what a row takes for a moment in the backward pass.
         logits: of a chunk, what the loss makes of them, and their gradient.
         measuring: the most that held-out losses hold for a moment.
         text: what generating holds per text.
@@ -61,17 +64,36 @@ class Footprint:
 
     held: int
     loading: int
-    row: int
-    row_checkpointed: int
+    kept: int
+    inputs: int
+    layers: int
+    passing: int
     logits: int
     measuring: int
     text: int
 
-    def peak(self, rows: int, *, checkpointing: bool, texts: int = 1) -> int:
-        """Return the peak of a run that trains on so many rows and generates so many texts at a time."""
-        row = self.row_checkpointed if checkpointing else self.row
-        used = max(rows * row + self.logits, texts * self.text) + self.measuring
+    def row(self, recomputed: int) -> int:
+        """Return what a row takes where so many layers' activations are recomputed."""
+        if not recomputed:
+            return self.kept + self.passing
+        whole = max(self.layers - recomputed, 1) / self.layers
+        return int(whole * self.kept + recomputed / self.layers * self.inputs) + self.passing
+
+    def peak(self, rows: int, *, recomputed: int, texts: int = 1) -> int:
+        """Return the peak of a run that trains on so many rows and generates so many texts at a time.
+
+        Args:
+            rows: per forward pass.
+            recomputed: layers under gradient checkpointing.
+            texts: generated at a time.
+        """
+        used = max(rows * self.row(recomputed) + self.logits, texts * self.text) + self.measuring
         return max(self.loading, int(self.held + _SLACK * used))
+
+    def recomputed(self, config: TrainConfig) -> int:
+        """Return of how many layers a recipe recomputes activations."""
+        asked = config.gradient_checkpointing
+        return asked * self.layers if isinstance(asked, bool) else asked
 
     def texts(self, budget: int) -> int:
         """Return how many texts can be generated at a time; one, if even that is too much."""
@@ -85,7 +107,7 @@ class Fit:
 
     batch_size: int
     accumulation: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | int
     generation_batch_size: int
     peak: int
 
@@ -98,6 +120,8 @@ class Fit:
     def __str__(self) -> str:
         """Say what was chosen."""
         recomputed = "gradient checkpointing" if self.gradient_checkpointing else "no gradient checkpointing"
+        if type(self.gradient_checkpointing) is int:
+            recomputed += f" of {self.gradient_checkpointing} layers"
         return (
             f"memory budget: batches of {self.batch_size} x {self.accumulation}, {recomputed}, "
             f"{self.generation_batch_size} texts generated at a time; expected peak {_gigabytes(self.peak, up=True)}"
@@ -124,14 +148,13 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
             model(**batch)
     finally:
         model.close()
-    row = sum(saved.values())
-    layer = -(-row // max(1, len(inputs)))
-    passing = _PASSING * layer
+    kept, layers = sum(saved.values()), len(inputs)
     vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
     tokens = len(longest.input_ids)
+    passing = _PASSING * -(-kept // max(1, layers))
     logits = 3 * 4 * vocabulary * CHUNK if model.plain_head else 0  # a chunk, its exponentials and its gradient
     if not classes and not model.plain_head:
-        row += 3 * 4 * vocabulary * tokens  # all of them
+        passing += 3 * 4 * vocabulary * tokens  # all of them
     numbers = inspect_model(base.model).geometry.numbers_per_token
     text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
     trained = sum(number.nbytes for own in model.parts().values() for number in own)
@@ -139,8 +162,10 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         held=held_memory_bytes()
         + _OPTIMISING * trained,  # what this pass leaves behind included: training finds it there
         loading=peak_memory_bytes(),
-        row=row + passing,
-        row_checkpointed=sum(inputs) + layer + passing if inputs else row + passing,
+        kept=kept,
+        inputs=sum(inputs),
+        layers=layers,
+        passing=passing,
         logits=logits,
         measuring=0 if classes else size * max(MOST_LOGITS, vocabulary * tokens) + 2 * 4 * vocabulary * tokens,
         text=0 if classes else size * text * numbers + _DRAWING * 4 * vocabulary,
@@ -148,10 +173,11 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
 
 
 def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
-    """Choose rows per forward pass, whether activations are recomputed, and texts generated at a time.
+    """Choose rows per forward pass, in how many layers activations are recomputed, and texts generated at a time.
 
     Rows per optimiser step stay what the recipe says. Of what fits, the most rows are taken without recomputing; only
-    where fewer than two would fit are activations recomputed, which takes about a third more time.
+    where fewer than two would fit are activations recomputed, in all layers at the cost of about a third more time, and
+    then in no more layers than it takes.
 
     Args:
         footprint: of the recipe's longest row.
@@ -163,22 +189,24 @@ def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
     """
     train, whole = recipe.train, recipe.train.batch_size * recipe.train.accumulation
     sizes = [rows for rows in range(train.batch_size, 0, -1) if whole % rows == 0]
-    plain = [] if train.gradient_checkpointing else [rows for rows in sizes if rows >= min(_FEW, train.batch_size)]
-    for rows, checkpointing in [*((rows, False) for rows in plain), *((rows, True) for rows in sizes)]:
-        if footprint.peak(rows, checkpointing=checkpointing) <= budget:
+    least, most = footprint.recomputed(train), footprint.layers
+    plain = [] if least else [(rows, 0) for rows in sizes if rows >= min(_FEW, train.batch_size)]
+    recomputing = [(rows, layers) for rows in sizes for layers in range(max(1, least), most + 1)]
+    for rows, layers in [*plain, *recomputing]:
+        if footprint.peak(rows, recomputed=layers) <= budget:
             texts = min(recipe.generation.batch_size, footprint.texts(budget))
-            peak = footprint.peak(rows, checkpointing=checkpointing, texts=texts)
-            return Fit(rows, whole // rows, checkpointing, texts, peak)
+            peak = footprint.peak(rows, recomputed=layers, texts=texts)
+            return Fit(rows, whole // rows, layers if 0 < layers < most else layers > 0, texts, peak)
     if footprint.loading > budget:
         raise ConfigError(
             f"--memory-budget: {_gigabytes(budget)} cannot be met: loading the base model and the data took "
             f"{_gigabytes(footprint.loading, up=True)} already; allow more than that"
         )
-    least = footprint.peak(1, checkpointing=True)
+    needed, recomputed = footprint.peak(1, recomputed=most), " with gradient checkpointing" if most else ""
     raise ConfigError(
-        f"--memory-budget: {_gigabytes(budget)} cannot be met: one row at a time with gradient checkpointing takes "
-        f"{_gigabytes(least, up=True)}, of which {_gigabytes(footprint.held)} are held before training; allow that, or "
-        "lower data.max_tokens"
+        f"--memory-budget: {_gigabytes(budget)} cannot be met: one row at a time{recomputed} takes "
+        f"{_gigabytes(needed, up=True)}, of which {_gigabytes(footprint.held)} are held before training; allow that, "
+        "or lower data.max_tokens"
     )
 
 

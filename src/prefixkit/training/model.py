@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import leave_out_of_ddp
+from prefixkit.compat import leave_out_of_ddp, recompute_first
 from prefixkit.data import NO_LOSS, input_ends
 from prefixkit.injection import Handle, attach
 from prefixkit.methods import DeltaModule, SoftPrompt
@@ -60,6 +60,7 @@ class PrefixModel(nn.Module):
         head: the classification head, where labels are learned; None where text is.
         delta: a change of the base model's layers, or None.
         infix: the prefix stands between input and target.
+        recomputed: layers under gradient checkpointing, counted from the first; all if left out.
     """
 
     #: Tells transformers' Trainer that the loss is divided by `num_items_in_batch` here.
@@ -74,6 +75,7 @@ class PrefixModel(nn.Module):
         delta: DeltaModule | None = None,
         *,
         infix: bool = False,
+        recomputed: int | None = None,
     ) -> None:
         super().__init__()
         self.delta = delta  # before the base model, which holds its numbers too while they are inserted
@@ -91,6 +93,7 @@ class PrefixModel(nn.Module):
         leave_out_of_ddp(self, [f"base.{name}" for name, _ in (*base.named_parameters(), *base.named_buffers())])
         self._is_recomputing = False
         self._is_infix = infix
+        self._recomputed = recomputed
         self._handle = self._attach()
 
     def _attach(self) -> Handle:
@@ -177,6 +180,8 @@ class PrefixModel(nn.Module):
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute the base model's activations in the backward pass; called by transformers' Trainer."""
         self.base.activation_checkpointing_enable({"use_reentrant": False})
+        if self._recomputed is not None:
+            recompute_first(self.base, self._recomputed)
         self.base.disable_input_require_grads()  # a prefix brings its own gradient into every layer
         self._is_recomputing = True
 

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.config import Format, InitKind, Method, PrefixConfig, Recipe
+from prefixkit.compat import checkpointed_layers
+from prefixkit.config import Format, InitKind, Method, PrefixConfig, Recipe, TrainConfig
 from prefixkit.data import Example
 from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.logs import get_logger
@@ -64,7 +65,20 @@ def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes
     delta = build_method(base, recipe) if method.kind.is_delta else None
     head = build_head(base, recipe, classes) if classes else None
     offset = recipe.prefix.position_offset if encoder is not None else None
-    return PrefixModel(base.model, encoder, offset, head, delta, infix=method.kind is Method.INFIX)
+    infix, recomputed = method.kind is Method.INFIX, _recomputed(base, recipe.train)
+    return PrefixModel(base.model, encoder, offset, head, delta, infix=infix, recomputed=recomputed)
+
+
+def _recomputed(base: Base, config: TrainConfig) -> int | None:
+    """Return how many layers gradient checkpointing is limited to, None for no limit."""
+    asked, layers = config.gradient_checkpointing, len(checkpointed_layers(base.model))
+    if asked and not (layers and base.model.supports_gradient_checkpointing):
+        raise ConfigError(f"train.gradient_checkpointing: {base.id} cannot recompute its layers; leave it out")
+    if asked > layers:
+        raise ConfigError(
+            f"train.gradient_checkpointing: {asked} layers, and {base.id} has {layers}; true recomputes all of them"
+        )
+    return None if isinstance(asked, bool) else asked
 
 
 def build_method(base: Base, recipe: Recipe) -> DeltaModule:
