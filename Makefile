@@ -38,12 +38,12 @@ test-quantised: setup
 	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest -n 2 --dist worksteal \
 	  tests/injection/test_quantised.py tests/models/test_quantised_folders.py
 
-# Sweeps on Ray, laid over .venv with what Ray needs.
+# Sweeps and studies on Ray, laid over .venv with what Ray needs.
 test-ray: setup
 	@rm -rf .versions/$@
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
 	  $$(grep -E '^(ray|attrs|jsonschema|jsonschema-specifications|msgpack|protobuf|referencing|rpds-py)==' constraints.txt)
-	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest tests/lab/test_sweep_on_ray.py
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest tests/lab/test_sweep_on_ray.py tests/lab/study/test_on_ray.py
 
 # The oldest transformers the project allows, and the newest, laid over .venv, against all that touches a model.
 test-oldest test-newest: setup
@@ -56,7 +56,8 @@ test-oldest test-newest: setup
 # Nothing else should be running.
 bench: setup
 	@$(PY) benchmarks/resident.py --out .bench/resident.json; many=$$?; \
-	  $(PY) benchmarks/speed.py --out .bench/speed.json && exit $$many
+	  $(PY) benchmarks/speed.py --out .bench/speed.json; fast=$$?; \
+	  $(PY) benchmarks/time_to_quality.py .bench/speed.json && exit $$((many + fast))
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -1,10 +1,10 @@
-"""Put what `speed.py` and `resident.py` found where people read it: docs/performance.md and its figure.
+"""Put what `speed.py`, `curves.py`, `resident.py` and `padding.py` found where people read it: docs/performance.md.
 
     .venv/bin/python benchmarks/speed.py --out result.json
     .venv/bin/python benchmarks/publish_speed.py result.json
 
-Keeps the result in ``benchmarks/results/speed.json`` and makes both from that file and ``resident.json`` beside it.
-Without a new result, makes them again. A test holds the page against the files.
+Keeps the result in ``benchmarks/results/speed.json`` and makes the page and its figures from that file and the others'
+beside it. Without a new result, makes them again. A test holds the page against the files.
 """
 
 import argparse
@@ -16,15 +16,20 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_json, write_text
+from prefixkit.lab.comparison import Unit, format_value
 from prefixkit.lab.facts import format_bytes
+from time_to_quality import QUALITY, Race, races
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RESULT, RESIDENT = RESULTS / "speed.json", RESULTS / "resident.json"
-PAGE, FIGURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "results" / "speed.svg"
+CURVES, PADDING = RESULTS / "curves.json", RESULTS / "padding.json"
+PAGE = ROOT / "docs" / "performance.md"
+FIGURE, CURVES_FIGURE = ROOT / "docs" / "results" / "speed.svg", ROOT / "docs" / "results" / "curves.svg"
 SUITES = {
     "training": "Training steps",
     "length": "Length of the prefix",
@@ -51,6 +56,40 @@ Made by `benchmarks/publish_speed.py` from [a result file](../benchmarks/results
 
 {tables}
 
+## Time to quality
+
+How soon prefixkit is where its rivals end: [computed](../benchmarks/time_to_quality.py) from the loss curves of
+[250 steps on all rows](results/all-rows/quality_vs_peft.json), with a validation loss every 50 steps, and the times
+above.
+
+{races_table}
+
+## Cost against work
+
+[Measured](../benchmarks/curves.py) on {curves_machine}: a training step of {rows} texts of {text} tokens behind
+{curves_tokens} virtual tokens, of which one thing grows (models of other sizes: {model_rows} texts of {model_text}
+tokens); medians of {curves_rounds} rounds in which the points of a curve take turns.
+
+![Time against length of prefix, of text, rows, size of the model and number of prefixes](results/curves.svg)
+
+{curves_table}
+
+An exponent of 1 is a cost in proportion. What a backward pass keeps is counted, not measured. The models of several
+sizes have random weights.
+
+## Padding, and why texts are not packed
+
+Texts of similar length go into one batch (`train.group_by_length`), and what is left of padding is the most that
+packing several texts into one row could save. [Counted](../benchmarks/padding.py) over two epochs, in the recipes'
+batches; of the reviews, all clear rows:
+
+{padding_table}
+
+So training does not pack: with attention computed for whole rows, a packed row pays for the pairs of tokens of
+different texts, which are then masked. Packed batches of your own, with positions that begin again at every text, are
+read right, each text behind the prefix and none of them seeing another ([conformance](conformance.md), packed
+documents).
+
 ## Many prefixes beside one model
 
 [Measured](../benchmarks/resident.py) on {resident_machine}: prefixes of {virtual_tokens} virtual
@@ -72,10 +111,13 @@ NOTE = {
     "bfloat16": "The processor multiplies bfloat16 itself.",
 }
 
+#: Up to here an axis has a tick for each of its points.
+_MOST_WRITTEN_OUT = 1000
+
 Json = Mapping[str, Any]
 
 
-def render(result: Json, resident: Json) -> str:
+def render(result: Json, resident: Json, curves: Json, padding: Json, quality: Json) -> str:
     """Return the page."""
     machine, versions = result["machine"], result["machine"]["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -87,6 +129,16 @@ def render(result: Json, resident: Json) -> str:
         tables="\n\n".join(
             _table(title, result["suites"][name]) for name, title in SUITES.items() if name in result["suites"]
         ),
+        races_table=_races_table(races(quality, result)),
+        curves_machine=f"{curves['machine']['cores']} cores of {curves['machine']['cpu']}, {curves['dtype']}",
+        rows=curves["work"]["rows"],
+        text=curves["work"]["text"],
+        model_rows=curves["model_work"]["rows"],
+        model_text=curves["model_work"]["text"],
+        curves_tokens=curves["work"]["virtual_tokens"],
+        curves_rounds=curves["rounds"],
+        curves_table=_curves_table(curves),
+        padding_table=_padding_table(padding),
         resident_machine=f"{resident['machine']['cores']} cores of {resident['machine']['cpu']}, one thread",
         virtual_tokens=resident["num_virtual_tokens"],
         prefixes=resident["prefixes"],
@@ -94,6 +146,48 @@ def render(result: Json, resident: Json) -> str:
         times=resident["times"],
         resident_table=_resident_table(resident),
     )
+
+
+def _races_table(found: list[Race]) -> str:
+    head = ("loss of", "nats", "its steps", "prefixkit's steps", "time beside it", "goal at most", "")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for race in found:
+        own = "never" if race.own is None else race.own
+        time = "" if race.time is None else f"{race.time:.2f}"
+        mark = "" if race.most is None else "met" if race.is_met else "**missed**"
+        most = "" if race.most is None else f"{race.most:.2f}"
+        lines.append(f"| {race.what} | {race.loss:.3f} | {race.rival} | {own} | {time} | {most} | {mark} |")
+    return "\n".join(lines)
+
+
+def _curves_table(curves: Json) -> str:
+    lines = [
+        "| what grows | from, to | time | slope of the time | slope of what is kept |",
+        "|---|---|---|---|---|",
+    ]
+    for curve in curves["curves"].values():
+        points = curve["points"]
+        first, last = points[0], points[-1]
+        ends = " to ".join(f"{point['x']:,.0f}" for point in (first, last))
+        times = " to ".join(format_value(point["seconds"]["median"], Unit.SECONDS) for point in (first, last))
+        slopes = [_slope(curve[key], is_power=curve["is_power"]) for key in ("fit", "kept") if curve[key]]
+        lines.append(f"| {curve['x']}, {curve['what']} | {ends} | {times} | {slopes[0]} | {' '.join(slopes[1:])} |")
+    return "\n".join(lines)
+
+
+def _slope(fit: Json, *, is_power: bool) -> str:
+    """Write an exponent, or what each further unit adds in percent, with its interval."""
+    if is_power:
+        return f"exponent {fit['slope']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+    return f"{100 * fit['slope']:.3f}% [{100 * fit['low']:.3f}%, {100 * fit['high']:.3f}%] each"
+
+
+def _padding_table(padding: Json) -> str:
+    lines = ["| task | texts | tokens each | padding | without grouping |", "|---|---|---|---|---|"]
+    for name, task in padding["tasks"].items():
+        shares = f"{task['grouped']:.1%} | {task['shuffled']:.1%}"
+        lines.append(f"| {name} | {task['texts']:,} | {task['tokens']:.0f} | {shares} |")
+    return "\n".join(lines)
 
 
 def _resident_table(resident: Json) -> str:
@@ -155,13 +249,45 @@ def draw(result: Json, path: Path) -> None:
         figure.savefig(path, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
+def draw_curves(curves: Json, path: Path) -> None:
+    """Draw every curve with the line that was fitted to it."""
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path",
+             "svg.hashsalt": "curves"}  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(9.6, 5.6), layout="constrained", facecolor="white")
+        for axis, curve in zip(figure.subplots(2, 3).flat, curves["curves"].values(), strict=False):
+            points, fit = curve["points"], curve["fit"]
+            x, times = [point["x"] for point in points], [point["seconds"] for point in points]
+            medians = [time["median"] for time in times]
+            ends = [[t["median"] - t["low"] for t in times], [t["high"] - t["median"] for t in times]]
+            axis.errorbar(x, medians, yerr=ends, fmt="o", color="#0072b2", markersize=4, capsize=2)
+            if curve["is_power"]:
+                axis.plot(x, [fit["start"] * value ** fit["slope"] for value in x], color="#6f6a76", linewidth=1)
+                axis.set(xscale="log", yscale="log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                if max(x) < _MOST_WRITTEN_OUT:
+                    axis.set_xticks(x, [f"{value:g}" for value in x])
+                axis.xaxis.set_minor_formatter(NullFormatter())
+                axis.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                axis.plot(x, [fit["start"] * (1 + fit["slope"] * value) for value in x], color="#6f6a76", linewidth=1)
+                axis.set(ylim=(0, None))
+            axis.set(title=f"{curve['title']}: {curve['what']}", xlabel=curve["x"], ylabel="seconds")
+            axis.title.set_fontsize(9)
+        FigureCanvasSVG(figure)
+        figure.savefig(path, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path, nargs="?", default=RESULT, help="what speed.py wrote")
     result = read_json(parser.parse_args().result)
     write_json(RESULT, result)
+    curves = read_json(CURVES)
     draw(result, FIGURE)
-    write_text(PAGE, render(result, read_json(RESIDENT)))
+    draw_curves(curves, CURVES_FIGURE)
+    write_text(PAGE, render(result, read_json(RESIDENT), curves, read_json(PADDING), read_json(QUALITY)))
 
 
 if __name__ == "__main__":

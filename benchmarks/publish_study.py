@@ -1,9 +1,9 @@
-"""Publish studies: copy their results and pictures, and put the verdicts on their claims into docs/studies.md.
+"""Publish studies: copy their results, make a page and a picture of each, and list them in docs/studies.md.
 
     prefixkit study run length --workers 2
     python benchmarks/publish_study.py studies/length-teaching
 
-Without a folder only docs/studies.md is written again, from what is published.
+Without a folder only the pages are written again, from what is published.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from prefixkit.lab.plots import standalone
 from prefixkit.lab.study.claims import judge
 from prefixkit.lab.study.found import FOUND, write_found
 from prefixkit.lab.study.measures import known_measures
+from prefixkit.lab.study.page import columns_of, outcome_counts
 from prefixkit.lab.study.plots import measure_plot
 from prefixkit.lab.study.results import STUDY, StudyResult, read_results, write_results
 from prefixkit.lab.study.statistics import mean_of
@@ -25,21 +26,43 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "studies"
 PAGE = ROOT / "docs" / "studies.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-PICTURE = "measured.svg"
-COLUMNS = ("heldout_nll", "sentiment_accuracy", "seconds_per_step", "peak_memory_bytes", "trainable_parameters")
+PICTURE, STUDY_PAGE = "measured.svg", "README.md"
 
 
 def results_block(results: list[StudyResult]) -> str:
-    """Return what docs/studies.md says between its marks."""
-    lines = [BEGIN, ""]
+    """Return what docs/studies.md says between its marks: every published study, and how its claims fared."""
+    lines = [BEGIN, "", "| study | | runs | claims | |", "|---|---|---|---|---|"]
     for result in results:
-        lines += [f"### {result.study.title}", "", result.study.question, "", _source(result), ""]
-        shown = known_measures()[result.study.measure].label
-        lines += [f"![{shown} of every arm](results/studies/{result.study.name}/{PICTURE})", ""]
-        lines += [*_table(result), "", "| claim | source | | measured |", "|---|---|---|---|"]
-        lines += [f"| {v.claim.says} | {v.claim.source} | **{v.ruling}** | {v.why} |" for v in judge(result)]
-        lines += ["", *([result.study.beyond.strip(), ""] if result.study.beyond else [])]
-    return "\n".join([*lines, END])
+        name, runs = result.study.name, sum(len(arm.trials) for arm in result.arms)
+        fared = ", ".join(f"{count.value} {count.name}" for count in outcome_counts(judge(result)))
+        link = f"[`{name}`](results/studies/{name}/{STUDY_PAGE})"
+        lines.append(f"| {link} | {result.study.title} | {runs} | {len(result.study.claims)} | {fared} |")
+    return "\n".join([*lines, "", END])
+
+
+def study_page(result: StudyResult) -> str:
+    """Return the page of one study."""
+    shown = known_measures()[result.study.measure].label
+    lines = [
+        f"# {result.study.title}",
+        "",
+        f"Made by `benchmarks/publish_study.py` from [{STUDY}]({STUDY}); do not edit it by hand.",
+        "[How studies are made, and what their verdicts mean](../../../studies.md).",
+        "",
+        result.study.question,
+        "",
+        _source(result),
+        "",
+        f"![{shown} of every arm]({PICTURE})",
+        "",
+        *_table(result),
+        "",
+        "| claim | source | | measured |",
+        "|---|---|---|---|",
+        *(f"| {v.claim.says} | {v.claim.source} | **{v.ruling}** | {v.why} |" for v in judge(result)),
+        "",
+    ]
+    return "\n".join([*lines, *([result.study.beyond.strip(), ""] if result.study.beyond else [])])
 
 
 def _source(result: StudyResult) -> str:
@@ -48,7 +71,7 @@ def _source(result: StudyResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in _versions(result).items())
     return (
         f"Size {result.size}, recipe `{result.recipe}`, {replicates} runs per arm; {budget}. {machine['cores']} cores, "
-        f"{machine['cpu']}; {versions} ([every run](results/studies/{result.study.name}/{STUDY}))."
+        f"{machine['cpu']}; {versions}."
     )
 
 
@@ -57,7 +80,7 @@ def _versions(result: StudyResult) -> dict[str, str]:
 
 
 def _table(result: StudyResult) -> list[str]:
-    measures = [known_measures()[key] for key in COLUMNS if any(arm.values(key) for arm in result.arms)]
+    measures = columns_of(result)
     lines = [
         "| arm | rate | runs | " + " | ".join(measure.label.lower() for measure in measures) + " |",
         "|---" * (len(measures) + 3) + "|",
@@ -86,8 +109,8 @@ def published() -> list[StudyResult]:
 def publish(folder: Path) -> None:
     """Copy a study's results, and draw its picture from them."""
     result = read_results(folder)
-    if result.size == Size.TINY or result.mixed_versions or result.mixed_data:
-        raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions or data, is not to be published")
+    if result.size == Size.TINY or result.mixed_versions or result.mixed_data or result.mixed_hardware:
+        raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions, data or hardware, is not published")
     target = RESULTS / result.study.name
     target.mkdir(parents=True, exist_ok=True)
     write_results(result, target)
@@ -102,6 +125,8 @@ def main() -> None:
     for folder in parser.parse_args().studies:
         publish(folder)
     results = published()
+    for result in results:
+        write_text(RESULTS / result.study.name / STUDY_PAGE, study_page(result))
     write_found(results, ROOT / "src" / "prefixkit" / "studies" / FOUND)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

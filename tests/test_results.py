@@ -78,12 +78,41 @@ def test_the_page_on_classification_says_what_the_published_run_says():
     assert all(not line["text"] for line in predictions)
 
 
-def test_the_page_on_performance_says_what_the_result_says():
+def test_the_page_on_performance_says_what_the_result_says(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = load_publish("publish_speed")
     page = publish.PAGE.read_text(encoding="utf-8")
-    assert page == publish.render(read_json(publish.RESULT), read_json(publish.RESIDENT))
-    assert "results/speed.svg" in page
-    assert ElementTree.fromstring(publish.FIGURE.read_text(encoding="utf-8")).tag == "{http://www.w3.org/2000/svg}svg"
+    files = (publish.RESULT, publish.RESIDENT, publish.CURVES, publish.PADDING, publish.QUALITY)
+    assert page == publish.render(*map(read_json, files))
+    for figure in (publish.FIGURE, publish.CURVES_FIGURE):
+        assert f"results/{figure.name}" in page
+        assert ElementTree.fromstring(figure.read_text(encoding="utf-8")).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_loss_is_reached_at_the_first_step_that_is_no_worse(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    race = load_publish("time_to_quality")
+
+    def trial(method, rate, *losses):
+        curve = [{"step": 10 * n, "validation_loss": loss} for n, loss in enumerate(losses)]
+        return {"method": method, "learning_rate": rate, "curve": curve}
+
+    quality = {"trials": [
+        trial("prefixkit", 0.02, 5.0, 4.0, 3.0, 2.9), trial("prefixkit", 0.01, 5.0, 4.4, 3.4, 3.2),
+        trial("peft-prefix", 0.1, 9.0, 5.0, 4.1, 4.2), trial("peft-prefix", 0.01, 9.0, 8.0, 7.0, 6.0),
+        trial("lora", 0.001, 4.0, 3.0, 2.8, 2.95),
+    ]}  # fmt: skip
+    times = {"prefixkit": 1.0, "peft-prefix": 2.0, "lora": 1.5}
+    rows = {name: {"time_beside_first": {"median": time}} for name, time in times.items()}
+    best, plain, lora = race.races(quality, {"suites": {"training": {"contestants": rows}}})
+    assert (best.loss, best.rival, best.own, best.time, best.is_met) == (4.1, 20, 10, 0.25, True)
+    assert (plain.loss, plain.rival, plain.own, plain.time, plain.is_met) == (6.0, 30, 0, 0.0, True)
+    assert (lora.loss, lora.rival, lora.own, lora.time, lora.is_met) == (2.8, 20, None, None, True)
+    rows["prefixkit"]["time_beside_first"]["median"] = 3.0  # slower than the rival, step for step
+    slow, *_ = race.races(quality, {"suites": {"training": {"contestants": rows}}})
+    assert (slow.time, slow.is_met) == (0.75, False)
+    quality["trials"][2:4] = [trial("peft-prefix", 0.01, 1.0, 2.0)]  # never reached
+    assert not any(each.is_met for each in race.races(quality, {"suites": {"training": {"contestants": rows}}})[:2])
 
 
 def test_the_page_on_many_processes_says_how_near_the_estimate_came():
@@ -127,5 +156,7 @@ def test_the_page_on_studies_says_what_the_published_results_say():
     assert publish.results_block(results) in publish.PAGE.read_text(encoding="utf-8")
     for result in results:
         assert result.study.title in render_study(result)  # its page can be made from what is published
-        assert f"results/studies/{result.study.name}/{publish.PICTURE}" in publish.PAGE.read_text(encoding="utf-8")
+        folder = publish.RESULTS / result.study.name
+        assert (folder / publish.STUDY_PAGE).read_text(encoding="utf-8") == publish.study_page(result)
+        assert (folder / publish.PICTURE).is_file()
         assert not result.mixed_versions

@@ -6,7 +6,7 @@ one exception is `training.trainer`, a subclass of transformers' Trainer that mu
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -256,14 +256,14 @@ def trains_beside_its_base(kind: type[Module]) -> type[Module]:
     return kind
 
 
-def checkpointed_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the layers of which gradient checkpointing keeps the input alone."""
+def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model or of a part of it of which gradient checkpointing keeps the input alone."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def recompute_first(model: PreTrainedModel, count: int) -> None:
-    """Of a model under gradient checkpointing, recompute the first layers alone, and keep the others' activations."""
-    for layer in checkpointed_layers(model)[count:]:
+def keep_activations(layers: Iterable[nn.Module]) -> None:
+    """Take some layers of a model out of its gradient checkpointing."""
+    for layer in layers:
         layer.gradient_checkpointing = False  # type: ignore[assignment]
 
 

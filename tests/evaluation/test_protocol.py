@@ -76,7 +76,8 @@ def test_time_per_token_is_measured_where_it_is_asked_for(base, prefix, data, mo
     scores = evaluate(base, prefix, data, make_recipe(latency_tokens=3, samples=0)).scores
     timed.remove()
     for key in ("seconds_per_token", "base.seconds_per_token", "instruction.seconds_per_token"):
-        assert (scores[key].value, scores[key].interval.low, scores[key].interval.high) == (0.5, 0.5, 0.5)
+        assert scores[key].value == 0.5
+        assert scores[key].interval is None
 
 
 def test_the_flat_form_is_json_with_a_pair_per_interval(evaluation):
@@ -187,7 +188,7 @@ def test_what_does_not_fit_the_context_is_said_before_anything_is_trained(base, 
     with pytest.raises(EvaluationError, match=r"text \d+ tokens exceed the model's context"):
         check_context(base, data, wordy, prefix_tokens=5)
     timed = make_recipe(samples=0, latency_tokens=2000)
-    with pytest.raises(DataError, match="2001 new tokens exceed the model's context"):
+    with pytest.raises(DataError, match="2001 new tokens exceed .* or lower evaluation.latency_tokens"):
         check_context(base, data, timed, prefix_tokens=5)
 
 

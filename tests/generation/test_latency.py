@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from prefixkit.errors import DataError
-from prefixkit.generation import latency, token_seconds
+from prefixkit.generation import encode_prompts, latency, token_seconds
+from prefixkit.injection import attach
 
 
 @pytest.fixture
@@ -35,21 +36,18 @@ def test_a_text_does_not_end_early(base, passes):
     assert len(token_seconds(base, "review :", tokens=7)) == 7
 
 
-def test_the_model_reads_the_prefix_meanwhile(base, prefix, monkeypatch):
-    widths: list[int] = []  # of the keys that the first layer attends to
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def watch(query, key, *rest, **options):
-        widths.append(key.shape[-2])
-        return attend(query, key, *rest, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
-    layers = base.model.config.num_hidden_layers
-    token_seconds(base, "review :", tokens=2)
-    token_seconds(base, "review :", tokens=2, prefix=prefix)
-    bare, prefixed = widths[: 3 * layers : layers], widths[3 * layers :: layers]
-    assert bare == [2, 3, 4]
-    assert prefixed[0] == 7  # of what follows the prompt each token may have a kernel of its own
+@pytest.mark.parametrize("has_prefix", [False, True])
+def test_timed_tokens_are_those_the_model_likes_best(base, prefix, has_prefix, monkeypatch):
+    written = []
+    generate = latency.generate_ids
+    monkeypatch.setattr(latency, "generate_ids", lambda *a, **o: written.append(generate(*a, **o)) or written[-1])
+    chosen = prefix if has_prefix else None
+    token_seconds(base, "review :", tokens=4, prefix=chosen)
+    ids = encode_prompts(base, ["review :"])[0]
+    with torch.no_grad(), attach(base.model, chosen):
+        for _ in range(5):
+            ids.append(base.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+    assert written[0].tolist() == [ids[-5:]]
 
 
 def test_what_does_not_fit_the_context_is_refused(base, prefix):

@@ -17,6 +17,7 @@ from conformance.families import FAMILIES, GROUPED
 from conformance.scene import SIX
 from prefixkit.errors import InjectionError
 from prefixkit.injection import attach
+from prefixkit.models.inspect import recomputable_layers
 from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix
 
@@ -47,6 +48,14 @@ def make(name):
 
 def prefix_of(model, text):
     return Prefix.from_states(text_states(model, text), base=BaseCard(id="tiny"))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2_vl"])
+def test_gradient_checkpointing_is_counted_in_layers_of_text(name):
+    model = make(name)
+    layers = recomputable_layers(model)
+    assert len(layers) == model.config.get_text_config().num_hidden_layers
+    assert not any("Vision" in type(layer).__name__ or "Siglip" in type(layer).__name__ for layer in layers)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("gemma3", "SiglipAttention"), ("llava", "CLIPAttention")])

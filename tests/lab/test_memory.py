@@ -1,5 +1,6 @@
 """A memory budget: what a step holds is foretold well enough, and settings are chosen that fit."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -24,39 +25,48 @@ FOOTPRINT = Footprint(held=1000 * MB, loading=1060 * MB, kept=96 * MB, inputs=12
                       logits=30 * MB, measuring=20 * MB, text=10 * MB)  # fmt: skip
 
 
-def recipe_of(batch_size: int, accumulation: int = 1, *, checkpointing: bool | int = False) -> Recipe:
-    train = {"batch_size": batch_size, "accumulation": accumulation, "gradient_checkpointing": checkpointing}
-    return validate_recipe({"train": train})
+def recipe_of(batch_size: int, accumulation: int = 1, **checkpointing: bool | int) -> Recipe:
+    return validate_recipe({"train": {"batch_size": batch_size, "accumulation": accumulation, **checkpointing}})
 
 
 @pytest.mark.parametrize(
-    ("budget", "recipe", "rows", "accumulation", "checkpointing", "texts"),
+    ("budget", "recipe", "rows", "accumulation", "recomputed", "texts"),
     [
-        (2100, recipe_of(8), 8, 1, False, 64),  # 1000 + 1.25 * (800 + 50) = 2063
-        (2000, recipe_of(8), 4, 2, False, 64),
-        (1400, recipe_of(8), 2, 4, False, 30),  # 1313
+        (2100, recipe_of(8), 8, 1, 0, 64),  # 1000 + 1.25 * (800 + 50) = 2063
+        (2000, recipe_of(8), 4, 2, 0, 64),
+        (1400, recipe_of(8), 2, 4, 0, 30),  # 1313
         (1300, recipe_of(8), 8, 1, 22, 22),  # two rows no longer fit; 1000 + 1.25 * (8 * (8 + 11 + 4) + 50) = 1293
         (1262, recipe_of(8), 8, 1, 23, 18),  # the last layer is there when it is recomputed: no better than 23 of 24
         (1250, recipe_of(8), 4, 2, 18, 18),  # 1000 + 1.25 * (4 * (24 + 9 + 4) + 50) = 1247.5
         (1087.5, recipe_of(8), 1, 8, 23, 5),
-        (9000, recipe_of(8, checkpointing=10), 8, 1, 10, 64),
-        (1900, recipe_of(6, 2), 6, 2, False, 64),
-        (1600, recipe_of(6, 2), 4, 3, False, 46),  # twelve rows by fours
-        (1270, recipe_of(1), 1, 1, False, 19),
-        (9000, recipe_of(8, checkpointing=True), 8, 1, True, 64),  # as asked for
+        (9000, recipe_of(8, gradient_checkpointing=True, recomputed_layers=10), 8, 1, 10, 64),
+        (1900, recipe_of(6, 2), 6, 2, 0, 64),
+        (1600, recipe_of(6, 2), 4, 3, 0, 46),  # twelve rows by fours
+        (1270, recipe_of(1), 1, 1, 0, 19),
+        (9000, recipe_of(8, gradient_checkpointing=True), 8, 1, 24, 64),  # as asked for
     ],
 )
 def test_the_largest_batch_that_fits_is_taken_and_a_step_reads_as_many_rows_as_before(
-    budget: float, recipe: Recipe, rows: int, accumulation: int, checkpointing: bool | int, texts: int
+    budget: float, recipe: Recipe, rows: int, accumulation: int, recomputed: int, texts: int
 ) -> None:
     fit = fit_to_budget(FOOTPRINT, recipe, int(budget * MB))
-    assert (fit.batch_size, fit.accumulation, fit.gradient_checkpointing) == (rows, accumulation, checkpointing)
+    assert (fit.batch_size, fit.accumulation, fit.recomputed_layers) == (rows, accumulation, recomputed)
     assert fit.generation_batch_size == texts
     assert fit.peak <= budget * MB
     assert fit.batch_size * fit.accumulation == recipe.train.batch_size * recipe.train.accumulation
     applied = fit.apply(recipe)
     assert (applied.train.batch_size, applied.generation.batch_size) == (rows, texts)
+    assert applied.train.gradient_checkpointing == (recomputed > 0)
+    assert applied.train.recomputed_layers == (recomputed if 0 < recomputed < 24 else None)
     assert sized_like(recipe, applied) == applied
+
+
+def test_a_model_that_cannot_recompute_gets_as_few_rows_as_it_takes() -> None:
+    plain = dataclasses.replace(FOOTPRINT, layers=0, inputs=0)
+    fit = fit_to_budget(plain, recipe_of(8), 1200 * MB)
+    assert (fit.batch_size, fit.accumulation, fit.recomputed_layers) == (1, 8, 0)
+    with pytest.raises(ConfigError, match=r"cannot be met: one row at a time takes 1\.19 GB, of which"):
+        fit_to_budget(plain, recipe_of(8), 1100 * MB)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +96,9 @@ def test_what_is_no_size(text: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory can be begun anew on Linux alone")
-@pytest.mark.parametrize(("rows", "checkpointing"), [(2, False), (8, False), (8, True), (8, 6)])
+@pytest.mark.parametrize(("rows", "recomputed"), [(2, 0), (8, 0), (8, 8), (8, 6)])
 def test_what_a_step_holds_is_foretold(
-    rows: int, checkpointing: bool | int, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
+    rows: int, recomputed: int, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
@@ -100,7 +110,8 @@ def test_what_a_step_holds_is_foretold(
     (tmp_path / "long.jsonl").write_text("\n".join(texts), encoding="utf-8")
     values = recipe.model_dump(mode="json")
     values["model"]["base"], values["data"]["source"] = str(tmp_path / "base"), str(tmp_path / "long.jsonl")
-    values["data"]["max_tokens"], values["train"]["gradient_checkpointing"] = 120, checkpointing
+    values["data"]["max_tokens"] = 120
+    values["train"] |= {"gradient_checkpointing": recomputed > 0, "recomputed_layers": recomputed or None}
     path = tmp_path / "long.yaml"
     path.write_text(dump_recipe(validate_recipe(values)), encoding="utf-8")
     done = processes.run(hold.main, str(path), str(rows))

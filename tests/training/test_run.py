@@ -86,17 +86,16 @@ def test_gradient_checkpointing_trains_the_same_prefix_and_is_taken_off_again(
     make_recipe: Make, load: Load, tmp_path: Path
 ) -> None:
     results, calls = [], []
-    for on in (False, True, 1):
-        recipe = make_recipe(
-            model={"dtype": "float64"}, prefix={"dropout": 0.0}, train={"gradient_checkpointing": on, "steps": 3}
-        )
+    for on, layers in ((False, None), (True, None), (True, 1)):
+        train = {"gradient_checkpointing": on, "recomputed_layers": layers, "steps": 3}
+        recipe = make_recipe(model={"dtype": "float64"}, prefix={"dropout": 0.0}, train=train)
         base, data = load(recipe)
         count: list[int] = []
         hooks = []
         for number, layer in enumerate(base.model.model.layers[:2]):
             # Of its attention, before it runs: recomputing stops early, once it has what it needs.
             hooks.append(layer.self_attn.register_forward_pre_hook(lambda *_, n=number, seen=count: seen.append(n)))
-        folder = tmp_path / str(on)
+        folder = tmp_path / f"{on}-{layers}"
         folder.mkdir()
         train_prefix(base, data.train, recipe, folder, measure=measure, report=quiet)
         for hook in hooks:
@@ -113,15 +112,17 @@ def test_gradient_checkpointing_trains_the_same_prefix_and_is_taken_off_again(
 
 
 def test_more_layers_to_recompute_than_there_are_are_refused(make_recipe: Make, load: Load, tmp_path: Path) -> None:
-    recipe = make_recipe(train={"gradient_checkpointing": 9})
+    recipe = make_recipe(train={"gradient_checkpointing": True, "recomputed_layers": 9})
     base, data = load(recipe)
     layers = base.model.config.num_hidden_layers
-    with pytest.raises(ConfigError, match=f"gradient_checkpointing: 9 layers, and .* has {layers}; true"):
+    with pytest.raises(ConfigError, match=f"recomputed_layers: 9, and .* has {layers}; leave it out to recompute all"):
         train_prefix(base, data.train, recipe, tmp_path, measure=measure, report=quiet)
     base.model.supports_gradient_checkpointing = False
     recipe = make_recipe(train={"gradient_checkpointing": True})
     with pytest.raises(ConfigError, match="gradient_checkpointing: .* cannot recompute its layers; leave it out"):
         train_prefix(base, data.train, recipe, tmp_path, measure=measure, report=quiet)
+    with pytest.raises(ConfigError, match="recomputed_layers needs gradient_checkpointing, which recomputes them"):
+        make_recipe(train={"recomputed_layers": 1})
 
 
 def run_apart(recipe: Path, folder: Path, last: int, *fail_at: int) -> CompletedProcess[str]:

@@ -67,6 +67,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _tokens_are_written(self) -> "Recipe":
+        if self.evaluation.latency_tokens and self.data.format.is_classified:
+            raise ValueError("evaluation.latency_tokens: where labels are learned no token is written; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _something_is_trained(self) -> "Recipe":
         method = self.method
         if self.data.format.is_classified:

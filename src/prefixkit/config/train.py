@@ -1,9 +1,8 @@
 """Settings of the training run."""
 
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefixkit.config.section import Section
 
@@ -59,9 +58,11 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
     autocast: bool = False
     """Mixed precision for a float32 base model: compute in bfloat16 where that is safe."""
-    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
-    """Recompute activations in the backward pass: less memory, about a third more time. A number recomputes those of so
-    many layers, the first ones: less of both."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    recomputed_layers: int | None = Field(None, ge=1)
+    """Under gradient checkpointing, so many layers, the first ones, are recomputed, and the others' activations kept;
+    left out, all are recomputed."""
     group_by_length: bool = True
     """Put examples of similar length in one batch, so that little is padded."""
     evaluate_every: int = Field(50, ge=1)
@@ -80,3 +81,9 @@ class TrainConfig(Section):
     """Trackers of transformers' Trainer, such as tensorboard, wandb or mlflow."""
     divergence: DivergenceConfig = DivergenceConfig()
     """What counts as divergence, and what happens then."""
+
+    @model_validator(mode="after")
+    def _recomputing_is_on(self) -> "TrainConfig":
+        if self.recomputed_layers is not None and not self.gradient_checkpointing:
+            raise ValueError("recomputed_layers needs gradient_checkpointing, which recomputes them")
+        return self

@@ -1,11 +1,8 @@
 """Time per generated token of every system, in turns, so that what the machine does meanwhile meets all of them."""
 
 from collections.abc import Sequence
+from statistics import median
 
-import numpy as np
-from scipy import stats
-
-from prefixkit.evaluation.intervals import Interval
 from prefixkit.evaluation.scores import Score
 from prefixkit.evaluation.systems import System, SystemName
 from prefixkit.generation import token_seconds
@@ -15,12 +12,13 @@ _ROUNDS = 3
 
 
 def measure_latency(
-    base: Base, systems: Sequence[System], prompt: str, *, tokens: int, source_tokens: int, seed: int, resamples: int
+    base: Base, systems: Sequence[System], prompt: str, *, tokens: int, source_tokens: int
 ) -> dict[SystemName, Score]:
-    """Return the median seconds per generated token of each system, with the bootstrap interval of that median.
+    """Return the median seconds per generated token of each system.
 
     One text is written at a time, with the likeliest tokens, each system's behind its own prompt. A first round, which
-    fills caches, is not counted.
+    fills caches, is not counted. There is no interval: tokens of one run share what the machine did meanwhile, so they
+    say little about the next; runs of a study do.
 
     Args:
         base: the frozen model, with nothing attached.
@@ -28,8 +26,6 @@ def measure_latency(
         prompt: what is continued.
         tokens: times of each system and round.
         source_tokens: most tokens an encoder reads of the prompt.
-        seed: of the resampling.
-        resamples: behind the interval.
 
     Raises:
         DataError: a prompt and its tokens do not fit the context.
@@ -41,10 +37,4 @@ def measure_latency(
             read = system.source_tokens(base, source_tokens)
             found = token_seconds(base, asked, tokens=tokens, prefix=system.prefix, source_tokens=read)
             times[system.name] += found if round_ else []
-    return {name: _median(found, seed, resamples) for name, found in times.items()}
-
-
-def _median(times: list[float], seed: int, resamples: int) -> Score:
-    found = stats.bootstrap((times,), np.median, n_resamples=resamples, method="percentile", rng=seed)
-    low, high = found.confidence_interval
-    return Score(float(np.median(times)), Interval(float(low), float(high)))
+    return {name: Score(median(found)) for name, found in times.items()}

@@ -40,7 +40,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a prefix beside the base model and beside the base model with the recipe's instruction.
 
-    The same arguments give the same scores. Keys that need what is not there (labels, an instruction,
+    The same arguments give the same scores, times excepted. Keys that need what is not there (labels, an instruction,
     generated texts) are absent.
 
     Args:
@@ -117,13 +117,14 @@ def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_toke
     for system in systems_to_compare(None, recipe.evaluation.instruction):
         read = prefix_tokens if system.name is SystemName.BASE else 0  # the base model stands for the prefix here
         check_examples(base, system.examples(base, wanted), prefix_tokens=read)
-        writes = {recipe.generation.max_new_tokens: list(dict.fromkeys(asked.prompts))}
+        writes = [(list(dict.fromkeys(asked.prompts)), recipe.generation.max_new_tokens, "generation.max_new_tokens")]
         if recipe.evaluation.latency_tokens:
-            writes.setdefault(recipe.evaluation.latency_tokens + 1, []).append(_first_prompt(data, recipe))
-        for new_tokens, texts in writes.items():
+            timed = recipe.evaluation.latency_tokens + 1
+            writes.append(([_first_prompt(data, recipe)], timed, "evaluation.latency_tokens"))
+        for texts, new_tokens, setting in writes:
             source = system.source_tokens(base, recipe.data.max_tokens)
             if prompts := encode_prompts(base, system.prompts(texts), source_tokens=source):
-                check_length(base, prompts, max_new_tokens=new_tokens, prefix_tokens=read)
+                check_length(base, prompts, max_new_tokens=new_tokens, prefix_tokens=read, setting=setting)
 
 
 def _heldout(
@@ -144,8 +145,6 @@ def _latency(base: Base, systems: Sequence[System], data: PreparedData, recipe: 
         _first_prompt(data, recipe),
         tokens=settings.latency_tokens,
         source_tokens=recipe.data.max_tokens,
-        seed=derive(settings.seed, "latency"),
-        resamples=settings.bootstrap,
     )
     return {system.key + "seconds_per_token": found[system.name] for system in systems}
 

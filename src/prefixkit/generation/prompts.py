@@ -63,8 +63,15 @@ def encode_prompts(base: Base, prompts: Sequence[str], *, source_tokens: int | N
     return encoded
 
 
-def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: int, prefix_tokens: int) -> None:
-    """Raise if a prompt, the prefix and the new tokens together exceed the model's context.
+def check_length(
+    base: Base,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    prefix_tokens: int,
+    setting: str = "generation.max_new_tokens",
+) -> None:
+    """Raise if a prompt, the prefix and the new tokens together exceed the model's context; a setting can be lowered.
 
     Raises:
         DataError: they do; the message gives the numbers.
@@ -82,9 +89,7 @@ def check_length(base: Base, prompts: Sequence[list[int]], *, max_new_tokens: in
             prefix_tokens + longest + max_new_tokens,
         )
     if needed > limit:
-        raise DataError(
-            f"{what} exceed the model's context of {limit}; shorten the prompt or lower generation.max_new_tokens"
-        )
+        raise DataError(f"{what} exceed the model's context of {limit}; shorten the prompt or lower {setting}")
 
 
 def pad(base: Base, rows: Sequence[list[int]]) -> Batch:

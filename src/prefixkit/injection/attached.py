@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -264,16 +265,21 @@ def from_prefixes(
         check_base(model, base)
     if all(each is None for each in rows):
         return None
-    states = [None if each is None else each.states for each in rows]
+    distinct = list({id(each): each for each in rows}.values())
+    states = [None if each is None else each.states for each in distinct]
     infixes = {each.is_infix for each in rows if each is not None and any(each.states.lengths)}
     if len(infixes) > 1:
         raise InjectionError("an infix and a prefix stand at different places; attach them one after the other")
     is_infix = infixes == {True}
     if is_infix:
         require_order(model, anatomy)
-    offsets = [0 if each is None else each.position_offset for each in rows]
+    offsets = [0 if each is None else each.position_offset for each in distinct]
     deltas = deltas_of(prefix)
-    return Saved(stack(states, offsets, (deltas, is_infix)), is_infix, deltas)
+    bank = stack(states, offsets, (deltas, is_infix))
+    if len(distinct) < len(rows):
+        places = {id(each): place for place, each in enumerate(distinct)}
+        bank = bank.rows(torch.tensor([places[id(each)] for each in rows]))
+    return Saved(bank, is_infix, deltas)
 
 
 def deltas_of(prefix: Prefix | Sequence[Prefix | None] | None) -> tuple[Delta, ...]:

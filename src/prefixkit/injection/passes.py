@@ -133,7 +133,7 @@ class Passes:
         """Whether an encoder computes something else than without what is attached."""
         if source.deltas:
             return True
-        sites = zip(self.anatomy.geometry.sites, bank.sites, strict=True)
+        sites = zip(self.anatomy.geometry.sites, bank.entries, strict=True)
         return any(site.placement is Placement.ENCODER_SELF and own.length for site, own in sites)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

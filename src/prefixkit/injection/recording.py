@@ -97,14 +97,13 @@ def _read(
         options = options | {"position_bias": options["position_bias"].to(precise)}
     parts = []
     for telling in _telling(prefix.to(key.device, precise), width=value.shape[3]):
-        sites = (*bank.sites[: slot.site], telling, *bank.sites[slot.site + 1 :])
         part, _ = attend(
             module,
             query.to(precise),
             key.to(precise),
             torch.zeros_like(value, dtype=precise),
             mask,
-            **options | {BANK: replace(bank, sites=sites)},
+            **options | {BANK: _with_site(bank, slot.site, telling)},
         )
         parts.append(part)  # [b, t, h, d]
     shares = torch.cat(parts, dim=3)[..., : prefix.length].transpose(1, 2)  # [b, h, t, p]
@@ -112,6 +111,11 @@ def _read(
     text = slice(-tokens, None) if slot.is_causal else slice(None)  # without what a cache holds
     keys, values = (each[:, :, text].to(precise) for each in (key, value))  # [b, g, s, d]
     return Reading(slot.site, shares, _visible(mask, key, tokens), keys.norm(dim=3).mean(1), values.norm(dim=3).mean(1))
+
+
+def _with_site(bank: Bank, number: int, site: SiteBank) -> Bank:
+    """Return a bank for the layer of one site alone, which reads something else, row by row."""
+    return Bank((*bank.entries[:number], site, *bank.entries[number + 1 :]), bank.offsets, bank.beside)
 
 
 def _telling(prefix: SiteBank, width: int) -> Iterator[SiteBank]:

@@ -138,7 +138,7 @@ class Slot:
             raise InjectionError("an attention layer was called on its own; call the whole model inside attach()")
         if len(bank) not in (1, batch_size):
             raise InjectionError(f"prefixes for {len(bank)} rows are attached, the attention layer got {batch_size}")
-        return bank.sites[self.site]
+        return bank.site(self.site)
 
     def keep(self, key: Float[Tensor, "b g s d"], value: Float[Tensor, "b g s d"]) -> None:
         """Keep what the layer computed for a text of one row, if somebody wants it (`Current.keeping`)."""

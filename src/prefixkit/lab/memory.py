@@ -22,14 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefixkit.compat import checkpointed_layers
 from prefixkit.config import Recipe, TrainConfig
 from prefixkit.data import Collator, Example
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.loss import MOST_LOGITS
 from prefixkit.models import Base
 from prefixkit.models.hardware import held_memory_bytes, peak_memory_bytes
-from prefixkit.models.inspect import inspect_model
+from prefixkit.models.inspect import inspect_model, recomputable_layers
 from prefixkit.models.weights import input_device
 from prefixkit.training.loss import CHUNK
 from prefixkit.training.start import build_model
@@ -92,8 +91,9 @@ class Footprint:
 
     def recomputed(self, config: TrainConfig) -> int:
         """Return of how many layers a recipe recomputes activations."""
-        asked = config.gradient_checkpointing
-        return asked * self.layers if isinstance(asked, bool) else asked
+        if not config.gradient_checkpointing:
+            return 0
+        return self.layers if config.recomputed_layers is None else config.recomputed_layers
 
     def texts(self, budget: int) -> int:
         """Return how many texts can be generated at a time; one, if even that is too much."""
@@ -103,25 +103,36 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Fit:
-    """Settings that fit, and the peak they are expected to have, in bytes."""
+    """Settings that fit, and the peak they are expected to have, in bytes.
+
+    Attributes:
+        batch_size: rows per forward pass.
+        accumulation: forward passes per optimiser step.
+        recomputed_layers: layers under gradient checkpointing.
+        layers: how many could be.
+        generation_batch_size: texts generated at a time.
+        peak: of memory.
+    """
 
     batch_size: int
     accumulation: int
-    gradient_checkpointing: bool | int
+    recomputed_layers: int
+    layers: int
     generation_batch_size: int
     peak: int
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Return the recipe with these settings."""
+        some = self.recomputed_layers if 0 < self.recomputed_layers < self.layers else None
         train = {"batch_size": self.batch_size, "accumulation": self.accumulation,
-                 "gradient_checkpointing": self.gradient_checkpointing}  # fmt: skip
+                 "gradient_checkpointing": self.recomputed_layers > 0, "recomputed_layers": some}  # fmt: skip
         return _with_sizes(recipe, train, {"batch_size": self.generation_batch_size})
 
     def __str__(self) -> str:
         """Say what was chosen."""
-        recomputed = "gradient checkpointing" if self.gradient_checkpointing else "no gradient checkpointing"
-        if type(self.gradient_checkpointing) is int:
-            recomputed += f" of {self.gradient_checkpointing} layers"
+        recomputed = "no gradient checkpointing"
+        if self.recomputed_layers:
+            recomputed = f"gradient checkpointing of {self.recomputed_layers} of {self.layers} layers"
         return (
             f"memory budget: batches of {self.batch_size} x {self.accumulation}, {recomputed}, "
             f"{self.generation_batch_size} texts generated at a time; expected peak {_gigabytes(self.peak, up=True)}"
@@ -143,12 +154,13 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         name: tensor.to(input_device(base.model))
         for name, tensor in Collator(base.tokenizer.pad_token_id)([longest]).items()
     }
+    recomputable = recomputable_layers(base.model)
     try:
-        with _saved(model.train()) as saved, _inputs(checkpointed_layers(base.model)) as inputs:
+        with _saved(model.train()) as saved, _inputs(recomputable) as inputs:
             model(**batch)
     finally:
         model.close()
-    kept, layers = sum(saved.values()), len(inputs)
+    kept, layers = sum(saved.values()), len(recomputable)
     vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
     tokens = len(longest.input_ids)
     passing = _PASSING * -(-kept // max(1, layers))
@@ -190,13 +202,14 @@ def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
     train, whole = recipe.train, recipe.train.batch_size * recipe.train.accumulation
     sizes = [rows for rows in range(train.batch_size, 0, -1) if whole % rows == 0]
     least, most = footprint.recomputed(train), footprint.layers
-    plain = [] if least else [(rows, 0) for rows in sizes if rows >= min(_FEW, train.batch_size)]
+    fewest = min(_FEW, train.batch_size) if most else 1
+    plain = [] if least else [(rows, 0) for rows in sizes if rows >= fewest]
     recomputing = [(rows, layers) for rows in sizes for layers in range(max(1, least), most + 1)]
     for rows, layers in [*plain, *recomputing]:
         if footprint.peak(rows, recomputed=layers) <= budget:
             texts = min(recipe.generation.batch_size, footprint.texts(budget))
             peak = footprint.peak(rows, recomputed=layers, texts=texts)
-            return Fit(rows, whole // rows, layers if 0 < layers < most else layers > 0, texts, peak)
+            return Fit(rows, whole // rows, layers, most, texts, peak)
     if footprint.loading > budget:
         raise ConfigError(
             f"--memory-budget: {_gigabytes(budget)} cannot be met: loading the base model and the data took "
@@ -214,7 +227,8 @@ def sized_like(recipe: Recipe, other: Recipe) -> Recipe:
     """Return a recipe with another's sizes, where both read as many rows per optimiser step."""
     if other.train.batch_size * other.train.accumulation != recipe.train.batch_size * recipe.train.accumulation:
         return recipe
-    train = {name: getattr(other.train, name) for name in ("batch_size", "accumulation", "gradient_checkpointing")}
+    names = ("batch_size", "accumulation", "gradient_checkpointing", "recomputed_layers")
+    train = {name: getattr(other.train, name) for name in names}
     return _with_sizes(recipe, train, {"batch_size": other.generation.batch_size})
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import implementation_of, rope_switch, scale_switch, uses_interface
+from prefixkit.compat import checkpointed_layers, implementation_of, rope_switch, scale_switch, uses_interface
 from prefixkit.config import Placement
 from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.admission import check_cache, check_calls, counts_by_mask
@@ -286,6 +286,12 @@ def _layers(model: PreTrainedModel, kind: Kind) -> dict[Placement, int]:
     if not layers or not decoder:
         raise UnsupportedModelError(f"{type(model).__name__}: its configuration does not say how many layers it has")
     return {Placement.ENCODER_SELF: layers, Placement.DECODER_SELF: decoder, Placement.CROSS: decoder}
+
+
+def recomputable_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of text, in order, that gradient checkpointing can run again; none if the model cannot."""
+    stacks = inspect_model(model).stacks if model.supports_gradient_checkpointing else ()
+    return [layer for stack in stacks for layer in checkpointed_layers(stack)]
 
 
 def _probe(model: PreTrainedModel, source_tokens: int, target_tokens: int, *, use_cache: bool = False) -> Watched:

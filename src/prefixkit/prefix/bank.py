@@ -21,7 +21,7 @@ class SiteBank:
     """What one site prepends for a batch.
 
     Attributes:
-        key: one entry for all rows (n = 1), or one per row (n = b).
+        key: of each distinct prefix; read by a layer, one for all rows (n = 1) or one per row (n = b).
         value: likewise.
         mask: which columns each entry, or each token of it, may see; None where all may see all.
         gate: per query head; None where no entry is gated.
@@ -38,21 +38,27 @@ class SiteBank:
         return self.key.shape[2]
 
     def rows(self, index: Int[Tensor, "b"]) -> "SiteBank":
-        """Return the entries of each row of a batch."""
-        return SiteBank(
-            self.key[index],
-            self.value[index],
-            None if self.mask is None else self.mask[index],
-            None if self.gate is None else self.gate[index],
-        )
+        """Return the entries of each row of a batch; a single entry is shared, several are copied."""
+        index = index.to(self.key.device)
+
+        def chosen(part: Tensor) -> Tensor:
+            return part[index] if len(part) > 1 else part.expand(len(index), *part.shape[1:])
+
+        mask, gate = (None if part is None else chosen(part) for part in (self.mask, self.gate))
+        return SiteBank(chosen(self.key), chosen(self.value), mask, gate)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "SiteBank":
-        """Return the bank on a device, its numbers in a dtype."""
+        """Return the bank on a device, its numbers in a dtype; what rows share is moved once."""
+
+        def moved(part: Tensor) -> Tensor:
+            is_shared = len(part) > 1 and part.stride(0) == 0
+            return part[:1].to(device, dtype).expand_as(part) if is_shared else part.to(device, dtype)
+
         return SiteBank(
-            self.key.to(device, dtype),
-            self.value.to(device, dtype),
+            moved(self.key),
+            moved(self.value),
             None if self.mask is None else self.mask.to(device),
-            None if self.gate is None else self.gate.to(device, dtype),
+            None if self.gate is None else moved(self.gate),
         )
 
     def seen_by(self, tokens: Bool[Tensor, "b t"]) -> "SiteBank":
@@ -90,40 +96,52 @@ class Bank:
     """Several prefixes stacked, ready to be prepended.
 
     Attributes:
-        sites: one `SiteBank` per site of the geometry.
-        offsets: position of the first text token under each entry.
+        entries: one `SiteBank` per site of the geometry.
+        entry_offsets: position of the first text token under each entry.
         beside: tells what else is changed in the model from other changes of it; the same for all rows.
+        index: the entry of each row of a batch; None where there is one for all rows, or row i has entry i.
     """
 
-    sites: tuple[SiteBank, ...]
-    offsets: Int[Tensor, "n"]
+    entries: tuple[SiteBank, ...]
+    entry_offsets: Int[Tensor, "n"]
     beside: object = ()
+    index: Int[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
-        """Number of entries, `n`."""
-        return len(self.offsets)
+        """Number of rows, or 1 where one entry is for all rows."""
+        return len(self.entry_offsets if self.index is None else self.index)
+
+    @property
+    def offsets(self) -> Int[Tensor, "b"]:
+        """Position of the first text token in each row."""
+        return self.entry_offsets if self.index is None else self.entry_offsets[self.index]
+
+    def site(self, number: int) -> SiteBank:
+        """Return what a site prepends, row by row."""
+        entries = self.entries[number]
+        return entries if self.index is None else entries.rows(self.index)
 
     def rows(self, index: Int[Tensor, "b"]) -> "Bank":
-        """Return a bank with one entry per row of a batch."""
-        sites = tuple(site.rows(index.to(site.key.device)) for site in self.sites)
-        return Bank(sites, self.offsets[index], self.beside)
+        """Return a bank for the rows of another batch, given the row of this one that each of them is like."""
+        return replace(self, index=index if self.index is None else self.index[index])
 
     def seen_by(self, tokens: Bool[Tensor, "b t"]) -> "Bank":
         """Return a bank that some of a text's tokens alone may see."""
         if tokens.all():
             return self
-        return replace(self, sites=tuple(site.seen_by(tokens) for site in self.sites))
+        sites = tuple(self.site(number).seen_by(tokens) for number in range(len(self.entries)))
+        return Bank(sites, self.offsets, self.beside)
 
     def equals(self, other: "Bank") -> bool:
         """Whether each row reads the same in both: an entry of its own, or one that speaks for all rows."""
-        if self.beside != other.beside:
+        if self.beside != other.beside or not _are_equal(self.offsets, other.offsets):
             return False
-        sites = zip(self.sites, other.sites, strict=True)
-        return _are_equal(self.offsets, other.offsets) and all(one.equals(two) for one, two in sites)
+        numbers = range(max(len(self.entries), len(other.entries)))
+        return all(self.site(number).equals(other.site(number)) for number in numbers)
 
     def detach(self) -> "Bank":
         """Return the bank without the way its numbers came about."""
-        return Bank(tuple(site.detach() for site in self.sites), self.offsets, self.beside)
+        return replace(self, entries=tuple(site.detach() for site in self.entries))
 
 
 def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int], beside: object = ()) -> Bank:

@@ -11,11 +11,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixkit.compat import leave_out_of_ddp, recompute_first
+from prefixkit.compat import keep_activations, leave_out_of_ddp
 from prefixkit.data import NO_LOSS, input_ends
 from prefixkit.injection import Handle, attach
 from prefixkit.methods import DeltaModule, SoftPrompt
-from prefixkit.models.inspect import inspect_model
+from prefixkit.models.inspect import inspect_model, recomputable_layers
 from prefixkit.models.text_states import embedding_states
 from prefixkit.models.weights import input_device, is_offloaded
 from prefixkit.prefix import ClassificationHead, Delta, Head, PrefixEncoder, PrefixStates
@@ -181,7 +181,7 @@ class PrefixModel(nn.Module):
         """Recompute the base model's activations in the backward pass; called by transformers' Trainer."""
         self.base.activation_checkpointing_enable({"use_reentrant": False})
         if self._recomputed is not None:
-            recompute_first(self.base, self._recomputed)
+            keep_activations(recomputable_layers(self.base)[self._recomputed :])
         self.base.disable_input_require_grads()  # a prefix brings its own gradient into every layer
         self._is_recomputing = True
 

@@ -249,7 +249,7 @@ def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base, *, ma
         optim="adamw_torch",
         seed=derive(config.seed, "trainer") % 2**32,
         bf16=config.autocast,
-        activation_checkpointing=bool(config.gradient_checkpointing),
+        activation_checkpointing=config.gradient_checkpointing,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and processes.count() > 1 else None,
         ddp_find_unused_parameters=may_miss,

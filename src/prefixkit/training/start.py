@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prefixkit.compat import checkpointed_layers
 from prefixkit.config import Format, InitKind, Method, PrefixConfig, Recipe, TrainConfig
 from prefixkit.data import Example
 from prefixkit.errors import ArtefactError, ConfigError
@@ -16,7 +15,7 @@ from prefixkit.logs import get_logger
 from prefixkit.methods import DeltaModule, SoftPrompt, build_delta, new_soft_prompt, rate_of
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import check_base
-from prefixkit.models.inspect import inspect_model
+from prefixkit.models.inspect import inspect_model, recomputable_layers
 from prefixkit.models.reading import last_hidden_state
 from prefixkit.models.text_states import text_states
 from prefixkit.models.weights import embedding_table, input_device
@@ -71,14 +70,14 @@ def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes
 
 def _recomputed(base: Base, config: TrainConfig) -> int | None:
     """Return how many layers gradient checkpointing is limited to, None for no limit."""
-    asked, layers = config.gradient_checkpointing, len(checkpointed_layers(base.model))
-    if asked and not (layers and base.model.supports_gradient_checkpointing):
+    asked, layers = config.recomputed_layers, len(recomputable_layers(base.model))
+    if config.gradient_checkpointing and not layers:
         raise ConfigError(f"train.gradient_checkpointing: {base.id} cannot recompute its layers; leave it out")
-    if asked > layers:
+    if asked is not None and asked > layers:
         raise ConfigError(
-            f"train.gradient_checkpointing: {asked} layers, and {base.id} has {layers}; true recomputes all of them"
+            f"train.recomputed_layers: {asked}, and {base.id} has {layers}; leave it out to recompute all of them"
         )
-    return None if isinstance(asked, bool) else asked
+    return asked
 
 
 def build_method(base: Base, recipe: Recipe) -> DeltaModule:

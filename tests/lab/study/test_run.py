@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import processes
 from prefixkit.cli.main import app
 from prefixkit.config import Size, StudyConfig, study_names, study_text
-from prefixkit.errors import ArtefactError, ConfigError
+from prefixkit.errors import ArtefactError, ConfigError, SweepError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.folder import ROW_LOSSES, RUN, SCORES
 from prefixkit.lab.study.measures import DIVERGED
@@ -154,6 +154,17 @@ def test_a_failed_trial_is_told_and_run_again(small_plan: Plan, runner) -> None:
     assert len(runner.ran) == before + 1
 
 
+def test_a_study_without_its_data_ends_with_the_reason(
+    small_study: StudyConfig, overrides: list[str], runner: Any, tmp_path: Path
+) -> None:
+    lost = [*overrides, f"data.source={tmp_path / 'lost.csv'}"]
+    plan = plan_study(small_study, tmp_path / "small", size=Size.TINY, overrides=lost)
+    with pytest.raises(SweepError, match=r"^none of 4 trials could begin; the first: .*lost\.csv"):
+        run_study(plan, runner, report=quiet)
+    assert len(runner.ran) == 4  # and none of the trials that were to count
+    assert not (plan.folder / STUDY).exists()
+
+
 def test_an_arm_whose_every_rate_fails_is_in_the_results(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
     runner.fails = lambda trial: ("arm", "lora") in trial.settings
     result = run_study(small_plan, runner, report=quiet)
@@ -168,7 +179,7 @@ def test_a_rate_that_failed_once_and_then_trained_is_not_held_against_its_run(sm
     failed: list[Path] = []
 
     def once(trial: Trial) -> bool:
-        first = trial.folder not in failed and len(failed) < 4
+        first = trial.folder not in failed and len(failed) < 3
         failed.append(trial.folder)
         return first
 
@@ -196,6 +207,18 @@ def test_rows_that_changed_between_runs_are_marked(small_plan: Plan, runner) -> 
     result = run_study(small_plan, runner, report=quiet)
     assert result.mixed_data == ["2 tokens"]
     assert "did not all learn from the same rows" in write_page(small_plan.folder).read_text(encoding="utf-8")
+
+
+def test_trials_on_different_hardware_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    result = run_study(small_plan, runner, report=quiet)
+    (hardware,) = {outcome.hardware for outcome in result.outcomes}
+    assert hardware.endswith(", 1 thread")
+    assert result.mixed_hardware == []
+    one = next(small_plan.folder.glob(f"2-tokens*seed1*/{RUN}"))
+    write_json(one, read_json(one) | {"threads": 7})
+    result = run_study(small_plan, runner, report=quiet)
+    assert result.mixed_hardware == sorted([hardware, hardware.replace("1 thread", "7 threads")])
+    assert "ran on different processors or threads" in write_page(small_plan.folder).read_text(encoding="utf-8")
 
 
 def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: list[str], tmp_path: Path) -> None:

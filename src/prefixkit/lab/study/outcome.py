@@ -39,6 +39,7 @@ class Outcome:
         versions: of the libraries it ran with.
         data_hash: of what it learned from.
         error: why there is less; None where there is not.
+        hardware: processor and threads it ran with; empty where that is not known.
     """
 
     values: dict[str, float]
@@ -48,6 +49,7 @@ class Outcome:
     versions: dict[str, str]
     data_hash: str | None
     error: str | None
+    hardware: str = ""
 
     @classmethod
     def failed(cls, reason: str, *, has_diverged: bool) -> "Outcome":
@@ -107,7 +109,14 @@ def read_outcome(trial: Trial, error: str | None, *, samples: int) -> Outcome:
         versions=dict(run["versions"]),
         data_hash=run["data_hash"],
         error=None,
+        hardware=_hardware(run),
     )
+
+
+def _hardware(run: dict[str, Any]) -> str:
+    machine = run["machine"]
+    processor = machine["accelerator"] or f"{machine['cores']} cores of {machine['cpu']}"
+    return f"{processor}, {run['threads']} {'thread' if run['threads'] == 1 else 'threads'}"
 
 
 def _costs(run: dict[str, Any], recipe: Recipe) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The page of a study: claims with their verdicts, what was measured beside what was published, texts, and cost."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ _NARROW_INCHES = 4.4
 #: What the table shows, as far as the arms have it: what is learned, what is written, and what it costs.
 _COLUMNS = (
     "heldout_nll", "accuracy", "bleu", "rouge_l", "sentiment_accuracy", "fluency_ppl", "distinct_2", "seconds_per_step",
-    "peak_memory_bytes", "trainable_parameters", "flops_per_token",
+    "seconds_per_token", "peak_memory_bytes", "trainable_parameters", "flops_per_token",
 )  # fmt: skip
 #: What is drawn beside the study's own measure.
-_DRAWN = ("sentiment_accuracy", "seconds_per_step", "peak_memory_bytes")
+_DRAWN = ("sentiment_accuracy", "seconds_per_step", "seconds_per_token", "peak_memory_bytes")
 _SYSTEMS = {"base.": "base model", "instruction.": "base model, instruction", "real.": "people"}
 
 
@@ -75,8 +75,7 @@ def render_study(result: StudyResult) -> str:
     verdicts = judge(result)
     published = result.study.claimed.values.values() if result.study.claimed else ()
     claimed = {key for values in published for key in values}
-    shown = [key for key in _COLUMNS if key in claimed or any(arm.values(key) for arm in result.arms)]
-    columns = [known_measures()[key] for key in (*shown, *sorted(claimed - set(shown)))]
+    columns = columns_of(result, claimed)
     machine = {key: result.machine.get(key) for key in ("cpu", "cores", "memory_bytes", "platform", "accelerator")}
     return render_page(
         "study.html",
@@ -92,6 +91,7 @@ def render_study(result: StudyResult) -> str:
         failures=_failures(result),
         mixed=result.mixed_versions,
         mixed_data=result.mixed_data,
+        mixed_hardware=result.mixed_hardware,
         replicates=max((len(arm.trials) for arm in result.arms), default=0),
         budget=flat_facts(result.budget | {"recipe": result.recipe}),
         settings=[Fact(key, value) for key, value in result.settings.items()]
@@ -99,6 +99,13 @@ def render_study(result: StudyResult) -> str:
         machine=flat_facts(machine),
         versions=flat_facts(next((each.versions for each in result.outcomes if each.versions), {})),
     )
+
+
+def columns_of(result: StudyResult, claimed: Set[str] = frozenset()) -> list[Measure]:
+    """Return the measures a table of a study shows: its own, the usual ones that its arms have, and those claimed."""
+    usual = [key for key in _COLUMNS if key in claimed or any(arm.values(key) for arm in result.arms)]
+    own = [] if result.study.measure in usual else [result.study.measure]
+    return [known_measures()[key] for key in dict.fromkeys([*own, *usual, *sorted(claimed)])]
 
 
 def outcome_counts(verdicts: Sequence[Verdict]) -> list[Fact]:

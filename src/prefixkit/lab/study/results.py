@@ -119,6 +119,12 @@ class StudyResult:
         return list(dict.fromkeys(name for (name, _), found in hashes.items() if len(found) > 1))
 
     @property
+    def mixed_hardware(self) -> list[str]:
+        """Processors and numbers of threads the trials had, where those differ: times then do not compare."""
+        found = sorted({outcome.hardware for outcome in self.outcomes if outcome.hardware})
+        return found if len(found) > 1 else []
+
+    @property
     def mixed_versions(self) -> dict[str, list[str]]:
         """Libraries of which the trials used several versions, and which."""
         found: dict[str, set[str]] = {}

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefixkit.errors import ConfigError
+from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation import check_metrics
 from prefixkit.files import write_json
-from prefixkit.lab.folder import read_record
+from prefixkit.lab.folder import RUN, read_record
 from prefixkit.lab.study.outcome import (
     Outcome,
     has_diverged,
@@ -44,6 +44,7 @@ def run_study(plan: Plan, runner: Runner, *, report: Report) -> StudyResult:
 
     Raises:
         ConfigError: a metric's package is missing, or the folder holds a sweep.
+        SweepError: none of the trials could begin, so that the study itself is at fault: its model or data, say.
         KeyboardInterrupt: Ctrl-C; the same study goes on where it was.
     """
     for arm in plan.arms:
@@ -122,9 +123,13 @@ def _run(
             errors[result.trial.folder] = result.error
         told(done, len(trials), result.trial.label if result.error is None else f"{result.trial.label}: {result.error}")
 
-    if trials:
-        told(0, len(trials), "")
-        runner(trials, take)
+    if not trials:
+        return
+    told(0, len(trials), "")
+    runner(trials, take)
+    reasons = [errors.get(trial.folder) for trial in trials]
+    if all(reasons) and not any((trial.folder / RUN).is_file() for trial in trials):  # written behind model and data
+        raise SweepError(f"none of {len(trials)} trials could begin; the first: {reasons[0]}")
 
 
 def _gather(
