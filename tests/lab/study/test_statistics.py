@@ -254,3 +254,14 @@ def replicated(draws: Sequence[Sequence[float]]) -> ArmResult:
 def runs(diverged: int, count: int) -> list[Outcome]:
     """Runs of which so many diverged."""
     return [outcome({DIVERGED: float(place < diverged)}) for place in range(count)]
+
+
+def test_the_interval_of_a_time_begins_at_zero_and_that_of_a_loss_need_not() -> None:
+    low = []
+    for measure in ("seconds_per_step", "heldout_nll"):
+        found = mean_of(arm("a", [1.0, 9.0, 2.0], measure), measure)
+        assert found is not None
+        assert found.interval is not None
+        low.append(found.interval.low)
+    assert low[0] == 0.0
+    assert low[1] < 0.0

@@ -68,8 +68,9 @@ def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
         return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values]), len(values))
     repeats = _repeats([replicate for replicate, _ in known], values)
     interval = mean_interval(repeats)
-    if interval is not None and known_measures()[measure].unit is Unit.SHARE:
-        interval = interval.map(lambda end: min(1.0, max(0.0, end)))
+    unit = known_measures()[measure].unit
+    if interval is not None and unit is not Unit.NATS:  # Student's knows no ends; nothing else here is below 0
+        interval = interval.map(lambda end: min(1.0 if unit is Unit.SHARE else math.inf, max(0.0, end)))
     return Estimate(float(np.mean(values)), interval, len(repeats))
 
 
