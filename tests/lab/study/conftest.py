@@ -7,6 +7,8 @@ import pytest
 
 from prefixkit.config import StudyConfig
 from prefixkit.errors import PrefixkitError
+from prefixkit.lab import run
+from prefixkit.lab.folder import REPORT
 from prefixkit.lab.run import train_run
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import Result, Runner
@@ -52,6 +54,12 @@ def small_study(study: StudyConfig) -> StudyConfig:
     values = study.model_dump(mode="json", exclude={"claims"})
     values["arms"][0]["each"] = [2]
     return StudyConfig.model_validate(values | {"rates": [1.0, 3.0], "extensions": 0})
+
+
+@pytest.fixture(autouse=True)
+def _no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study needs no page of each run, which takes longer than training it; test_report.py looks at those."""
+    monkeypatch.setattr(run, "write_report", lambda folder: folder / REPORT)
 
 
 class Counting:

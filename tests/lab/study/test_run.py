@@ -200,25 +200,21 @@ def test_a_study_does_not_write_over_a_sweep(small_plan: Plan, runner) -> None: 
         run_study(small_plan, runner, report=quiet)
 
 
-def test_rows_that_changed_between_runs_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
-    run_study(small_plan, runner, report=quiet)
-    one = next(small_plan.folder.glob(f"2-tokens*seed1*/{RUN}"))
-    write_json(one, read_json(one) | {"data_hash": "of other rows"})
-    result = run_study(small_plan, runner, report=quiet)
-    assert result.mixed_data == ["2 tokens"]
-    assert "did not all learn from the same rows" in write_page(small_plan.folder).read_text(encoding="utf-8")
-
-
-def test_trials_on_different_hardware_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+def test_runs_that_do_not_compare_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
     result = run_study(small_plan, runner, report=quiet)
     (hardware,) = {outcome.hardware for outcome in result.outcomes}
     assert hardware.endswith(", 1 thread")
-    assert result.mixed_hardware == []
+    assert (result.mixed_hardware, result.mixed_data, result.mixed_versions) == ([], [], {})
     one = next(small_plan.folder.glob(f"2-tokens*seed1*/{RUN}"))
-    write_json(one, read_json(one) | {"threads": 7})
+    write_json(one, read_json(one) | {"data_hash": "of other rows", "threads": 7, "versions": {"torch": "1.0"}})
     result = run_study(small_plan, runner, report=quiet)
+    assert result.mixed_data == ["2 tokens"]
     assert result.mixed_hardware == sorted([hardware, hardware.replace("1 thread", "7 threads")])
-    assert "ran on different processors or threads" in write_page(small_plan.folder).read_text(encoding="utf-8")
+    assert "1.0" in result.mixed_versions["torch"]
+    page = write_page(small_plan.folder).read_text(encoding="utf-8")
+    assert "did not all learn from the same rows" in page
+    assert "ran on different processors or threads" in page
+    assert "several versions of torch" in page
 
 
 def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: list[str], tmp_path: Path) -> None:
@@ -226,15 +222,6 @@ def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: l
     plan = plan_study(few, tmp_path, size=Size.TINY, overrides=[*overrides, "data.train_rows=5"])
     assert plan.replicates == (Replicate(0, 0), Replicate(1, 0), Replicate(0, 1), Replicate(1, 1))
     assert plan.final(plan.arms[0], 1.0, plan.replicates[2]).recipe.data.subset_seed == 1
-
-
-def test_results_of_several_versions_are_marked(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
-    run_study(small_plan, runner, report=quiet)
-    for trial in small_plan.folder.glob(f"2-tokens*/{RUN}"):
-        write_json(trial, read_json(trial) | {"versions": {"torch": "1.0"}})
-    result = run_study(small_plan, runner, report=quiet)
-    assert "1.0" in result.mixed_versions["torch"]
-    assert "several versions of torch" in write_page(small_plan.folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "study": {}}'])
