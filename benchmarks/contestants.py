@@ -1,6 +1,6 @@
 """What is measured side by side: prefixkit, and its rivals by PEFT, each on a freshly loaded base model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from prefixkit.config import Recipe
 from prefixkit.data import NO_LOSS, Collator, LengthGroupedSampler, PreparedData
 from prefixkit.errors import TrainingError
 from prefixkit.models import Base, load_base_model
+from prefixkit.models.fingerprint import fingerprint
+from prefixkit.prefix import BaseCard, Prefix
 from prefixkit.training import build_encoder
 from prefixkit.training.loss import summed_loss
 from prefixkit.training.start import build_model
@@ -89,6 +91,12 @@ def build_lora(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
     options = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": LORA_TARGETS}
     model = get_peft_model(base.model, LoraConfig(task_type=TaskType.CAUSAL_LM, **options))
     return Contestant(model, logits_loss(model), options)
+
+
+def untrained_prefix(base: Base, recipe: Recipe, *, seed: int = 0, texts: Sequence[str] = ()) -> Prefix:
+    """Return a recipe's prefix as it starts, to be saved or attached."""
+    encoder = build_encoder(base, recipe.prefix, seed=seed, texts=texts)
+    return Prefix.from_states(encoder.materialise(), base=BaseCard(id=base.id, fingerprint=fingerprint(base.model)))
 
 
 BUILDERS = {

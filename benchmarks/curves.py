@@ -10,7 +10,6 @@ file stay as they are.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from scipy.optimize import curve_fit
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from contestants import load
+from contestants import load, untrained_prefix
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import Collator, Example
 from prefixkit.files import read_json, write_json
@@ -38,11 +37,12 @@ from prefixkit.generation import token_seconds
 from prefixkit.injection import attach
 from prefixkit.lab.memory import measure_footprint
 from prefixkit.models import Base
-from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, describe_machine
-from prefixkit.prefix import BaseCard, Prefix
+from prefixkit.prefix import Prefix
 from prefixkit.training import build_encoder
 from prefixkit.training.loss import has_plain_head, summed_loss
+from resident import STRIDE
+from speed import say, spread
 from workloads import RECIPE
 
 RESULTS = Path(__file__).parent / "results"
@@ -124,13 +124,6 @@ def shaped(base: Base, name: str) -> Base:
     return replace(base, id=name, model=model.eval().requires_grad_(False))
 
 
-def saved_prefix(base: Base, virtual_tokens: int, folder: Path) -> Path:
-    encoder = build_encoder(base, recipe_of(Work(virtual_tokens)).prefix, seed=0, texts=[])
-    card = BaseCard(id=base.id, fingerprint=fingerprint(base.model))
-    Prefix.from_states(encoder.materialise(), base=card).save(folder / str(virtual_tokens))
-    return folder / str(virtual_tokens)
-
-
 @contextmanager
 def training_points(base: Base, field: str, values: Sequence[int]) -> Iterator[Points]:
     """Training steps of one model, of which one kind of work differs."""
@@ -153,8 +146,7 @@ def model_points(base: Base) -> Iterator[Points]:
 @contextmanager
 def writing_points(base: Base, values: Sequence[int]) -> Iterator[Points]:
     """One more token of one text, behind prefixes of several lengths."""
-    with TemporaryDirectory() as folder:
-        prefixes = {value: Prefix.load(saved_prefix(base, value, Path(folder))) for value in values}
+    prefixes = {value: untrained_prefix(base, recipe_of(Work(value))) for value in values}
 
     def write(prefix: Prefix) -> float:
         return statistics.median(token_seconds(base, "Movie review:", tokens=24, prefix=prefix))
@@ -166,15 +158,15 @@ def writing_points(base: Base, values: Sequence[int]) -> Iterator[Points]:
 def switching_points(base: Base, counts: Sequence[int]) -> Iterator[Points]:
     """A switch to another of so many prefixes in memory."""
     with TemporaryDirectory() as folder:
-        saved = saved_prefix(base, 20, Path(folder))
-        held = [Prefix.load(saved) for _ in range(max(counts))]
+        untrained_prefix(base, recipe_of(Work())).save(folder)
+        held = [Prefix.load(folder) for _ in range(max(counts))]
     with attach(base.model, held[0]) as handle:
         turns = count_up()
 
         def switch(count: int) -> float:
             taken = []
             for turn in islice(turns, 100):
-                prefix = held[turn * 7919 % count]  # of a prime, so that they are not side by side in memory
+                prefix = held[turn * STRIDE % count]
                 started = time.perf_counter()
                 handle.switch(prefix)
                 taken.append(time.perf_counter() - started)
@@ -252,14 +244,6 @@ def fit_kept(points: list[dict[str, Any]], *, is_power: bool) -> dict[str, float
     if any("kept_bytes" not in point for point in points):
         return None
     return fit([p["x"] for p in points], [p["kept_bytes"] for p in points], is_power=is_power)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def main() -> None:

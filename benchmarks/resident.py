@@ -8,7 +8,6 @@ checks, into memory of its own. Exits with 1 where a goal is missed.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,18 +17,19 @@ from typing import Any
 
 import torch
 
-from contestants import load
+from contestants import load, untrained_prefix
 from prefixkit.config import load_recipe
 from prefixkit.files import write_json
 from prefixkit.injection import attach
 from prefixkit.models import Base
-from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import describe_machine, held_memory_bytes
-from prefixkit.prefix import BaseCard, Prefix
-from prefixkit.training import build_encoder
+from prefixkit.prefix import Prefix
+from speed import say
 from workloads import RECIPE
 
 RESULTS = Path(__file__).parent / "results"
+#: Prefixes take turns in long steps (of a prime, so that each has its turn): they do not lie side by side in memory.
+STRIDE = 7919
 #: Most milliseconds, or bytes per byte of tensors.
 GOALS = {"load_ms": 5.0, "switch_ms": 1.0, "bytes_per_tensor_byte": 1.10}
 
@@ -64,8 +64,7 @@ def measure(base: Base, saved: Path, *, prefixes: int, resident: int, times: int
     grown = held_memory_bytes() - before
     tensors = sum(t.nbytes for site in held[0].states.sites for t in (site.key, site.value)) * prefixes
     del held[resident:]
-    # In long steps (of a prime, so that each has its turn): one after the other, but not side by side in memory.
-    order = [place * 7919 % resident for place in range(resident)]
+    order = [place * STRIDE % resident for place in range(resident)]
 
     def choose(turn: int, rows: int = 1) -> list[Prefix]:
         return [held[order[(turn * rows + row) % resident]] for row in range(rows)]
@@ -91,10 +90,6 @@ def check(measured: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"what": name, "most": most, "is_met": found[name] <= most} for name, most in GOALS.items()]
 
 
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prefixes", type=int, default=10_000, help="held in memory at once")
@@ -105,10 +100,8 @@ def main() -> None:
     torch.set_num_threads(1)  # nothing here is large
     recipe = load_recipe(RECIPE)
     base = load(recipe)
-    card = BaseCard(id=base.id, fingerprint=fingerprint(base.model))
-    encoder = build_encoder(base, recipe.prefix, seed=0, texts=[])
     with TemporaryDirectory() as folder:
-        Prefix.from_states(encoder.materialise(), base=card).save(folder)
+        untrained_prefix(base, recipe).save(folder)
         measured = measure(
             base, Path(folder), prefixes=arguments.prefixes, resident=arguments.resident, times=arguments.times
         )

@@ -19,16 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contestants import BUILDERS, PEFT_PREFIX, batches, load
+from contestants import BUILDERS, PEFT_PREFIX, batches, load, untrained_prefix
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import NO_LOSS, Collator, PreparedData
 from prefixkit.injection import attach
 from prefixkit.lab.cost import linear_products
 from prefixkit.models import Base
-from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, peak_memory_bytes
-from prefixkit.prefix import BaseCard, Prefix
-from prefixkit.training import build_encoder
 
 RECIPE = "positive-reviews"
 FLOOR, GENERATION = "floor", "generation"
@@ -95,11 +92,7 @@ def generation_step(kind: str, prompt: int, base: Base, recipe: Recipe, data: Pr
     """Greedy continuations of prompts of so many tokens, the batch's own over and over, all equally long."""
     options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
     texts = [example.text for example in data.train[:8]]
-    prefixes = []
-    for seed in range(4):
-        encoder = build_encoder(base, recipe.prefix, seed=seed, texts=texts[seed:])
-        card = BaseCard(id=base.id, fingerprint=fingerprint(base.model))
-        prefixes.append(Prefix.from_states(encoder.materialise(), base=card))
+    prefixes = [untrained_prefix(base, recipe, seed=seed, texts=texts[seed:]) for seed in range(4)]
     model: Any = base.model
     if kind == PEFT_PREFIX:
         model = BUILDERS[PEFT_PREFIX](base, recipe, data).model.eval()

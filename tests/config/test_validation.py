@@ -57,6 +57,12 @@ REFUSALS = {
     "train: {learning_rate: fast}": "train.learning_rate: expected a valid number, got 'fast'",
     "train: {warmup: 1}": "train.warmup: expected at least 0 and less than 1, got 1",
     "train: {steps: null}": "train.steps: expected a valid integer, got None",
+    "train: {recomputed_layers: 4}": "train: recomputed_layers needs gradient_checkpointing, which recomputes them",
+    "train: {gradient_checkpointing: true, recomputed_layers: 0}":
+        "train.recomputed_layers: expected at least 1, got 0",
+    "{data: {format: classes, label_column: y}, evaluation: {latency_tokens: 5}}":
+        "recipe: evaluation.latency_tokens: where labels are learned no token is written; leave it out",
+    "evaluation: {latency_tokens: -1}": "evaluation.latency_tokens: expected at least 0, got -1",
     "generation: {top_p: 0}": "generation.top_p: expected more than 0 and at most 1, got 0",
     "evaluation: {prompts: [1]}": "evaluation.prompts.0: expected a valid string, got 1",
     "evaluation: {metrics: [blue]}":

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,15 @@ from prefixkit.prefix import Prefix
 TrainOnce = Callable[[Recipe, Path], Run]
 
 WORDS = "the film was wonderful great dull i loved it and story".split()
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray on this machine, with two cores."""
+    ray = pytest.importorskip("ray", reason="Ray is an extra; `make test-ray` lays it over the environment")
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
 
 
 def quiet(*_: Any) -> None:

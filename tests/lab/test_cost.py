@@ -1,11 +1,13 @@
 """What training costs, told before it begins: multiplications against the formula, time and memory against a run."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from torch import nn
 
+from prefixkit.cli.estimate import less_memory
 from prefixkit.config import Recipe
 from prefixkit.lab import cost as cost_module
 from prefixkit.lab.cost import Cost, matmul_rate, measure_cost
@@ -58,6 +60,13 @@ def test_time_elsewhere_follows_from_its_rate_by_the_same_share() -> None:
     assert cost.reached == 0.5
     assert cost.training_seconds == cost.seconds_at(1e9) == 40
     assert cost.seconds_at(4e9) == 10
+
+
+def test_gradient_checkpointing_is_advised_where_it_takes_less() -> None:
+    cost = Cost(steps=1, texts=1, tokens=1.0, flops=1.0, seconds=1.0, rate=1.0, peak=3 * 10**9,
+                peak_checkpointed=2 * 10**9, trained=1)  # fmt: skip
+    assert less_memory(cost) == ", 2.0 GB with train.gradient_checkpointing=true"
+    assert less_memory(dataclasses.replace(cost, peak_checkpointed=3 * 10**9)) == ""
 
 
 def test_the_command_says_it_in_words_and_in_numbers(sweep_recipe: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,8 @@ from prefixkit.training import read_metrics
 ray = pytest.importorskip("ray", reason="Ray is an extra; `make test-ray` lays it over the environment")
 
 
-@pytest.fixture(scope="module")
-def started() -> Iterator[None]:
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
-def test_trials_run_on_ray_and_one_that_raises_costs_no_other(started: None, sweep_recipe: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_trials_run_on_ray_and_one_that_raises_costs_no_other(sweep_recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     trials = plan(sweep_recipe, ["train.learning_rate=1e-2,1e30"], seeds=1, folder=folder)
     good, bad = run_sweep(trials, folder, on_ray(cores=1), report=lambda *_: None)
@@ -36,8 +29,9 @@ def test_trials_run_on_ray_and_one_that_raises_costs_no_other(started: None, swe
     assert "step " in bad.error
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_a_worker_that_is_lost_is_made_up_for(
-    started: None, sweep_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first time, the worker dies in the middle of the trial; Ray begins it again, from its checkpoint."""
     folder, wounded = tmp_path / "sweep", tmp_path / "wounded"

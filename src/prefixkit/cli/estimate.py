@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from prefixkit.lab.cost import Cost
 
 
 def estimate(
@@ -37,8 +40,7 @@ def estimate(
         f"{cost.reached:.0%}",
         "training": f"{cost.steps} steps in about {_time(cost.training_seconds)}, {cost.seconds:.2f} s each; held-out "
         "losses and the evaluation come on top",
-        "memory": f"{cost.peak / 1e9:.1f} GB at most, {cost.peak_checkpointed / 1e9:.1f} GB with "
-        "train.gradient_checkpointing=true",
+        "memory": f"{cost.peak / 1e9:.1f} GB at most{less_memory(cost)}",
         "trained": f"{cost.trained:,} numbers",
     }
     if flops is not None:
@@ -47,6 +49,13 @@ def estimate(
         )
     for name, said in lines.items():
         typer.echo(f"{name:10} {said}")
+
+
+def less_memory(cost: "Cost") -> str:
+    """Say what gradient checkpointing would take, if the model can do that and it would be less."""
+    if cost.peak_checkpointed >= cost.peak:
+        return ""
+    return f", {cost.peak_checkpointed / 1e9:.1f} GB with train.gradient_checkpointing=true"
 
 
 def _time(seconds: float) -> str:

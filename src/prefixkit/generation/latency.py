@@ -34,7 +34,7 @@ def token_seconds(
     """
     rows = encode_prompts(base, [prompt], source_tokens=source_tokens)
     taken = 0 if prefix is None else prefix.position_offset
-    check_length(base, rows, max_new_tokens=tokens + 1, prefix_tokens=taken, setting="evaluation.latency_tokens")
+    check_length(base, rows, max_new_tokens=tokens + 1, prefix_tokens=taken, setting="tokens")
     settings = GenerationConfig(max_new_tokens=tokens + 1, temperature=0.0)
     clock = _Clock()
     with attach(base.model, prefix):

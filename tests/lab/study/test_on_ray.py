@@ -1,6 +1,5 @@
 """A study whose trials run on a real Ray: `make test-ray`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,10 @@ from prefixkit.lab.study.run import run_study
 from prefixkit.lab.sweep.on_ray import on_ray
 from prefixkit.lab.sweep.trial import Runner
 
-ray = pytest.importorskip("ray", reason="Ray is an extra; `make test-ray` lays it over the environment")
 
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[None]:
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
+@pytest.mark.usefixtures("ray_here")
 def test_a_study_finds_on_ray_what_it_finds_here(
-    started: None, small_study: StudyConfig, overrides: list[str], runner: Runner, tmp_path: Path
+    small_study: StudyConfig, overrides: list[str], runner: Runner, tmp_path: Path
 ) -> None:
     here, there = (
         run_study(

@@ -1,7 +1,7 @@
 """The page of a study: claims with their verdicts, what was measured beside what was published, texts, and cost."""
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +73,7 @@ def write_page(folder: Path) -> Path:
 def render_study(result: StudyResult) -> str:
     """Return the page; it needs no network and no scripts."""
     verdicts = judge(result)
-    published = result.study.claimed.values.values() if result.study.claimed else ()
-    claimed = {key for values in published for key in values}
-    columns = columns_of(result, claimed)
+    columns = columns_of(result)
     machine = {key: result.machine.get(key) for key in ("cpu", "cores", "memory_bytes", "platform", "accelerator")}
     return render_page(
         "study.html",
@@ -101,8 +99,10 @@ def render_study(result: StudyResult) -> str:
     )
 
 
-def columns_of(result: StudyResult, claimed: Set[str] = frozenset()) -> list[Measure]:
+def columns_of(result: StudyResult) -> list[Measure]:
     """Return the measures a table of a study shows: its own, the usual ones that its arms have, and those claimed."""
+    published = result.study.claimed.values.values() if result.study.claimed else ()
+    claimed = {key for values in published for key in values}
     usual = [key for key in _COLUMNS if key in claimed or any(arm.values(key) for arm in result.arms)]
     own = [] if result.study.measure in usual else [result.study.measure]
     return [known_measures()[key] for key in dict.fromkeys([*own, *usual, *sorted(claimed)])]
