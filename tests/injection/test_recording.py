@@ -191,11 +191,13 @@ def test_a_bfloat16_encoder_decoder_is_told_in_float32(attention, make_prefix, m
     check_family(model, prefix, inputs, 1e-6)
 
 
-def test_each_row_is_told_of_its_own_prefix(make_model, make_prefix, make_ids):
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 2, 1, 0)])  # each once; several rows with the same prefix
+def test_each_row_is_told_of_its_own_prefix(order, make_model, make_prefix, make_ids):
     model = make_model("llama")
-    rows = [make_prefix(model, [2, 1, 4]), None, make_prefix(model, [5, 3, 1], seed=7, gated=True)]
-    mask = torch.ones(3, TOKENS, dtype=torch.long)
-    readings, calls, _ = read(model, rows, input_ids=make_ids(3, TOKENS), attention_mask=mask)
+    distinct = [make_prefix(model, [2, 1, 4]), None, make_prefix(model, [5, 3, 1], seed=7, gated=True)]
+    rows = [distinct[place] for place in order]
+    mask = torch.ones(len(rows), TOKENS, dtype=torch.long)
+    readings, calls, _ = read(model, rows, input_ids=make_ids(len(rows), TOKENS), attention_mask=mask)
     assert [reading.shares.shape[3] for reading in readings] == [5, 3, 4]
     check(model, rows, readings, calls, mask, 1e-10, [None] * 3)
 
