@@ -20,7 +20,7 @@ def test_a_prefix_of_length_zero_equals_the_base_model_bit_for_bit(family, make_
         assert torch.equal(model(input_ids=ids).logits, plain)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 1, 0]])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 1, 0], [2, 0, 2]])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma3"])
