@@ -37,7 +37,7 @@ from prefixkit.generation import token_seconds
 from prefixkit.injection import attach
 from prefixkit.lab.memory import measure_footprint
 from prefixkit.models import Base
-from prefixkit.models.hardware import choose_threads, describe_machine
+from prefixkit.models.hardware import describe_machine, prepare_processor
 from prefixkit.prefix import Prefix
 from prefixkit.training import build_encoder
 from prefixkit.training.loss import has_plain_head, summed_loss
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "curves.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(choose_threads(None))
+    prepare_processor()
     torch.manual_seed(0)
     base = load(load_recipe(RECIPE))
     known = read_json(arguments.out)["curves"] if arguments.out.is_file() else {}

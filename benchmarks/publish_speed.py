@@ -37,7 +37,8 @@ SUITES = {
     "generation": "Generation",
 }
 NAMES = {
-    "prefixkit": "prefixkit's prefix", "peft-prefix": "PEFT's prefix", "peft-projected": "PEFT's prefix behind its MLP",
+    "prefixkit": "prefixkit's prefix", "giving-back": "the same, memory given back to the system",
+    "peft-prefix": "PEFT's prefix", "peft-projected": "PEFT's prefix behind its MLP",
     "lora": "PEFT's LoRA", "full": "full fine-tuning", "floor": "the matrix products alone",
     "base": "no prefix", "prefix": "one prefix for all rows", "mixed": "four prefixes, one per row",
     "longer": "no prefix, a prompt longer by 20 tokens",

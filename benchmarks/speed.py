@@ -29,6 +29,7 @@ from prefixkit.models.hardware import choose_dtype, describe_machine
 from workloads import FLOOR, GENERATION, RECIPE, Spec, to_json
 
 RESULTS = Path(__file__).parent / "results"
+GIVING_BACK = "giving-back"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def _prefixkit(name: str, *overrides: str) -> Spec:
 SUITES: dict[str, list[Spec]] = {
     "training": [
         Spec(PREFIXKIT, PREFIXKIT),
+        Spec(GIVING_BACK, PREFIXKIT, keeps_memory=False),
         Spec(PEFT_PREFIX, PEFT_PREFIX),
         Spec(PEFT_PROJECTED, PEFT_PROJECTED),
         Spec(LORA, LORA),

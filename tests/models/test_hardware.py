@@ -1,5 +1,10 @@
 """What the machine can do is read from the system, not guessed."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import psutil
 import pytest
 import torch
@@ -175,3 +180,30 @@ def test_peak_memory_counts_what_was_held_and_let_go(cpu_only):
 def test_a_base_model_goes_to_the_gpu_where_there_is_one(monkeypatch, is_there, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
     assert choose_device() == torch.device(device)
+
+
+#: Prints how many pages the system handed out while tensors of 40 MB came and went.
+COUNT_PAGES = """
+import resource, sys, torch
+from prefixkit.models.hardware import prepare_processor
+if sys.argv[1] == "prepared":
+    prepare_processor(1)
+torch.zeros(10_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.zeros(10_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_memory_of_one_tensor_is_kept_for_the_next():
+    def pages(how, **variables):
+        command = [sys.executable, "-c", COUNT_PAGES, how]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert pages("prepared") < 20_000
+    assert pages("as it is") > 90_000  # 40 MB are 9,766 pages
+    asked_for = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert pages("prepared", **asked_for) > 90_000

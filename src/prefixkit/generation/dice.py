@@ -116,7 +116,7 @@ class TokenChooser(LogitsProcessor):
         self.settings, self.dice, self.is_text = settings, dice, is_text
 
     def __call__(self, input_ids: Int[Tensor, "b s"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        """Return scores whose maximum is the chosen token.
+        """Return scores whose maximum is the chosen token; those given, which are the step's own, are overwritten.
 
         Raises:
             ModelError: the logits hold NaN or infinity.
@@ -134,6 +134,6 @@ class TokenChooser(LogitsProcessor):
             highest = scores.amax(dim=1, keepdim=True)
         if self.settings.temperature == 0:
             return scores
-        logits = (scores - highest) / self.settings.temperature  # highest first: no overflow however cold
+        logits = scores.sub_(highest).div_(self.settings.temperature)  # highest first: no overflow however cold
         chosen = choose(logits, self.dice[:, step], top_k=self.settings.top_k, top_p=self.settings.top_p)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+        return scores.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)

@@ -43,7 +43,7 @@ from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
-from prefixkit.models.hardware import choose_threads, describe_machine, give_back_memory, peak_memory_bytes
+from prefixkit.models.hardware import describe_machine, give_back_memory, peak_memory_bytes, prepare_processor
 from prefixkit.models.sharding import is_sharded, shard
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Prefix, TrainingCard
@@ -111,7 +111,7 @@ def train_run(
         log.info("%s is finished already", folder)
         return _finished(folder)
     check_trackers(recipe.train.report_to)
-    torch.set_num_threads(choose_threads(recipe.train.threads))
+    prepare_processor(recipe.train.threads)
     base, data = load_for(recipe)
     check_alike(base, data)
     if memory_budget is not None:
@@ -149,7 +149,7 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     if processes.count() > 1:
         raise ConfigError("measuring a run takes one process; start it without torchrun or accelerate launch")
     Prefix.load(folder)
-    torch.set_num_threads(choose_threads(recipe.train.threads))
+    prepare_processor(recipe.train.threads)
     base, data = load_for(recipe)
     check_unchanged(folder, base, data)
     data = _choose(recipe, folder, base, data, report)
@@ -163,7 +163,7 @@ def estimate_run(recipe: Recipe) -> tuple[Base, Cost]:
     Raises:
         PrefixkitError: the base model or the data cannot be loaded.
     """
-    torch.set_num_threads(choose_threads(recipe.train.threads))
+    prepare_processor(recipe.train.threads)
     base, data = load_for(recipe)
     return base, measure_cost(base, data.train, recipe, data.classes)
 
@@ -176,7 +176,7 @@ def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
     """
     prefix = Prefix.load(folder)
     recipe = _recipe_of(folder, prefix)
-    torch.set_num_threads(choose_threads(recipe.train.threads))
+    prepare_processor(recipe.train.threads)
     return load_base_model(recipe.model.base, revision=recipe.model.revision, dtype=recipe.model.dtype,
                            attention=recipe.model.attention), prefix, recipe  # fmt: skip
 

@@ -26,6 +26,9 @@ NATIVE_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+#: What glibc's mallopt calls M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, and the variables that set them from outside.
+_KEEPING = {-1: "MALLOC_TRIM_THRESHOLD_", -3: "MALLOC_MMAP_THRESHOLD_"}
+_LARGEST_KEPT = 1 << 30
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "prefixkit")
 
 
@@ -110,6 +113,26 @@ def choose_threads(requested: int | None = None) -> int:
     if processes.count_here() == 1 and os.environ.get("OMP_NUM_THREADS", "").isdigit():  # torchrun sets it to 1 unasked
         usable = max(1, min(usable, int(os.environ["OMP_NUM_THREADS"])))
     return usable if requested is None else min(requested, usable)
+
+
+def prepare_processor(threads: int | None = None) -> None:
+    """Set this process up for long computations: its threads, and how memory that is let go is kept.
+
+    glibc gives every larger tensor back to the system and asks for the next one anew, and the system fills that with
+    zeros, page by page. Kept instead, it is there for the next tensor; `give_back_memory` still returns it. Whoever
+    has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ has that (131072, glibc's own, turns keeping off).
+
+    Args:
+        threads: for `choose_threads`.
+
+    Raises:
+        ConfigError: as `choose_threads` does.
+    """
+    torch.set_num_threads(choose_threads(threads))
+    if _has_glibc():
+        for parameter, variable in _KEEPING.items():
+            if variable not in os.environ:
+                ctypes.CDLL(None).mallopt(parameter, _LARGEST_KEPT)
 
 
 def usable_cores() -> int:
@@ -202,8 +225,12 @@ def give_back_memory() -> None:
     """Return memory that was let go to the system, as far as the allocator can (glibc, CUDA); otherwise do nothing."""
     gc.collect()
     torch.cuda.empty_cache()
-    if platform.libc_ver()[0] == "glibc":
+    if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 def _version(package: str) -> str:

@@ -6,10 +6,12 @@ alone miss changes through ``.data``: that is how PEFT merges adapters, and how 
 ones, are often set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+from functools import partial
 from itertools import chain
-from operator import attrgetter, methodcaller
+from operator import attrgetter, is_not, methodcaller
+from typing import Any
 from weakref import ref
 
 import torch
@@ -26,7 +28,7 @@ _CELLS: dict[int, type[_Cell]] = {1: c_uint8, 2: c_uint16, 4: c_uint32, 8: c_uin
 
 _children, _own_weights = attrgetter("_modules"), attrgetter("_parameters")
 _version, _layout, _value = attrgetter("_version"), attrgetter("shape", "dtype"), attrgetter("value")
-_values = methodcaller("values")
+_is_there = partial(is_not, None)
 
 
 class Watch:
@@ -70,12 +72,20 @@ class Watch:
 
 def _links(modules: Sequence[nn.Module]) -> list[int]:
     """Return which modules are whose children."""
-    return [*map(id, chain.from_iterable(map(_values, map(_children, modules))))]
+    return [*map(id, _held(_children, modules))]
 
 
 def _weights(modules: Sequence[nn.Module]) -> list[Tensor]:
-    own = chain.from_iterable(map(_values, map(_own_weights, modules)))
-    return [weight for weight in own if weight is not None]
+    return [*filter(_is_there, _held(_own_weights, modules))]
+
+
+def _held(dictionary: Callable[[nn.Module], Any], modules: Sequence[nn.Module]) -> list[Any]:
+    """Return all that is in one dictionary of each module."""
+    each = [*map(dictionary, modules)]
+    try:
+        return [*chain.from_iterable(map(dict.values, each))]
+    except TypeError:  # modules that torch compiled have something else than a dictionary
+        return [*chain.from_iterable(map(methodcaller("values"), each))]
 
 
 def _sorted(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

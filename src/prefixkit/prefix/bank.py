@@ -6,6 +6,8 @@ only masked columns. What is stored is `n` distinct prefixes, however many rows 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
+from operator import attrgetter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -173,14 +175,12 @@ def stack(prefixes: Sequence[PrefixStates | None], offsets: Sequence[int], besid
 def _copied(prefix: PrefixStates) -> tuple[SiteBank, ...]:
     """Return the sites of one prefix for all rows, copied, so that they stay what they are; in one go if possible."""
     states = [tensor for site in prefix.sites for tensor in (site.key, site.value)]
-    if len({(tensor.shape, tensor.dtype, tensor.device) for tensor in states}) == 1:
+    if len({*map(attrgetter("shape", "dtype", "device"), states)}) == 1:
         copies = torch.stack(states).unsqueeze(1).unbind()
     else:
         copies = tuple(tensor[None].clone() for tensor in states)
     gates = (None if site.gate is None else site.gate[None].clone() for site in prefix.sites)
-    return tuple(
-        SiteBank(key, value, None, gate) for key, value, gate in zip(copies[::2], copies[1::2], gates, strict=True)
-    )
+    return tuple(map(SiteBank, copies[::2], copies[1::2], repeat(None), gates))
 
 
 def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
