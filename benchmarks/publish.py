@@ -63,6 +63,8 @@ class Language:
     run: str
     quality: str
     headings: str
+    chosen: str
+    """What is said of the time that choosing examples took."""
     measures: Mapping[str, str] | None = None
     """Names of measures; left out, those of the reports."""
     duration: tuple[tuple[str, str], ...] = ()
@@ -74,12 +76,13 @@ ENGLISH = Language(
     columns=COLUMNS,
     methods=METHODS,
     run="One run of `make demo` (recipe `{name}`, seed {seed}; {cores} cores, {cpu}, {dtype}): {numbers:,} numbers "
-        "trained in {steps} steps and {trained}, measured in {measured}, peak memory {memory}. 95% intervals in "
-        "brackets; *people* are held-out reviews, cut to the length of the generated texts.",
+        "trained in {steps} steps and {trained}{chosen}, measured in {measured}, peak memory {memory}. 95% intervals "
+        "in brackets; *people* are held-out reviews, cut to the length of the generated texts.",
     quality="The same number of parameters on the same batches ({steps} steps of {rows}, seed {seed}, {threads} "
             "thread{plural} of {cpu}, PEFT {peft}), each method at the best of its rates on validation rows "
             "([how](benchmarks/README.md)):",
     headings="| | rates tried | best | held-out loss | prefixkit's prefix minus it |",
+    chosen=" after {} of choosing examples",
 )  # fmt: skip
 CHINESE = Language(
     readme="README.zh-TW.md",
@@ -88,11 +91,12 @@ CHINESE = Language(
         "prefixkit": "prefixkit 的前綴", "lora": "PEFT 的 LoRA", "peft-prefix": "PEFT 的前綴微調", "base": "基礎模型",
     },
     run="`make demo` 的一次 run（配方 `{name}`，亂數種子 {seed}；{cores} 核心，{cpu}，{dtype}）：{steps} 步訓練 "
-        "{numbers:,} 個數字，費時 {trained}，評量費時 {measured}，記憶體尖峰 {memory}。"
+        "{numbers:,} 個數字，費時 {trained}{chosen}，評量費時 {measured}，記憶體尖峰 {memory}。"
         "方括號內是 95% 區間；「真人」是沒有拿來訓練的影評，截到與生成文字相同的長度。",
     quality="參數量相同、批次相同（{steps} 步，每步 {rows} 則，亂數種子 {seed}，{threads} 個執行緒，{cpu}，"
             "PEFT {peft}），各方法都取驗證資料上最好的學習率（[做法](benchmarks/README.md)）：",
     headings="| | 試過的學習率 | 最好的 | 保留資料損失 | prefixkit 的前綴減去它 |",
+    chosen="（之前挑選例子 {}）",
     measures={
         "heldout_nll": "保留資料損失", "steering": "引導力道", "sentiment_accuracy": "評審判為符合",
         "fluency_ppl": "流暢度", "repetition": "重複", "distinct_2": "相異詞對", "self_bleu": "Self-BLEU",
@@ -120,11 +124,12 @@ def readme_block(run: Json, scores: Json, quality: Json, language: Language = EN
 
 
 def _run_lines(run: Json, scores: Json, language: Language) -> list[str]:
-    machine = run["machine"]
+    machine, chosen = run["machine"], run.get("choosing_seconds")
     lines = [
         language.run.format(
             name=run["name"], seed=run["seed"], cores=machine["cores"], cpu=machine["cpu"], dtype=run["base"]["dtype"],
             numbers=run["trainable_parameters"], steps=run["steps"], trained=_duration(run["seconds"], language),
+            chosen="" if chosen is None else language.chosen.format(_duration(chosen, language)),
             measured=_duration(run["evaluation_seconds"], language), memory=format_bytes(run["peak_memory_bytes"]),
         ),
         "",

@@ -1,6 +1,7 @@
 """Advice follows what the studies found, says which, and says where it does not know."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def found_arm(name: str, mean: float, behind: tuple[float, float, float], **deta
 
 
 def study(name: str, *arms: FoundArm) -> FoundStudy:
-    return FoundStudy(name, "teaching", "positive-reviews", 40, 3.97, arms)
+    return FoundStudy(name, "teaching", "positive-reviews", "text", 40, 3.97, arms)
 
 
 LENGTHS = study(
@@ -37,12 +38,12 @@ LENGTHS = study(
 )
 
 
-def values(found: dict[str, FoundStudy]) -> dict[str, object]:
+def values(found: list[FoundStudy]) -> dict[str, object]:
     return {each.setting: each.value for each in advise(Recipe(), LOOKED, found)}
 
 
 def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -> None:
-    advice = {each.setting: each for each in advise(Recipe(), LOOKED, {"length": LENGTHS})}
+    advice = {each.setting: each for each in advise(Recipe(), LOOKED, [LENGTHS])}
     length = advice["prefix.num_virtual_tokens"]
     assert (length.value, length.study) == (10, "length")
     assert length.why.endswith("50 tokens, is not ahead of beyond its interval: +0.010 [-0.010, +0.030] nats per token")
@@ -51,7 +52,7 @@ def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -
 
 def test_the_best_is_advised_where_all_others_are_behind() -> None:
     lengths = study("length", LENGTHS.arms[0], found_arm("50 tokens", 3.85, BEST, x=50.0))
-    assert values({"length": lengths})["prefix.num_virtual_tokens"] == 50
+    assert values([lengths])["prefix.num_virtual_tokens"] == 50
 
 
 def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_good() -> None:
@@ -66,52 +67,89 @@ def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_g
         found_arm("random", 4.9, (1.0, 0.9, 1.1), settings={"prefix.init.kind": "random"}),
         found_arm("words", 3.9, BEST, settings={"prefix.init.kind": "words"}),
     )
-    advice = values({"reparameterisation": depths, "init": starts})
+    advice = values([depths, starts])
     assert advice["prefix.reparam_depth"] == 0
     assert advice["prefix.init.kind"] == "words"
-    many = advise(Recipe(), Looked(5000, 30.0, 4.0, 0.5), {"init": starts})[-1]
+    many = advise(Recipe(), Looked(5000, 30.0, 4.0, 0.5), [starts])[-1]
     assert many.why == "words ends at 3.900, random 1.000 above it (with 64 rows; of 5,000 it decides less)"
 
 
 def test_without_a_study_the_recipe_stands_and_says_so() -> None:
-    for each in advise(load_recipe("gpt2-imdb"), LOOKED, {}):
+    for each in advise(load_recipe("gpt2-imdb"), LOOKED, []):
         assert each.study is None
         assert each.why == "what gpt2-imdb sets; no published study varies it"
-    assert caveats(LOOKED, {}) == ["no study is published yet: everything is a default"]
+    assert caveats(Recipe(), LOOKED, []) == ["no study is published yet: everything is a default"]
 
 
 def test_what_is_unlike_the_studies_is_said() -> None:
-    found = {"length": LENGTHS}
-    assert len(caveats(LOOKED, found)) == 1
-    _, surprise, length = caveats(Looked(100, 200.0, 2.0, 0.5), found)
+    found = [LENGTHS]
+    assert len(caveats(Recipe(), LOOKED, found)) == 1
+    _, surprise, length = caveats(Recipe(), Looked(100, 200.0, 2.0, 0.5), found)
     assert surprise == (
         "the base model is less surprised by these texts (2.00 nats per token) than by the studies' (3.97)"
     )
     assert length == "a row teaches 200 tokens, the studies' rows at most 40"
-    assert caveats(Looked(100, 30.0, None, 0.5), found)[1] == "labels are learned here; the studies learned to write"
+    assert (
+        caveats(Recipe(), Looked(100, 30.0, None, 0.5), found)[1]
+        == "labels are learned here; the studies learned to write"
+    )
+
+
+def test_data_of_another_kind_is_advised_by_the_study_of_that_kind() -> None:
+    answers = replace(
+        study("tasks", found_arm("headlines, 20 tokens", 3.0, BEST, x=20.0)),
+        recipe="bbc-headlines",
+        task="input_target",
+    )
+    found, headlines = [LENGTHS, answers], load_recipe("bbc-headlines")
+    length, rate, *_ = advise(headlines, LOOKED, found)
+    assert (length.value, length.study) == (20, "tasks")
+    assert rate.study == "tasks"
+    assert caveats(headlines, LOOKED, found)[0].endswith("here bbc-headlines")
+    assert advise(load_recipe("small-talk"), LOOKED, found)[0].study is None
+    assert "no study of lengths is about such data (data.format=messages)" in caveats(
+        load_recipe("small-talk"), LOOKED, found
+    )
 
 
 def test_the_rules_of_thumb_are_tested_not_repeated() -> None:
-    simple, content, several = rules_of_thumb({"length": LENGTHS})
+    simple, content, several = rules_of_thumb([LENGTHS])
     assert simple == (
-        "10-15 virtual tokens for a simple style: 10 tokens +0.010 [-0.010, +0.030] nats per token of the best"
+        "10-15 virtual tokens for a simple style; positive-reviews: 10 tokens +0.010 [-0.010, +0.030] nats per token "
+        "of the best"
     )
-    assert content == "20-30 virtual tokens for complex content: not tested"
-    assert several.startswith("30+ virtual tokens for several attributes at once: 50 tokens +0.000")
+    assert content == "20-30 virtual tokens for complex content; positive-reviews: not tested"
+    assert several.startswith("30+ virtual tokens for several attributes at once; positive-reviews: 50 tokens +0.000")
 
 
 def test_studies_are_shipped_in_short(tmp_path: Path) -> None:
     losses = {"a": (3.0, 3.1, 3.05), "b": (3.3, 3.4, 3.35)}
     arms = [arm(name, [], outcomes=[outcome({"heldout_nll": loss}) for loss in each]) for name, each in losses.items()]
     made = result(arms, [])
-    short = summarise(made)
-    assert short is not None
+    (short,) = summarise(made)
+    assert (short.recipe, short.task, short.tokens) == ("positive-reviews", "text", 40)
     assert short.best.name == "a"
     assert short.arms[1].behind == pytest.approx((0.3, 0.3, 0.3))
     assert not short.arms[1].is_as_good
     write_found([made], tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text())[0]["arms"][1]["mean"] == pytest.approx(3.35)
-    assert all(isinstance(each, FoundStudy) for each in read_found().values())
+    assert all(isinstance(each, FoundStudy) for each in read_found())
+
+
+def test_a_study_of_several_tasks_is_shipped_task_by_task() -> None:
+    losses = {"reviews": 4.0, "reviews, more": 3.9, "headlines": 3.0, "nothing": None}
+    arms = [
+        arm(name, [], outcomes=[outcome({} if loss is None else {"heldout_nll": loss})] * 3)
+        for name, loss in losses.items()
+    ]
+    made = result(arms, [])
+    recipes = [None, None, "bbc-headlines", "small-talk"]
+    configs = [each.model_copy(update={"recipe": own}) for each, own in zip(made.study.arms, recipes, strict=True)]
+    reviews, headlines = summarise(replace(made, study=made.study.model_copy(update={"arms": configs})))
+    assert [each.name for each in reviews.arms] == ["reviews", "reviews, more"]
+    assert reviews.best.name == "reviews, more"
+    assert (headlines.recipe, headlines.task) == ("bbc-headlines", "input_target")
+    assert headlines.arms[0].behind == BEST
 
 
 def test_data_is_looked_at(recipe: Recipe) -> None:

@@ -107,7 +107,10 @@ def test_a_run_learns_from_them_alone_however_often_it_is_stopped(
     counts = read_json(whole.folder / "run.json")["data_counts"]
     assert counts["train"] == round(0.3 * (counts["train"] + counts["unlikely"]))
     assert ("choosing examples", *[counts["train"] + counts["unlikely"]] * 2) in asked
-    assert whole.prefix.card.content_hash != train_run(recipe, tmp_path / "all", report=quiet).prefix.card.content_hash
+    all_rows = train_run(recipe, tmp_path / "all", report=quiet)
+    assert whole.prefix.card.content_hash != all_rows.prefix.card.content_hash
+    assert read_json(whole.folder / "run.json")["choosing_seconds"] > 0
+    assert "choosing_seconds" not in read_json(all_rows.folder / "run.json")
 
     def stop(what: str, done: int, of: int, words: str) -> None:
         if what == "training" and done == 3:

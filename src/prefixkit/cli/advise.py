@@ -66,14 +66,16 @@ def advise(
         write_text(out, dump_recipe(parse_recipe(recipe_text, chosen), only_changes=True))
     if as_json:
         said = {"looked": asdict(looked), "advice": [asdict(each) for each in advice]}
-        typer.echo(json.dumps(said | {"caveats": caveats(looked, found), "rules_of_thumb": rules_of_thumb(found)}))
+        typer.echo(
+            json.dumps(said | {"caveats": caveats(settings, looked, found), "rules_of_thumb": rules_of_thumb(found)})
+        )
         return
     loss = "" if looked.loss is None else f", {looked.loss:.2f} nats per token for the base model"
     typer.echo(f"{looked.rows:,} training rows of {looked.tokens:.0f} tokens{loss}; {looked.words:.0%} of words differ")
     for each in advice:
         typer.echo(f"{each.setting}={each.value}\n    {each.why} [{each.study or 'no study'}]")
     typer.echo("keep in mind:")
-    for words in caveats(looked, found):
+    for words in caveats(settings, looked, found):
         typer.echo(f"    {words}")
     typer.echo("the lab page's rules of thumb:")
     for words in rules_of_thumb(found):

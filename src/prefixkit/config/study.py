@@ -189,6 +189,14 @@ class StudyConfig(Section):
         """Return every arm, those of `each` one by one."""
         return [arm for written in self.arms for arm in written.expanded()]
 
+    def tasks(self, recipe: str) -> dict[str, str]:
+        """Return the recipe each arm learns from, by the arm's name.
+
+        Args:
+            recipe: of the arms that have none of their own.
+        """
+        return {arm.name: arm.recipe or recipe for arm in self.expanded_arms()}
+
 
 def _fill(setting: Any, value: str | int | float) -> Any:
     """Put one of `each` into a setting: itself where nothing else stands there, written out inside a text."""

@@ -68,7 +68,7 @@ def arm_recipe(
         study: whose.
         arm: which.
         size: how much of it is run.
-        recipe: another recipe than the study's.
+        recipe: another recipe than the study's; an arm that has one of its own keeps it.
         overrides: ``section.key=value`` texts for all arms.
 
     Raises:
@@ -78,7 +78,7 @@ def arm_recipe(
     shared = as_overrides(size_settings(size)) | as_overrides(study.settings)
     given = dict(_halves(override) for override in overrides)
     try:
-        source = recipe or arm.recipe or study.recipe
+        source = arm.recipe or recipe or study.recipe
         method = load_recipe(source, _joined(_of_method(shared | own | given))).method
         # what all arms share may be something that this one's method does not read
         common = {key: value for key, value in (shared | given).items() if method.refusal(key) is None}

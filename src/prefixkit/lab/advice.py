@@ -1,11 +1,11 @@
 """Which settings to start from, for what data, and what is behind each: a published study, or nothing but the default.
 
 A rule here reads results, it does not repeat opinions: the shortest prefix, the shallowest MLP and the plainest start
-that the best arm of its study is not ahead of beyond the 95% interval. The studies are of one base model and one kind
-of text; how far the data at hand is from that is said beside the advice.
+that the best arm of its study is not ahead of beyond the 95% interval. The studies are of one base model and few kinds
+of data; how far the data at hand is from those is said beside the advice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -23,6 +23,8 @@ _FEW = 200
 #: Nats per token by which the base model's loss on two kinds of texts differs where they are called unlike here.
 _UNLIKE = 1.0
 _NO_END = 10_000
+#: The studies that vary the length, one for texts to continue, the other for what is asked and answered.
+_LENGTHS = ("length", "tasks")
 #: The lab page's rules of thumb (§8.2): for what, from how many virtual tokens, to how many.
 _RULES = (("a simple style", 10, 15), ("complex content", 20, 30), ("several attributes at once", 30, _NO_END))
 
@@ -79,23 +81,32 @@ def look_at(base: Base, data: PreparedData, on_progress: Callable[[int, int], No
     )
 
 
-def advise(recipe: Recipe, looked: Looked, found: Mapping[str, FoundStudy]) -> list[Advice]:
+def advise(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[Advice]:
     """Return the settings to start from, in the order one would set them.
 
     Args:
         recipe: whose data was looked at; what it sets is what stays where no study speaks.
         looked: at its data.
-        found: published studies by name.
+        found: published studies.
     """
     return [_length(recipe, found), _rate(recipe, found), _depth(recipe, found), _start(recipe, looked, found)]
 
 
-def caveats(looked: Looked, found: Mapping[str, FoundStudy]) -> list[str]:
-    """Return in which ways the data is unlike what the studies were made on."""
-    study = found.get("length")
-    if study is None:
+def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[str]:
+    """Return in which ways the data is unlike what the studies were made on.
+
+    Args:
+        recipe: as for `advise`.
+        looked: likewise.
+        found: likewise.
+    """
+    if not found:
         return ["no study is published yet: everything is a default"]
-    said = [f"the studies are of size {study.size}, one base model and one kind of text ({study.recipe})"]
+    of_its_kind = _of_lengths(recipe, found)
+    study = of_its_kind or found[0]
+    said = [f"the studies are of size {study.size}, one base model and few tasks, here {study.recipe}"]
+    if of_its_kind is None:
+        said.append(f"no study of lengths is about such data (data.format={recipe.data.format})")
     if looked.loss is None:
         said.append("labels are learned here; the studies learned to write")
     elif study.base_loss is not None and abs(looked.loss - study.base_loss) > _UNLIKE:
@@ -104,45 +115,57 @@ def caveats(looked: Looked, found: Mapping[str, FoundStudy]) -> list[str]:
             f"the base model is {how} surprised by these texts ({looked.loss:.2f} nats per token) than by the studies' "
             f"({study.base_loss:.2f})"
         )
-    if study.tokens is not None and not study.tokens / 3 < looked.tokens < 3 * study.tokens:
+    if not study.tokens / 3 < looked.tokens < 3 * study.tokens:
         said.append(f"a row teaches {looked.tokens:.0f} tokens, the studies' rows at most {study.tokens}")
     return said
 
 
-def rules_of_thumb(found: Mapping[str, FoundStudy]) -> list[str]:
-    """Return what the study of lengths says to the lab page's rules of thumb, one line for each."""
-    arms = [arm for arm in _arms(found, "length") if arm.x is not None]
+def rules_of_thumb(found: Sequence[FoundStudy]) -> list[str]:
+    """Return what the studies of lengths say to the lab page's rules of thumb, one line for each of both."""
     said = []
     for purpose, low, high in _RULES:
-        within = [arm for arm in arms if low <= (arm.x or 0) <= high]
         upper = f"{low}+" if high == _NO_END else f"{low}-{high}"
-        tested = "; ".join(f"{arm.name} {_behind(arm)} of the best" for arm in within)
-        said.append(f"{upper} virtual tokens for {purpose}: {tested or 'not tested'}")
+        for study in [study for study in found if study.name in _LENGTHS]:
+            within = [arm for arm in _lengths(study) if low <= (arm.x or 0) <= high]
+            tested = "; ".join(f"{arm.name} {_behind(arm)} of the best" for arm in within)
+            said.append(f"{upper} virtual tokens for {purpose}; {study.recipe}: {tested or 'not tested'}")
     return said
 
 
-def _length(recipe: Recipe, found: Mapping[str, FoundStudy]) -> Advice:
-    arms = [arm for arm in _arms(found, "length") if arm.x is not None]
-    if not arms:
+def _of_lengths(recipe: Recipe, found: Sequence[FoundStudy]) -> FoundStudy | None:
+    """Return the study of lengths whose task is of the same kind."""
+    kind = str(recipe.data.format)
+    return next((study for study in found if study.name in _LENGTHS and study.task == kind and _lengths(study)), None)
+
+
+def _lengths(study: FoundStudy) -> list[FoundArm]:
+    return [arm for arm in study.arms if arm.x is not None]
+
+
+def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
+    study = _of_lengths(recipe, found)
+    if study is None:
         return _default(recipe, "prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens)
+    arms = _lengths(study)
     best = min(arms, key=lambda arm: arm.mean)
     chosen = min((arm for arm in arms if arm.is_as_good), key=lambda arm: arm.x or 0.0, default=best)
     why = f"the shortest that the best, {best.name}, is not ahead of beyond its interval: {_behind(chosen)}"
     why = f"the best of those tried: {best.mean:.3f} nats per token" if chosen is best else why
-    return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, "length")
+    return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, study.name)
 
 
-def _rate(recipe: Recipe, found: Mapping[str, FoundStudy]) -> Advice:
-    length = _length(recipe, found)
-    arm = next((arm for arm in _arms(found, "length") if arm.x == length.value), None)
-    if length.study is None or arm is None:
+def _rate(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
+    study, length = _of_lengths(recipe, found), _length(recipe, found)
+    if study is None:
         return _default(recipe, "train.learning_rate", recipe.train.learning_rate)
+    arm = next(arm for arm in study.arms if arm.x == length.value)
     rate = arm.rates["train.learning_rate"]
-    return Advice("train.learning_rate", rate, f"the best on validation rows of those tried for {arm.name}", "length")
+    return Advice("train.learning_rate", rate, f"the best on validation rows of those tried for {arm.name}", study.name)
 
 
-def _depth(recipe: Recipe, found: Mapping[str, FoundStudy]) -> Advice:
-    arms = [arm for arm in _arms(found, "reparameterisation") if set(arm.settings) == {"prefix.reparam_depth"}]
+def _depth(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
+    study = _named("reparameterisation", found)
+    arms = [arm for arm in study.arms if set(arm.settings) == {"prefix.reparam_depth"}] if study is not None else []
     if not arms:
         return _default(recipe, "prefix.reparam_depth", recipe.prefix.reparam_depth)
     chosen = min((arm for arm in arms if arm.is_as_good), key=_depth_of, default=min(arms, key=lambda arm: arm.mean))
@@ -154,8 +177,8 @@ def _depth_of(arm: FoundArm) -> int:
     return int(arm.settings["prefix.reparam_depth"])
 
 
-def _start(recipe: Recipe, looked: Looked, found: Mapping[str, FoundStudy]) -> Advice:
-    study = found.get("init")
+def _start(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> Advice:
+    study = _named("init", found)
     if study is None:
         return _default(recipe, "prefix.init.kind", str(recipe.prefix.init.kind))
     kinds = {str(arm.settings.get("prefix.init.kind", "text")): arm for arm in reversed(study.arms) if arm.is_as_good}
@@ -170,9 +193,8 @@ def _default(recipe: Recipe, setting: str, value: Any) -> Advice:
     return Advice(setting, value, f"what {recipe.name} sets; no published study varies it", None)
 
 
-def _arms(found: Mapping[str, FoundStudy], name: str) -> Sequence[FoundArm]:
-    study = found.get(name)
-    return () if study is None else study.arms
+def _named(name: str, found: Sequence[FoundStudy]) -> FoundStudy | None:
+    return next((study for study in found if study.name == name), None)
 
 
 def _behind(arm: FoundArm) -> str:

@@ -5,6 +5,7 @@ surprise the base model as people's do. Choosing training texts by their perplex
 pretraining (CCNet, Wenzek et al., 2020; "When less is more", Marion et al., 2023).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,8 +69,10 @@ def keep_likeliest(folder: Path, base: Base, data: PreparedData, share: float, r
     known = processes.from_first(read_record(path))
     if any(known.get(key) != value for key, value in made_from.items()):
         if processes.is_first() or is_sharded(base.model):
+            started = time.perf_counter()
             places = likeliest(base, data.train, share, report)
-            known = made_from | {"examples": len(data.train), "kept": list(places)}
+            taken = round(time.perf_counter() - started, 3)
+            known = made_from | {"examples": len(data.train), "kept": list(places), "seconds": taken}
         if processes.is_first():
             write_json(path, known)
         known = processes.from_first(known)

@@ -20,6 +20,7 @@ from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.agreement import check_alike, check_shared, check_unchanged
 from prefixkit.lab.cost import Cost, measure_cost
 from prefixkit.lab.folder import (
+    LIKELIEST,
     PREDICTIONS,
     RECIPE,
     REPORT,
@@ -253,6 +254,8 @@ def _save(
         path.write_bytes(save(outcome.state))
     prefix = prefix.save(folder)
     record = _record(recipe, base, data, outcome, prefix)
+    if "seconds" in (chosen := read_record(folder / TRAINING / LIKELIEST)):
+        record["choosing_seconds"] = chosen["seconds"]
     write_json(folder / RUN, record | {"base_weights_hash": {"before": weights, "after": weights}})
 
 

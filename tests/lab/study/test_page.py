@@ -1,5 +1,6 @@
 """What a study's page and the page over all studies say; they read the results alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_the_page_says_what_was_claimed_measured_and_lost(found) -> None:  # typ
         assert words in page, words
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_baselines_of_several_tasks_stand_apart(found) -> None:  # type: ignore[no-untyped-def]
+    arms = [each.model_copy(update={"recipe": own}) for each, own in zip(found.study.arms, ["a", "b"], strict=True)]
+    several = replace(found, study=found.study.model_copy(update={"arms": arms}))
+    page = render_study(several)
+    assert "a: base model" in page
+    assert "b: base model" in page
+    both = [measure_plot(each, known_measures()["heldout_nll"], name="plot") for each in (found, several)]
+    assert ["base model" in (plot or "") for plot in both] == [True, False]  # there is no line for all arms
 
 
 def test_a_tiny_run_and_mixed_versions_say_so(found) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import processes
 from prefixkit.cli.main import app
-from prefixkit.config import Size, StudyConfig, study_names, study_text
+from prefixkit.config import Size, StudyConfig, load_study, study_names, study_text
 from prefixkit.errors import ArtefactError, ConfigError, SweepError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.folder import ROW_LOSSES, RUN, SCORES
@@ -78,6 +78,24 @@ def test_a_wrong_plan_is_refused(
     assert str(caught.value) == message
 
 
+def test_each_task_has_its_baselines_measured_once(tmp_path: Path) -> None:
+    plan = plan_study(load_study("tasks"), tmp_path, size=Size.TINY)
+    measured = [
+        (arm.name, replicate.seed)
+        for arm in plan.arms
+        for replicate in plan.replicates
+        if plan.final(arm, 1.0, replicate).recipe.evaluation.baselines
+    ]
+    assert measured == [("headlines, 5 tokens", 0), ("small talk, 5 tokens", 0)]
+
+
+def test_another_recipe_is_for_arms_without_one_of_their_own(tmp_path: Path) -> None:
+    plan = plan_study(load_study("length"), tmp_path, size=Size.TINY, recipe="bbc-headlines")
+    assert plan.arms[0].recipe.data.source == "bbc-news"
+    with pytest.raises(ConfigError, match="^study tasks: every arm has a recipe of its own; leave --recipe gpt2-imdb "):
+        plan_study(load_study("tasks"), tmp_path, size=Size.TINY, recipe="gpt2-imdb")
+
+
 @pytest.mark.parametrize(
     ("factors", "losses", "best", "further"),
     [
@@ -107,7 +125,7 @@ def test_a_study_ends_in_results_and_runs_nothing_twice(plan: Plan, runner) -> N
         assert {"heldout_nll", "seconds", "peak_memory_bytes", "validation_loss"} <= first.values.keys()
         assert len(first.items["heldout_nll"].parts) > 5
         assert first.values["validation_loss"] == losses[arm.factor]
-    assert {"base.heldout_nll", "real.fluency_ppl"} <= result.others.keys()
+    assert {"base.heldout_nll", "real.fluency_ppl"} <= result.baselines("positive-reviews").keys()
     assert not any(arm.trials[0].outcome.others for arm in result.arms[1:])  # the baselines are measured once
     assert read_results(plan.folder) == result
     before = len(runner.ran)

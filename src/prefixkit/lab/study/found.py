@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from prefixkit.config import Size, arm_recipe
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import difference, mean_of
@@ -41,12 +42,13 @@ class FoundArm:
 
 @dataclass(frozen=True)
 class FoundStudy:
-    """A published study, as far as it trained to its end.
+    """A published study of one task, as far as it trained to its end; a study of several tasks is several of these.
 
     Attributes:
         name: its name.
         size: how much of it was run.
-        recipe: that the arms share.
+        recipe: that the arms learn from.
+        task: `data.format` of that recipe.
         tokens: of its texts at most.
         base_loss: of the base model alone on its test texts, in nats per token.
         arms: in its order.
@@ -55,7 +57,8 @@ class FoundStudy:
     name: str
     size: str
     recipe: str
-    tokens: int | None
+    task: str
+    tokens: int
     base_loss: float | None
     arms: tuple[FoundArm, ...]
 
@@ -65,35 +68,43 @@ class FoundStudy:
         return min(self.arms, key=lambda arm: arm.mean)
 
 
-def summarise(result: StudyResult) -> FoundStudy | None:
-    """Return a study in short; None where its arms have no held-out loss to compare."""
-    means = {arm.name: mean for arm in result.arms if (mean := mean_of(arm, _MEASURE)) is not None}
-    arms = [arm for arm in result.arms if arm.name in means]
-    if not arms:
-        return None
-    best = min(arms, key=lambda arm: means[arm.name].value)
-    return FoundStudy(
-        result.study.name,
-        result.size,
-        result.recipe,
-        result.budget.get("tokens per text at most"),
-        result.others.get(f"base.{_MEASURE}"),
-        tuple(_arm(arm, best, means[arm.name].value) for arm in arms),
-    )
+def summarise(result: StudyResult) -> list[FoundStudy]:
+    """Return a study in short, task by task; nothing of a task whose arms have no held-out loss to compare."""
+    found = []
+    configs = {config.name: config for config in result.study.expanded_arms()}
+    for recipe, arms in result.tasks.items():
+        means = {arm.name: mean.value for arm in arms if (mean := mean_of(arm, _MEASURE)) is not None}
+        measured = [arm for arm in arms if arm.name in means]
+        if not measured:
+            continue
+        best = min(measured, key=lambda arm: means[arm.name])
+        data = arm_recipe(
+            result.study, configs[best.name], size=Size(result.size), recipe=result.recipe, overrides=result.overrides
+        ).data
+        found.append(
+            FoundStudy(
+                name=result.study.name,
+                size=result.size,
+                recipe=recipe,
+                task=str(data.format),
+                tokens=data.max_tokens,
+                base_loss=result.baselines(recipe).get(f"base.{_MEASURE}"),
+                arms=tuple(_arm(arm, best, means[arm.name]) for arm in measured),
+            )
+        )
+    return found
 
 
 def write_found(results: list[StudyResult], path: Path) -> None:
     """Write what studies came to, in short."""
-    found = [study for result in results if (study := summarise(result)) is not None]
-    write_json(path, [asdict(study) for study in found])
+    write_json(path, [asdict(study) for result in results for study in summarise(result)])
 
 
-def read_found() -> dict[str, FoundStudy]:
-    """Return the studies that ship with prefixkit, by name."""
+def read_found() -> list[FoundStudy]:
+    """Return what the studies that ship with prefixkit came to."""
     with resources.as_file(resources.files("prefixkit") / "studies" / FOUND) as path:
         entries = read_json(path)
-    studies = [FoundStudy(**entry | {"arms": tuple(map(_read_arm, entry["arms"]))}) for entry in entries]
-    return {study.name: study for study in studies}
+    return [FoundStudy(**entry | {"arms": tuple(map(_read_arm, entry["arms"]))}) for entry in entries]
 
 
 def _read_arm(entry: dict[str, Any]) -> FoundArm:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from markupsafe import Markup
@@ -138,14 +139,15 @@ def _cell(arm: ArmResult, measure: Measure, claimed: float | None) -> Cell:
 
 def _baseline_rows(result: StudyResult, columns: Sequence[Measure]) -> list[Row]:
     rows = []
-    for prefix, name in _SYSTEMS.items():
-        values = [result.others.get(prefix + measure.key) for measure in columns]
+    for task, (prefix, name) in product(result.tasks, _SYSTEMS.items()):
+        found = result.baselines(task)
+        values = [found.get(prefix + measure.key) for measure in columns]
         if any(value is not None for value in values):
             cells = [
                 Cell() if value is None else Cell(format_value(value, measure.unit))
                 for value, measure in zip(values, columns, strict=True)
             ]
-            rows.append(Row(name, (), False, "", cells))
+            rows.append(Row(name if len(result.tasks) == 1 else f"{task}: {name}", (), False, "", cells))
     return rows
 
 

@@ -103,9 +103,11 @@ class Plan:
         return self._trial(arm, factor, self.replicates[0], recipe.model_copy(update={"evaluation": _BARELY}))
 
     def final(self, arm: Arm, factor: float, replicate: Replicate) -> Trial:
-        """Return a trial that counts. The study's first one measures the baselines, which are the same for all."""
+        """Return a trial that counts. The first one of each task measures the baselines, which are the same for all."""
         recipe = self._at(arm, factor, replicate)
-        is_first = arm is self.arms[0] and replicate is self.replicates[0]
+        tasks = self.study.tasks(self.recipe)
+        first = next(name for name, task in tasks.items() if task == tasks[arm.name])
+        is_first = arm.name == first and replicate is self.replicates[0]
         evaluation = recipe.evaluation.model_copy(update={"baselines": is_first})
         return self._trial(arm, factor, replicate, recipe.model_copy(update={"evaluation": evaluation}))
 
@@ -136,7 +138,7 @@ def plan_study(
         study: what to run.
         folder: the study's folder.
         size: how much of it.
-        recipe: another recipe than the study's.
+        recipe: another recipe than the study's, for arms without one of their own.
         overrides: ``section.key=value`` texts for all arms.
         seeds: another number of seeds than the study's.
 
@@ -151,6 +153,8 @@ def plan_study(
         if key in _COUNTED:
             raise ConfigError(f"study {study.name}: {key} is counted up by the study itself; seeds says how many")
     _check_measures(study)
+    if recipe is not None and all(config.recipe for config in study.expanded_arms()):
+        raise ConfigError(f"study {study.name}: every arm has a recipe of its own; leave --recipe {recipe} out")
     arms: list[Arm] = []
     for config in study.expanded_arms():
         made = arm_recipe(study, config, size=size, recipe=recipe, overrides=overrides)

@@ -116,7 +116,10 @@ def _lines(axes: Axes, values: dict[str, float]) -> None:
 
 
 def _baselines(result: StudyResult, measure: Measure) -> dict[str, float]:
-    found = {name: result.others.get(prefix + measure.key) for prefix, name in _BASELINES.items()}
+    if len(result.tasks) > 1:
+        return {}
+    scores = result.baselines(*result.tasks)
+    found = {name: scores.get(prefix + measure.key) for prefix, name in _BASELINES.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

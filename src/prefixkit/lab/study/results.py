@@ -104,9 +104,22 @@ class StudyResult:
         return [trial.outcome for arm in self.arms for trial in arm.trials]
 
     @property
-    def others(self) -> dict[str, float]:
-        """Scores of the baselines, by the keys of scores.json."""
-        return next((outcome.others for outcome in self.outcomes if outcome.others), {})
+    def tasks(self) -> dict[str, list[ArmResult]]:
+        """The arms by the recipe they learn from."""
+        found: dict[str, list[ArmResult]] = {}
+        recipes = self.study.tasks(self.recipe)
+        for arm in self.arms:
+            found.setdefault(recipes[arm.name], []).append(arm)
+        return found
+
+    def baselines(self, task: str) -> dict[str, float]:
+        """Return the scores of what no arm trained, by the keys of scores.json.
+
+        Args:
+            task: the recipe whose texts they were measured on.
+        """
+        outcomes = (trial.outcome for arm in self.tasks[task] for trial in arm.trials)
+        return next((outcome.others for outcome in outcomes if outcome.others), {})
 
     @property
     def mixed_data(self) -> list[str]:
