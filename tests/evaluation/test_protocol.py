@@ -21,6 +21,7 @@ from prefixkit.evaluation import (
     heldout_loss,
     writing,
 )
+from prefixkit.evaluation.bertscore import BertScorer
 from prefixkit.evaluation.overlap import bleu_sums, chrf_sums, meteor_scores, rouge_scores, word_nist_sums
 from prefixkit.evaluation.picking import pick
 from prefixkit.generation import generate_texts, latency
@@ -320,6 +321,26 @@ def asking(**evaluation):
 
 
 METRIC_KEYS = {"bleu", "chrf", "nist", "rouge_1", "rouge_2", "rouge_l", "meteor"}
+
+
+class Halves(BertScorer):
+    """Stands for an encoder; every answer is half right."""
+
+    def __init__(self):
+        """Load nothing."""
+
+    def f1(self, texts, references, told=None):
+        assert all(references)
+        return [0.5] * len(texts)
+
+
+def test_answers_are_compared_in_hidden_states_where_an_encoder_is_named(base, prefix, questions, monkeypatch):
+    monkeypatch.setattr("prefixkit.evaluation.protocol.load_scorer", lambda settings: Halves())
+    found = evaluate(base, prefix, questions, asking(samples=99))
+    assert {f"{key}bertscore": found.scores[f"{key}bertscore"].value for key in ("", "base.", "instruction.")} == {
+        "bertscore": 0.5, "base.bertscore": 0.5, "instruction.bertscore": 0.5,
+    }  # fmt: skip
+    assert "real.bertscore" not in found.scores
 
 
 def test_answers_are_compared_with_all_that_people_wrote(base, prefix, questions):

@@ -29,6 +29,7 @@ _ROWS = (
     ("nist", "NIST", 2),
     ("rouge_l", "ROUGE-L", 3),
     ("meteor", "METEOR, no synonyms", 3),
+    ("bertscore", "BERTScore", 3),
     ("sentiment_accuracy", "generations judged right", 3),
     ("fluency_ppl", "perplexity of generations", 1),
     ("repetition", "repeated 4-grams", 3),

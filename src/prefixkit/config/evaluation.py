@@ -33,6 +33,11 @@ class EvaluationConfig(Section):
     metrics: list[Annotated[Metric, Field(strict=False)]] | None = None
     """Where inputs are answered (formats input_target and messages): measures of the answers against all texts that
     people wrote for the same input; left out, all whose packages are installed."""
+    bertscore_model: str | None = None
+    """Likewise: an encoder (folder or hub id, such as roberta-large) in whose hidden states answers are compared with
+    references; left out, there is no BERTScore."""
+    bertscore_layer: int | None = Field(None, ge=1)
+    """Its layer to compare; left out, the one bert-score takes, for models it is known of."""
     instruction: str | None = None
     """A hand-written instruction for the base model: the baseline every prefix must beat."""
     baselines: bool = True

@@ -151,6 +151,10 @@ class Measures:
         told(len(texts), len(texts))  # there may be no metric at all
         return scores
 
+    def nearness(self, f1: Sequence[float]) -> Scores:
+        """Return BERTScore, from the F1 of every text."""
+        return {"bertscore": self._mean("bertscore", f1)}
+
     def labels(self, answers: Answers) -> Scores:
         """Return the loss per label, accuracy, and F1 over classes, and over entities where tags mark some."""
         rows, hits = range(len(answers.logs)), answers.hits

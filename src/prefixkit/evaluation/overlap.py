@@ -24,6 +24,7 @@ from prefixkit.compat import score_of_statistics, sentence_statistics
 from prefixkit.config import EvaluationConfig, Metric, Recipe
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.asking import answers_inputs
+from prefixkit.evaluation.bertscore import check_scorer
 from prefixkit.evaluation.intervals import Numbers, Sums
 from prefixkit.evaluation.nist import nist_sums
 from prefixkit.logs import get_logger
@@ -60,9 +61,17 @@ def check_metrics(recipe: Recipe) -> None:
     """Say before training which metrics will be missing afterwards.
 
     Raises:
-        ConfigError: one of them was asked for by name.
+        ConfigError: one of them was asked for by name; or BERTScore cannot be measured.
+        ModelError: there is no such model for BERTScore.
     """
     settings = recipe.evaluation
+    if settings.bertscore_model is not None:
+        if not answers_inputs(recipe):
+            raise ConfigError(
+                "evaluation.bertscore_model: compares answers with references, and nothing is answered here; leave it "
+                "out"
+            )
+        check_scorer(settings)
     absent = [metric for metric in Metric if metric not in usable_metrics(settings)]
     if absent and settings.metrics is None and answers_inputs(recipe):
         listed = ", ".join(f"{metric} ({_PACKAGES[metric][0]})" for metric in absent)

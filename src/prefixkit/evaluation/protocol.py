@@ -16,6 +16,7 @@ from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData
 from prefixkit.data.stream import window_size
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.asking import asked_of
+from prefixkit.evaluation.bertscore import load_scorer
 from prefixkit.evaluation.copying import TrainingTexts
 from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.latency import measure_latency
@@ -80,7 +81,8 @@ def evaluate(
         if judge is not None and data.judge_test_rows:
             scores |= measures.judge(judge[0], data.judge_test_rows)
         texts = TrainingTexts(_training_texts(prefix, data, recipe))
-        writing = Writing(base, recipe, asked, judge, texts, measures)
+        scorer = load_scorer(settings) if asked.references else None
+        writing = Writing(base, recipe, asked, judge, texts, measures, scorer)
         for system in systems:
             own, found = writing.score(system, progress)
             samples += own

@@ -7,6 +7,7 @@ from itertools import groupby
 from prefixkit.config import Recipe
 from prefixkit.data import NO_LOSS, Example
 from prefixkit.evaluation.asking import Asked
+from prefixkit.evaluation.bertscore import BertScorer
 from prefixkit.evaluation.copying import Copying, TrainingTexts
 from prefixkit.evaluation.fluency import fluency_losses
 from prefixkit.evaluation.judge import SentimentJudge
@@ -36,6 +37,7 @@ class Writing:
         judge: the judge and the label it listens for; None leaves the judging out.
         training: what texts may have been copied from.
         measures: makes the scores.
+        scorer: compares answers by their hidden states; None leaves that out.
     """
 
     base: Base
@@ -44,6 +46,7 @@ class Writing:
     judge: tuple[SentimentJudge, str] | None
     training: TrainingTexts
     measures: Measures
+    scorer: BertScorer | None = None
 
     def score(self, system: System, progress: Progress) -> tuple[list[Sample], Scores]:
         """Let a system write, and return its texts and their scores.
@@ -75,6 +78,8 @@ class Writing:
         if references:
             told = progress.stage(f"{system.name}: references", len(texts))
             scores |= self.measures.overlap(texts, references, told)
+            if self.scorer is not None:
+                scores |= self.measures.nearness(self.scorer.f1(texts, references))
         return samples, scores
 
     def score_real(self, progress: Progress) -> Scores:

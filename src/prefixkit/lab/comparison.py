@@ -75,6 +75,8 @@ MEASURES = (
             Better.HIGHER, Unit.SHARE),
     Measure("meteor", "METEOR", "Words or stems in common, recall before precision, and in how few pieces; without "
             "synonyms.", Better.HIGHER, Unit.SHARE),
+    Measure("bertscore", "BERTScore", "How near its words come to those that people wrote, in the hidden states of an "
+            "encoder; F1, not rescaled.", Better.HIGHER, Unit.SHARE),
     Measure("sentiment_accuracy", "Judged as wanted", "Share of generated texts that the judge gives "
             "the wanted label.", Better.HIGHER, Unit.SHARE),
     Measure("fluency_ppl", "Fluency", "Perplexity of the generated texts under the plain base model: "

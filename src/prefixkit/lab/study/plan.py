@@ -17,7 +17,6 @@ from prefixkit.config import (
     StudyConfig,
     arm_recipe,
     as_overrides,
-    dump_recipe,
     size_settings,
 )
 from prefixkit.errors import ConfigError, did_you_mean
@@ -209,7 +208,7 @@ def _check_measures(study: StudyConfig) -> None:
 
 def _folder_name(arm: Arm, factor: float, replicate: Replicate, recipe: Recipe) -> str:
     """Name a run folder after what is trained; how that is measured may change and meets the same folder."""
-    trained = recipe.model_copy(update={"evaluation": EvaluationConfig(), "generation": Recipe().generation})
-    digest = hashlib.sha256(dump_recipe(trained).encode()).hexdigest()[:8]
+    trained = recipe.model_dump_json(exclude={"evaluation", "generation"})
+    digest = hashlib.sha256(trained.encode()).hexdigest()[:8]
     readable = re.sub(r"[^\w.-]+", "-", arm.name).strip("-")
     return f"{readable}-x{factor:g}-seed{replicate.seed}-draw{replicate.subset}-{digest}"
