@@ -27,7 +27,7 @@ from time_to_quality import QUALITY, Race, races
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RESULT, RESIDENT = RESULTS / "speed.json", RESULTS / "resident.json"
-CURVES, PADDING = RESULTS / "curves.json", RESULTS / "padding.json"
+CURVES, PADDING, COMPILING = (RESULTS / f"{name}.json" for name in ("curves", "padding", "compiling"))
 PAGE = ROOT / "docs" / "performance.md"
 FIGURE, CURVES_FIGURE = ROOT / "docs" / "results" / "speed.svg", ROOT / "docs" / "results" / "curves.svg"
 SUITES = {
@@ -78,6 +78,15 @@ tokens); medians of {curves_rounds} rounds in which the points of a curve take t
 An exponent of 1 is a cost in proportion. What a backward pass keeps is counted, not measured. The models of several
 sizes have random weights.
 
+## Why layers are not compiled
+
+[Measured](../benchmarks/compiling.py) on {compiling_machine}: of a training step, {products:.0%} is matrix products,
+{attention:.0%} attention, and {rest:.0%} everything else, which is all that fusing could save from. `torch.compile` of the
+{parts} MLPs and norms, their shapes left open, takes {first:.0f} s with an empty cache and {again:.1f} s with a full one, and then a
+step takes {compiled:.2f} [{compiled_low:.2f}, {compiled_high:.2f}] of its time before: nothing is gained in {compiling_dtype}. Where matrix products
+are faster, in bfloat16 or on a GPU, the rest is more of a step; there it was not measured. A model that you compile
+yourself reads its prefix as any other ([conformance](conformance.md)).
+
 ## Padding, and why texts are not packed
 
 Texts of similar length go into one batch (`train.group_by_length`), and what is left of padding is the most that
@@ -118,7 +127,7 @@ _MOST_WRITTEN_OUT = 1000
 Json = Mapping[str, Any]
 
 
-def render(result: Json, resident: Json, curves: Json, padding: Json, quality: Json) -> str:
+def render(result: Json, resident: Json, curves: Json, padding: Json, quality: Json, compiling: Json) -> str:
     """Return the page."""
     machine, versions = result["machine"], result["machine"]["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -139,6 +148,17 @@ def render(result: Json, resident: Json, curves: Json, padding: Json, quality: J
         curves_tokens=curves["work"]["virtual_tokens"],
         curves_rounds=curves["rounds"],
         curves_table=_curves_table(curves),
+        compiling_machine=f"{compiling['machine']['cores']} cores of {compiling['machine']['cpu']}",
+        compiling_dtype=compiling["dtype"],
+        products=compiling["spent"]["matrix products"],
+        attention=compiling["spent"]["attention"],
+        rest=compiling["spent"]["everything else"],
+        parts=compiling["parts"],
+        first=compiling["seconds_to_compile"]["first"],
+        again=compiling["seconds_to_compile"]["again"],
+        compiled=compiling["time_beside_plain"]["median"],
+        compiled_low=compiling["time_beside_plain"]["low"],
+        compiled_high=compiling["time_beside_plain"]["high"],
         padding_table=_padding_table(padding),
         resident_machine=f"{resident['machine']['cores']} cores of {resident['machine']['cpu']}, one thread",
         virtual_tokens=resident["num_virtual_tokens"],
@@ -288,7 +308,10 @@ def main() -> None:
     curves = read_json(CURVES)
     draw(result, FIGURE)
     draw_curves(curves, CURVES_FIGURE)
-    write_text(PAGE, render(result, read_json(RESIDENT), curves, read_json(PADDING), read_json(QUALITY)))
+    write_text(
+        PAGE,
+        render(result, read_json(RESIDENT), curves, read_json(PADDING), read_json(QUALITY), read_json(COMPILING)),
+    )
 
 
 if __name__ == "__main__":

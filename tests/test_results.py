@@ -95,7 +95,7 @@ def test_the_page_on_performance_says_what_the_result_says(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = load_publish("publish_speed")
     page = publish.PAGE.read_text(encoding="utf-8")
-    files = (publish.RESULT, publish.RESIDENT, publish.CURVES, publish.PADDING, publish.QUALITY)
+    files = (publish.RESULT, publish.RESIDENT, publish.CURVES, publish.PADDING, publish.QUALITY, publish.COMPILING)
     assert page == publish.render(*map(read_json, files))
     for figure in (publish.FIGURE, publish.CURVES_FIGURE):
         assert f"results/{figure.name}" in page
