@@ -83,9 +83,10 @@ sizes have random weights.
 [Measured](../benchmarks/compiling.py) on {compiling_machine}: of a training step, {products:.0%} is matrix products,
 {attention:.0%} attention, and {rest:.0%} everything else, which is all that fusing could save from. `torch.compile` of
 the {parts} MLPs and norms, their shapes left open, takes {first:.0f} s with an empty cache and {again:.1f} s with a
-full one, and then a step takes {compiled:.2f} [{compiled_low:.2f}, {compiled_high:.2f}] of its time before: nothing is
-gained in {compiling_dtype}. Where matrix products are faster, in bfloat16 or on a GPU, the rest is more of a step; that
-was not measured. A model that you compile yourself reads its prefix as any other ([conformance](conformance.md)).
+full one, and then a step takes {compiled:.2f} [{compiled_low:.2f}, {compiled_high:.2f}] of its time before, the lowest
+and highest of {compiling_rounds} rounds: no gain was found in {compiling_dtype}, and rounds differ by more than there
+is to gain. Where matrix products are faster, in bfloat16 or on a GPU, the rest is more of a step; that was not
+measured. A model that you compile yourself reads its prefix as any other ([conformance](conformance.md)).
 
 ## Padding, and why texts are not packed
 
@@ -150,6 +151,7 @@ def render(result: Json, resident: Json, curves: Json, padding: Json, quality: J
         curves_table=_curves_table(curves),
         compiling_machine=f"{compiling['machine']['cores']} cores of {compiling['machine']['cpu']}",
         compiling_dtype=compiling["dtype"],
+        compiling_rounds=compiling["rounds"],
         products=compiling["spent"]["matrix products"],
         attention=compiling["spent"]["attention"],
         rest=compiling["spent"]["everything else"],

@@ -70,9 +70,14 @@ def _source(result: StudyResult) -> str:
     replicates = max(len(arm.trials) for arm in result.arms)
     versions = ", ".join(f"{name} {version}" for name, version in _versions(result).items())
     return (
-        f"Size {result.size}, recipe `{result.recipe}`, {replicates} runs per arm; {budget}. {machine['cores']} cores, "
+        f"Size {result.size}, {_recipes(result)}, {replicates} runs per arm; {budget}. {machine['cores']} cores, "
         f"{machine['cpu']}; {versions}."
     )
+
+
+def _recipes(result: StudyResult) -> str:
+    names = ", ".join(f"`{name}`" for name in result.recipes)
+    return f"recipe {names}" if len(result.recipes) == 1 else f"recipes {names}"
 
 
 def _versions(result: StudyResult) -> dict[str, str]:
@@ -98,6 +103,15 @@ def _table(result: StudyResult) -> list[str]:
                 text += f" [{', '.join(ends)}]"
             cells.append(text)
         lines.append(f"| {arm.name} | {rates} | {runs} | " + " | ".join(cells) + " |")
+    for recipe in result.recipes:
+        values = [result.baselines(recipe).get(f"base.{measure.key}") for measure in measures]
+        if any(value is not None for value in values):
+            name = "base model" if len(result.recipes) == 1 else f"base model on `{recipe}`"
+            cells = [
+                "" if value is None else format_value(value, measure.unit)
+                for value, measure in zip(values, measures, strict=True)
+            ]
+            lines.append(f"| {name} | | | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -31,7 +31,7 @@ def arm(
     made = [outcome({measure: value}) for value in values] if outcomes is None else outcomes
     trials = tuple(TrialResult(Replicate(seed, 0), each) for seed, each in enumerate(made))
     rates = {"train.learning_rate": 0.01}
-    return ArmResult(name, x, {}, 1.0, rates, tuple(tried), at_edge, trials)
+    return ArmResult(name, x, {}, "positive-reviews", "text", 40, 1.0, rates, tuple(tried), at_edge, trials)
 
 
 def result(

@@ -323,24 +323,28 @@ def asking(**evaluation):
 METRIC_KEYS = {"bleu", "chrf", "nist", "rouge_1", "rouge_2", "rouge_l", "meteor"}
 
 
-class Halves(BertScorer):
-    """Stands for an encoder; every answer is half right."""
+class Lengths(BertScorer):
+    """Stands for an encoder: tells every text by its length, and its references by how many they are."""
 
     def __init__(self):
         """Load nothing."""
 
-    def f1(self, texts, references, told=None):
-        assert all(references)
-        return [0.5] * len(texts)
+    def f1(self, texts, references, told):
+        told(len(texts), len(texts))
+        return [len(own) + 0.001 * len(text) for text, own in zip(texts, references, strict=True)]
 
 
 def test_answers_are_compared_in_hidden_states_where_an_encoder_is_named(base, prefix, questions, monkeypatch):
-    monkeypatch.setattr("prefixkit.evaluation.protocol.load_scorer", lambda settings: Halves())
-    found = evaluate(base, prefix, questions, asking(samples=99))
-    assert {f"{key}bertscore": found.scores[f"{key}bertscore"].value for key in ("", "base.", "instruction.")} == {
-        "bertscore": 0.5, "base.bertscore": 0.5, "instruction.bertscore": 0.5,
-    }  # fmt: skip
-    assert "real.bertscore" not in found.scores
+    monkeypatch.setattr("prefixkit.evaluation.protocol.load_scorer", lambda settings: Lengths())
+    told = []
+    recipe = asking(samples=99, bertscore_model="an encoder", bertscore_layer=1)
+    found = evaluate(base, prefix, questions, recipe, on_progress=lambda *done: told.append(done))
+    for key, system in (("", "prefix"), ("base.", "base"), ("instruction.", "instruction")):
+        own = [sample for sample in found.samples if sample.system == system]
+        expected = np.mean([len(sample.references) + 0.001 * len(sample.text) for sample in own])
+        assert found.scores[f"{key}bertscore"].value == pytest.approx(expected)
+    assert told[-1][1] == told[-1][2]
+    assert "base: BERTScore" in {words for words, *_ in told}
 
 
 def test_answers_are_compared_with_all_that_people_wrote(base, prefix, questions):

@@ -15,6 +15,7 @@ from prefixkit.errors import ConfigError
 from prefixkit.lab.advice import Looked, advise, caveats, look_at, rules_of_thumb
 from prefixkit.lab.loading import load_for
 from prefixkit.lab.study.found import FoundArm, FoundStudy, read_found, summarise, write_found
+from prefixkit.lab.study.results import ArmResult
 
 LOOKED = Looked(rows=100, tokens=30.0, loss=4.0, words=0.5)
 BEST = (0.0, 0.0, 0.0)
@@ -77,7 +78,7 @@ def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_g
 def test_without_a_study_the_recipe_stands_and_says_so() -> None:
     for each in advise(load_recipe("gpt2-imdb"), LOOKED, []):
         assert each.study is None
-        assert each.why == "what gpt2-imdb sets; no published study varies it"
+        assert each.why.removesuffix(" on data of this kind") == "what gpt2-imdb sets; no published study varies it"
     assert caveats(Recipe(), LOOKED, []) == ["no study is published yet: everything is a default"]
 
 
@@ -89,9 +90,12 @@ def test_what_is_unlike_the_studies_is_said() -> None:
         "the base model is less surprised by these texts (2.00 nats per token) than by the studies' (3.97)"
     )
     assert length == "a row teaches 200 tokens, the studies' rows at most 40"
-    assert (
-        caveats(Recipe(), Looked(100, 30.0, None, 0.5), found)[1]
-        == "labels are learned here; the studies learned to write"
+    labels = load_recipe("review-sentiment")
+    assert caveats(labels, replace(LOOKED, loss=None), found) == [
+        "no study of lengths is about such data (data.format=classes)"
+    ]
+    assert advise(labels, LOOKED, found)[0].why == (
+        "what review-sentiment sets; no published study varies it on data of this kind"
     )
 
 
@@ -99,27 +103,27 @@ def test_data_of_another_kind_is_advised_by_the_study_of_that_kind() -> None:
     answers = replace(
         study("tasks", found_arm("headlines, 20 tokens", 3.0, BEST, x=20.0)),
         recipe="bbc-headlines",
-        task="input_target",
+        format="input_target",
     )
     found, headlines = [LENGTHS, answers], load_recipe("bbc-headlines")
     length, rate, *_ = advise(headlines, LOOKED, found)
     assert (length.value, length.study) == (20, "tasks")
     assert rate.study == "tasks"
     assert caveats(headlines, LOOKED, found)[0].endswith("here bbc-headlines")
-    assert advise(load_recipe("small-talk"), LOOKED, found)[0].study is None
-    assert "no study of lengths is about such data (data.format=messages)" in caveats(
-        load_recipe("small-talk"), LOOKED, found
-    )
+    chat = load_recipe("small-talk")
+    assert advise(chat, LOOKED, found)[0].study is None
+    assert caveats(chat, LOOKED, found) == ["no study of lengths is about such data (data.format=messages)"]
 
 
 def test_the_rules_of_thumb_are_tested_not_repeated() -> None:
     simple, content, several = rules_of_thumb([LENGTHS])
     assert simple == (
-        "10-15 virtual tokens for a simple style; positive-reviews: 10 tokens +0.010 [-0.010, +0.030] nats per token "
+        "10-15 virtual tokens for a simple style: positive-reviews, 10 tokens: +0.010 [-0.010, +0.030] nats per token "
         "of the best"
     )
-    assert content == "20-30 virtual tokens for complex content; positive-reviews: not tested"
-    assert several.startswith("30+ virtual tokens for several attributes at once; positive-reviews: 50 tokens +0.000")
+    assert content == "20-30 virtual tokens for complex content: not tested"
+    assert several.startswith("30+ virtual tokens for several attributes at once: positive-reviews, 50 tokens: +0.000")
+    assert [line.rpartition(": ")[2] for line in rules_of_thumb([])] == ["not tested"] * 3
 
 
 def test_studies_are_shipped_in_short(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_studies_are_shipped_in_short(tmp_path: Path) -> None:
     arms = [arm(name, [], outcomes=[outcome({"heldout_nll": loss}) for loss in each]) for name, each in losses.items()]
     made = result(arms, [])
     (short,) = summarise(made)
-    assert (short.recipe, short.task, short.tokens) == ("positive-reviews", "text", 40)
+    assert (short.recipe, short.format, short.tokens) == ("positive-reviews", "text", 40)
     assert short.best.name == "a"
     assert short.arms[1].behind == pytest.approx((0.3, 0.3, 0.3))
     assert not short.arms[1].is_as_good
@@ -136,19 +140,24 @@ def test_studies_are_shipped_in_short(tmp_path: Path) -> None:
     assert all(isinstance(each, FoundStudy) for each in read_found())
 
 
-def test_a_study_of_several_tasks_is_shipped_task_by_task() -> None:
-    losses = {"reviews": 4.0, "reviews, more": 3.9, "headlines": 3.0, "nothing": None}
+def test_a_study_of_several_recipes_is_shipped_one_by_one() -> None:
+    def of(name: str, recipe: str, loss: float | None, base: float | None = None) -> ArmResult:
+        values = {} if loss is None else {"heldout_nll": loss}
+        others = {} if base is None else {"base.heldout_nll": base}
+        return replace(arm(name, [], outcomes=[outcome(values, others=others)] * 3), recipe=recipe)
+
     arms = [
-        arm(name, [], outcomes=[outcome({} if loss is None else {"heldout_nll": loss})] * 3)
-        for name, loss in losses.items()
+        of("reviews", "positive-reviews", 4.0, base=4.5),
+        of("headlines", "bbc-headlines", 3.0, base=3.5),
+        of("reviews, more", "positive-reviews", 3.9),
+        of("nothing", "small-talk", None),
     ]
-    made = result(arms, [])
-    recipes = [None, None, "bbc-headlines", "small-talk"]
-    configs = [each.model_copy(update={"recipe": own}) for each, own in zip(made.study.arms, recipes, strict=True)]
-    reviews, headlines = summarise(replace(made, study=made.study.model_copy(update={"arms": configs})))
+    arms[1] = replace(arms[1], format="input_target", tokens=96)
+    reviews, headlines = summarise(result(arms, []))
     assert [each.name for each in reviews.arms] == ["reviews", "reviews, more"]
-    assert reviews.best.name == "reviews, more"
-    assert (headlines.recipe, headlines.task) == ("bbc-headlines", "input_target")
+    assert (reviews.best.name, reviews.base_loss) == ("reviews, more", 4.5)
+    assert (headlines.recipe, headlines.format, headlines.tokens) == ("bbc-headlines", "input_target", 96)
+    assert headlines.base_loss == 3.5
     assert headlines.arms[0].behind == BEST
 
 

@@ -182,9 +182,10 @@ def test_a_base_model_goes_to_the_gpu_where_there_is_one(monkeypatch, is_there, 
     assert choose_device() == torch.device(device)
 
 
-#: Prints how many pages the system handed out while tensors of 40 MB came and went.
+#: Prints how many pages the system handed out while tensors of 40 MB came and went; small pages, not huge ones.
 COUNT_PAGES = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
 from prefixkit.models.hardware import prepare_processor
 if sys.argv[1] == "prepared":
     prepare_processor(1)
@@ -198,12 +199,41 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 def test_memory_of_one_tensor_is_kept_for_the_next():
+    inherited = {name: value for name, value in os.environ.items() if name not in hardware._SET_OUTSIDE}
+
     def pages(how, **variables):
         command = [sys.executable, "-c", COUNT_PAGES, how]
-        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=inherited | variables, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert pages("prepared") < 20_000
-    assert pages("as it is") > 90_000  # 40 MB are 9,766 pages
-    asked_for = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
-    assert pages("prepared", **asked_for) > 90_000
+    every_time = pages("as it is")
+    assert every_time > 90_000  # 40 MB are 9,766 pages
+    assert pages("prepared") < every_time / 4
+    assert pages("prepared", MALLOC_TRIM_THRESHOLD_="131072") > 90_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+@pytest.mark.parametrize(
+    ("most", "asked"),
+    [
+        (1 << 31, [(-3, 1 << 30), (-1, 1 << 30)]),
+        (1 << 25, [(-3, 1 << 30), (-3, 1 << 25), (-1, 1 << 30)]),  # an older glibc
+        (0, [(-3, 1 << 30), (-3, 1 << 25)]),  # to keep memory and map every tensor anew would be the worst of both
+    ],
+)
+def test_memory_is_kept_as_far_as_glibc_lets_it(monkeypatch, most, asked):
+    calls = []
+
+    class Library:
+        def mallopt(self, option, size):
+            calls.append((option, size))
+            return int(option == -1 or size <= most)
+
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: Library())
+    for variable in hardware._SET_OUTSIDE:
+        monkeypatch.delenv(variable, raising=False)
+    hardware.prepare_processor(1)
+    assert calls == asked
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072")
+    hardware.prepare_processor(1)
+    assert calls == asked

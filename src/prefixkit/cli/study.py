@@ -53,7 +53,9 @@ def run(
         list[str] | None, typer.Argument(help="Settings for all arms, such as model.base=gpt2 or train.steps=50.")
     ] = None,
     size: Annotated[Size, typer.Option("--size", help="How much of it is run.")] = Size.TEACHING,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Another recipe than the study's.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Another recipe than the study's, for arms without one.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Another number of seeds than the study's.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder; studies/<name>-<size> if left out.")] = None,
     where: On = Where.LOCAL,

@@ -48,7 +48,7 @@ class ArmConfig(Section):
     each: list[str | int | float] | None = Field(None, min_length=1)
     """One arm per value; a number is its place on the axis."""
     recipe: str | None = None
-    """Another recipe than the study's, where arms are tasks."""
+    """Another recipe than the study's, where arms are tasks; ``--recipe`` leaves it alone."""
     x: float | None = None
     """Its place on the axis of `axis`; left out, it has none and is drawn as a line across."""
     rates: list[Factor] | None = Field(None, min_length=1)
@@ -138,7 +138,7 @@ class StudyConfig(Section):
     question: str
     """What it asks, in one or two sentences."""
     recipe: str = "positive-reviews"
-    """The recipe all arms share; ``--recipe`` takes another."""
+    """The recipe of all arms that have none of their own; ``--recipe`` takes another."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What all arms set in it, behind what the size sets."""
     arms: list[ArmConfig]
@@ -188,14 +188,6 @@ class StudyConfig(Section):
     def expanded_arms(self) -> list[ArmConfig]:
         """Return every arm, those of `each` one by one."""
         return [arm for written in self.arms for arm in written.expanded()]
-
-    def tasks(self, recipe: str) -> dict[str, str]:
-        """Return the recipe each arm learns from, by the arm's name.
-
-        Args:
-            recipe: of the arms that have none of their own.
-        """
-        return {arm.name: arm.recipe or recipe for arm in self.expanded_arms()}
 
 
 def _fill(setting: Any, value: str | int | float) -> Any:

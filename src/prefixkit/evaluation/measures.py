@@ -151,7 +151,7 @@ class Measures:
         told(len(texts), len(texts))  # there may be no metric at all
         return scores
 
-    def nearness(self, f1: Sequence[float]) -> Scores:
+    def bertscore(self, f1: Sequence[float]) -> Scores:
         """Return BERTScore, from the F1 of every text."""
         return {"bertscore": self._mean("bertscore", f1)}
 

@@ -65,7 +65,7 @@ def check_metrics(recipe: Recipe) -> None:
         ModelError: there is no such model for BERTScore.
     """
     settings = recipe.evaluation
-    if settings.bertscore_model is not None:
+    if settings.bertscore_model is not None and settings.samples:
         if not answers_inputs(recipe):
             raise ConfigError(
                 "evaluation.bertscore_model: compares answers with references, and nothing is answered here; leave it "

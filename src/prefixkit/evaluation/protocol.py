@@ -61,7 +61,8 @@ def evaluate(
     systems = systems_to_compare(prefix, settings.instruction) if settings.baselines else [system_of(prefix)]
     asked = asked_of(data.test, recipe)
     people = len(asked.people) if settings.baselines else 0
-    size = len(wanted) + len(contrast) + 2 * len(asked.prompts) + len(asked.references)
+    compared = (1 if settings.bertscore_model is None else 2) * len(asked.references)
+    size = len(wanted) + len(contrast) + 2 * len(asked.prompts) + compared
     progress = Progress(on_progress, size * len(systems) + people)
     measures = Measures(settings)
     scores: dict[str, Score] = {}

@@ -79,7 +79,8 @@ class Writing:
             told = progress.stage(f"{system.name}: references", len(texts))
             scores |= self.measures.overlap(texts, references, told)
             if self.scorer is not None:
-                scores |= self.measures.nearness(self.scorer.f1(texts, references))
+                told = progress.stage(f"{system.name}: BERTScore", len(texts))
+                scores |= self.measures.bertscore(self.scorer.f1(texts, references, told))
         return samples, scores
 
     def score_real(self, progress: Progress) -> Scores:

@@ -25,6 +25,7 @@ _UNLIKE = 1.0
 _NO_END = 10_000
 #: The studies that vary the length, one for texts to continue, the other for what is asked and answered.
 _LENGTHS = ("length", "tasks")
+_SUCH_DATA = " on data of this kind"
 #: The lab page's rules of thumb (§8.2): for what, from how many virtual tokens, to how many.
 _RULES = (("a simple style", 10, 15), ("complex content", 20, 30), ("several attributes at once", 30, _NO_END))
 
@@ -102,14 +103,11 @@ def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list
     """
     if not found:
         return ["no study is published yet: everything is a default"]
-    of_its_kind = _of_lengths(recipe, found)
-    study = of_its_kind or found[0]
+    study = _of_lengths(recipe, found)
+    if study is None:
+        return [f"no study of lengths is about such data (data.format={recipe.data.format})"]
     said = [f"the studies are of size {study.size}, one base model and few tasks, here {study.recipe}"]
-    if of_its_kind is None:
-        said.append(f"no study of lengths is about such data (data.format={recipe.data.format})")
-    if looked.loss is None:
-        said.append("labels are learned here; the studies learned to write")
-    elif study.base_loss is not None and abs(looked.loss - study.base_loss) > _UNLIKE:
+    if looked.loss is not None and study.base_loss is not None and abs(looked.loss - study.base_loss) > _UNLIKE:
         how = "less" if looked.loss < study.base_loss else "more"
         said.append(
             f"the base model is {how} surprised by these texts ({looked.loss:.2f} nats per token) than by the studies' "
@@ -121,21 +119,25 @@ def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list
 
 
 def rules_of_thumb(found: Sequence[FoundStudy]) -> list[str]:
-    """Return what the studies of lengths say to the lab page's rules of thumb, one line for each of both."""
+    """Return what the studies of lengths say to the lab page's rules of thumb, one line per rule."""
     said = []
     for purpose, low, high in _RULES:
         upper = f"{low}+" if high == _NO_END else f"{low}-{high}"
-        for study in [study for study in found if study.name in _LENGTHS]:
-            within = [arm for arm in _lengths(study) if low <= (arm.x or 0) <= high]
-            tested = "; ".join(f"{arm.name} {_behind(arm)} of the best" for arm in within)
-            said.append(f"{upper} virtual tokens for {purpose}; {study.recipe}: {tested or 'not tested'}")
+        within = [
+            f"{study.recipe}, {arm.name}: {_behind(arm)} of the best"
+            for study in found
+            if study.name in _LENGTHS
+            for arm in _lengths(study)
+            if low <= (arm.x or 0) <= high
+        ]
+        said.append(f"{upper} virtual tokens for {purpose}: {'; '.join(within) or 'not tested'}")
     return said
 
 
 def _of_lengths(recipe: Recipe, found: Sequence[FoundStudy]) -> FoundStudy | None:
     """Return the study of lengths whose task is of the same kind."""
     kind = str(recipe.data.format)
-    return next((study for study in found if study.name in _LENGTHS and study.task == kind and _lengths(study)), None)
+    return next((study for study in found if study.name in _LENGTHS and study.format == kind and _lengths(study)), None)
 
 
 def _lengths(study: FoundStudy) -> list[FoundArm]:
@@ -145,7 +147,7 @@ def _lengths(study: FoundStudy) -> list[FoundArm]:
 def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     study = _of_lengths(recipe, found)
     if study is None:
-        return _default(recipe, "prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens)
+        return _default(recipe, "prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens, _SUCH_DATA)
     arms = _lengths(study)
     best = min(arms, key=lambda arm: arm.mean)
     chosen = min((arm for arm in arms if arm.is_as_good), key=lambda arm: arm.x or 0.0, default=best)
@@ -157,7 +159,7 @@ def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
 def _rate(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     study, length = _of_lengths(recipe, found), _length(recipe, found)
     if study is None:
-        return _default(recipe, "train.learning_rate", recipe.train.learning_rate)
+        return _default(recipe, "train.learning_rate", recipe.train.learning_rate, _SUCH_DATA)
     arm = next(arm for arm in study.arms if arm.x == length.value)
     rate = arm.rates["train.learning_rate"]
     return Advice("train.learning_rate", rate, f"the best on validation rows of those tried for {arm.name}", study.name)
@@ -189,8 +191,8 @@ def _start(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> Advic
     return Advice("prefix.init.kind", kind, apart + many, "init")
 
 
-def _default(recipe: Recipe, setting: str, value: Any) -> Advice:
-    return Advice(setting, value, f"what {recipe.name} sets; no published study varies it", None)
+def _default(recipe: Recipe, setting: str, value: Any, on: str = "") -> Advice:
+    return Advice(setting, value, f"what {recipe.name} sets; no published study varies it{on}", None)
 
 
 def _named(name: str, found: Sequence[FoundStudy]) -> FoundStudy | None:

@@ -27,7 +27,7 @@ from prefixkit.data import Collator, Example
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.loss import MOST_LOGITS
 from prefixkit.models import Base
-from prefixkit.models.hardware import held_memory_bytes, peak_memory_bytes
+from prefixkit.models.hardware import give_back_memory, held_memory_bytes, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model, recomputable_layers
 from prefixkit.models.weights import input_device
 from prefixkit.training.loss import CHUNK
@@ -148,6 +148,7 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         recipe: how.
         classes: names of the labels, where labels are learned.
     """
+    give_back_memory()  # that loading let go, or it would count as held
     longest = max(examples, key=lambda example: example.num_tokens)
     model = build_model(base, examples, recipe, classes)
     batch = {

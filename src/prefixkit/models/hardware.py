@@ -26,9 +26,11 @@ NATIVE_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
-#: What glibc's mallopt calls M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, and the variables that set them from outside.
-_KEEPING = {-1: "MALLOC_TRIM_THRESHOLD_", -3: "MALLOC_MMAP_THRESHOLD_"}
-_LARGEST_KEPT = 1 << 30
+#: Numbers of glibc's mallopt, and the variables that set from outside what it sets.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_SET_OUTSIDE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+#: Bytes of the largest tensor whose memory is kept; glibc before 2.36 or so takes no more than the second.
+_LARGEST_KEPT = (1 << 30, 1 << 25)
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "prefixkit")
 
 
@@ -119,8 +121,9 @@ def prepare_processor(threads: int | None = None) -> None:
     """Set this process up for long computations: its threads, and how memory that is let go is kept.
 
     glibc gives every larger tensor back to the system and asks for the next one anew, and the system fills that with
-    zeros, page by page. Kept instead, it is there for the next tensor; `give_back_memory` still returns it. Whoever
-    has set MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ has that (131072, glibc's own, turns keeping off).
+    zeros, page by page. Kept instead, it is there for the next tensor; `give_back_memory` still returns it. Where
+    MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ or GLIBC_TUNABLES is set, glibc is left as that has it: so
+    MALLOC_TRIM_THRESHOLD_=131072, its own value, turns keeping off.
 
     Args:
         threads: for `choose_threads`.
@@ -129,10 +132,10 @@ def prepare_processor(threads: int | None = None) -> None:
         ConfigError: as `choose_threads` does.
     """
     torch.set_num_threads(choose_threads(threads))
-    if _has_glibc():
-        for parameter, variable in _KEEPING.items():
-            if variable not in os.environ:
-                ctypes.CDLL(None).mallopt(parameter, _LARGEST_KEPT)
+    if _has_glibc() and not any(variable in os.environ for variable in _SET_OUTSIDE):
+        set_option = ctypes.CDLL(None).mallopt  # 1 where it took the value
+        if any(set_option(_M_MMAP_THRESHOLD, size) == 1 for size in _LARGEST_KEPT):
+            set_option(_M_TRIM_THRESHOLD, _LARGEST_KEPT[0])
 
 
 def usable_cores() -> int:

@@ -100,7 +100,7 @@ def survey_model(base: str, *, revision: str | None = None, num_virtual_tokens: 
         ModelError: the model cannot be found or read.
     """
     source = resolve_source(base)
-    config = _read_config(source, revision)
+    config = read_config(source, revision)
     asked: dict[Attention, tuple[PreTrainedModel, bool]] = {}
     refusals: list[UnsupportedModelError] = []
     for attention in Attention:
@@ -128,7 +128,12 @@ def survey_model(base: str, *, revision: str | None = None, num_virtual_tokens: 
     )
 
 
-def _read_config(source: Source, revision: str | None) -> PretrainedConfig:
+def read_config(source: Source, revision: str | None = None) -> PretrainedConfig:
+    """Return a model's configuration alone.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
     location = locate(source, revision)
     try:
         with quiet_transformers():

@@ -79,9 +79,9 @@ def _weights(modules: Sequence[nn.Module]) -> list[Tensor]:
     return [*filter(_is_there, _held(_own_weights, modules))]
 
 
-def _held(dictionary: Callable[[nn.Module], Any], modules: Sequence[nn.Module]) -> list[Any]:
+def _held(dictionary_of: Callable[[nn.Module], Any], modules: Sequence[nn.Module]) -> list[Any]:
     """Return all that is in one dictionary of each module."""
-    each = [*map(dictionary, modules)]
+    each = [*map(dictionary_of, modules)]
     try:
         return [*chain.from_iterable(map(dict.values, each))]
     except TypeError:  # modules that torch compiled have something else than a dictionary

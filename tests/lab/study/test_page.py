@@ -1,5 +1,6 @@
 """What a study's page and the page over all studies say; they read the results alone."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +51,16 @@ def test_the_page_says_what_was_claimed_measured_and_lost(found) -> None:  # typ
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_baselines_of_several_tasks_stand_apart(found) -> None:  # type: ignore[no-untyped-def]
-    arms = [each.model_copy(update={"recipe": own}) for each, own in zip(found.study.arms, ["a", "b"], strict=True)]
-    several = replace(found, study=found.study.model_copy(update={"arms": arms}))
-    page = render_study(several)
-    assert "a: base model" in page
-    assert "b: base model" in page
+def test_baselines_of_several_recipes_stand_apart(found) -> None:  # type: ignore[no-untyped-def]
+    short, long = found.arms
+    first, *others = long.trials
+    measured = replace(first, outcome=replace(first.outcome, others={"base.heldout_nll": 5.25}))
+    arms = (replace(short, recipe="a"), replace(long, recipe="b", trials=(measured, *others)))
+    several = replace(found, arms=arms)
+    page = " ".join(re.sub(r"<[^>]+>", " ", render_study(several)).split())
+    assert "a: base model 4.000" in page
+    assert "b: base model 5.250" in page
+    assert "recipe a, b" in page
     both = [measure_plot(each, known_measures()["heldout_nll"], name="plot") for each in (found, several)]
     assert ["base model" in (plot or "") for plot in both] == [True, False]  # there is no line for all arms
 

@@ -47,6 +47,12 @@ def test_arms_rates_and_replicates_are_planned(plan: Plan) -> None:
     tried = plan.search(plan.arms[2], 3.0)
     assert tried.folder == plan.final(plan.arms[2], 3.0, plan.replicates[0]).folder  # trained once, measured later
     assert tried.recipe.evaluation.samples == 0
+    told_otherwise = plan_study(
+        plan.study, plan.folder, size=Size.TINY, overrides=[*plan.overrides, "generation.batch_size=3"]
+    )
+    assert told_otherwise.search(told_otherwise.arms[2], 3.0).folder == tried.folder  # how it is measured is no matter
+    longer = plan_study(plan.study, plan.folder, size=Size.TINY, overrides=[*plan.overrides, "train.steps=9"])
+    assert longer.search(longer.arms[2], 3.0).folder != tried.folder
 
 
 def test_a_hybrid_has_both_its_rates_scaled(study: StudyConfig, overrides: list[str], tmp_path: Path) -> None:
@@ -242,7 +248,7 @@ def test_draws_of_the_rows_come_with_every_seed(study: StudyConfig, overrides: l
     assert plan.final(plan.arms[0], 1.0, plan.replicates[2]).recipe.data.subset_seed == 1
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "study": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 2, "study": {}}'])
 def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / STUDY).write_text(text, encoding="utf-8")
     with pytest.raises(ArtefactError, match="damaged, not the results of a study; run the study again"):

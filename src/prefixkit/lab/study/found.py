@@ -5,7 +5,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prefixkit.config import Size, arm_recipe
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import difference, mean_of
@@ -42,13 +41,13 @@ class FoundArm:
 
 @dataclass(frozen=True)
 class FoundStudy:
-    """A published study of one task, as far as it trained to its end; a study of several tasks is several of these.
+    """A published study of one recipe, as far as it trained to its end; a study of several is several of these.
 
     Attributes:
         name: its name.
         size: how much of it was run.
         recipe: that the arms learn from.
-        task: `data.format` of that recipe.
+        format: of that recipe's data.
         tokens: of its texts at most.
         base_loss: of the base model alone on its test texts, in nats per token.
         arms: in its order.
@@ -57,7 +56,7 @@ class FoundStudy:
     name: str
     size: str
     recipe: str
-    task: str
+    format: str
     tokens: int
     base_loss: float | None
     arms: tuple[FoundArm, ...]
@@ -69,25 +68,21 @@ class FoundStudy:
 
 
 def summarise(result: StudyResult) -> list[FoundStudy]:
-    """Return a study in short, task by task; nothing of a task whose arms have no held-out loss to compare."""
+    """Return a study in short, recipe by recipe; nothing of one whose arms have no held-out loss to compare."""
     found = []
-    configs = {config.name: config for config in result.study.expanded_arms()}
-    for recipe, arms in result.tasks.items():
+    for recipe, arms in result.recipes.items():
         means = {arm.name: mean.value for arm in arms if (mean := mean_of(arm, _MEASURE)) is not None}
         measured = [arm for arm in arms if arm.name in means]
         if not measured:
             continue
         best = min(measured, key=lambda arm: means[arm.name])
-        data = arm_recipe(
-            result.study, configs[best.name], size=Size(result.size), recipe=result.recipe, overrides=result.overrides
-        ).data
         found.append(
             FoundStudy(
                 name=result.study.name,
                 size=result.size,
                 recipe=recipe,
-                task=str(data.format),
-                tokens=data.max_tokens,
+                format=best.format,
+                tokens=best.tokens,
                 base_loss=result.baselines(recipe).get(f"base.{_MEASURE}"),
                 arms=tuple(_arm(arm, best, means[arm.name]) for arm in measured),
             )

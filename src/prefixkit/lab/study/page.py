@@ -92,7 +92,7 @@ def render_study(result: StudyResult) -> str:
         mixed_data=result.mixed_data,
         mixed_hardware=result.mixed_hardware,
         replicates=max((len(arm.trials) for arm in result.arms), default=0),
-        budget=flat_facts(result.budget | {"recipe": result.recipe}),
+        budget=flat_facts(result.budget | {"recipe": ", ".join(result.recipes)}),
         settings=[Fact(key, value) for key, value in result.settings.items()]
         + [Fact(key, value) for key, _, value in (each.partition("=") for each in result.overrides)],
         machine=flat_facts(machine),
@@ -139,15 +139,15 @@ def _cell(arm: ArmResult, measure: Measure, claimed: float | None) -> Cell:
 
 def _baseline_rows(result: StudyResult, columns: Sequence[Measure]) -> list[Row]:
     rows = []
-    for task, (prefix, name) in product(result.tasks, _SYSTEMS.items()):
-        found = result.baselines(task)
+    for recipe, (prefix, name) in product(result.recipes, _SYSTEMS.items()):
+        found = result.baselines(recipe)
         values = [found.get(prefix + measure.key) for measure in columns]
         if any(value is not None for value in values):
             cells = [
                 Cell() if value is None else Cell(format_value(value, measure.unit))
                 for value, measure in zip(values, columns, strict=True)
             ]
-            rows.append(Row(name if len(result.tasks) == 1 else f"{task}: {name}", (), False, "", cells))
+            rows.append(Row(name if len(result.recipes) == 1 else f"{recipe}: {name}", (), False, "", cells))
     return rows
 
 

@@ -76,7 +76,7 @@ class Plan:
     Attributes:
         study: as it is written.
         size: how much of it is run.
-        recipe: name or path of the recipe the arms share.
+        recipe: name or path of the recipe of the arms that have none of their own.
         overrides: settings for all arms that came from the command line.
         arms: in the study's order.
         replicates: of every arm.
@@ -96,17 +96,20 @@ class Plan:
         """What the size and the study set in every arm's recipe."""
         return as_overrides(size_settings(self.size)) | as_overrides(self.study.settings)
 
+    def recipe_of(self, arm: Arm) -> str:
+        """Return name or path of the recipe an arm learns from."""
+        return arm.config.recipe or self.recipe
+
     def search(self, arm: Arm, factor: float) -> Trial:
         """Return the trial that tries a rate: the first replicate, barely measured."""
         recipe = self._at(arm, factor, self.replicates[0])
         return self._trial(arm, factor, self.replicates[0], recipe.model_copy(update={"evaluation": _BARELY}))
 
     def final(self, arm: Arm, factor: float, replicate: Replicate) -> Trial:
-        """Return a trial that counts. The first one of each task measures the baselines, which are the same for all."""
+        """Return a trial that counts. The first one of each recipe measures the baselines, which its arms share."""
         recipe = self._at(arm, factor, replicate)
-        tasks = self.study.tasks(self.recipe)
-        first = next(name for name, task in tasks.items() if task == tasks[arm.name])
-        is_first = arm.name == first and replicate is self.replicates[0]
+        first = next(each for each in self.arms if self.recipe_of(each) == self.recipe_of(arm))
+        is_first = arm is first and replicate is self.replicates[0]
         evaluation = recipe.evaluation.model_copy(update={"baselines": is_first})
         return self._trial(arm, factor, replicate, recipe.model_copy(update={"evaluation": evaluation}))
 

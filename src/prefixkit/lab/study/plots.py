@@ -116,9 +116,9 @@ def _lines(axes: Axes, values: dict[str, float]) -> None:
 
 
 def _baselines(result: StudyResult, measure: Measure) -> dict[str, float]:
-    if len(result.tasks) > 1:
+    if len(result.recipes) > 1:
         return {}
-    scores = result.baselines(*result.tasks)
+    scores = result.baselines(*result.recipes)
     found = {name: scores.get(prefix + measure.key) for prefix, name in _BASELINES.items()}
     return {name: value for name, value in found.items() if value is not None}
 

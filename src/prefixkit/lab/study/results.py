@@ -13,7 +13,7 @@ from prefixkit.lab.study.outcome import Items, Outcome
 from prefixkit.lab.study.plan import Replicate
 
 STUDY = "study.json"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class ArmResult:
         name: what tables call it.
         x: its place on the axis; None where it has none.
         settings: what it sets.
+        recipe: name or path of what it learns from.
+        format: of that recipe's data.
+        tokens: of its texts at most.
         factor: on its default rates, the one that was used; None where none of them trained to its end.
         rates: the learning rates that makes, by setting.
         tried: every factor that was tried.
@@ -53,6 +56,9 @@ class ArmResult:
     name: str
     x: float | None
     settings: dict[str, Any]
+    recipe: str
+    format: str
+    tokens: int
     factor: float | None
     rates: dict[str, float]
     tried: tuple[Tried, ...]
@@ -77,7 +83,7 @@ class StudyResult:
     Attributes:
         study: as it was written.
         size: how much of it was run.
-        recipe: name of the recipe the arms share.
+        recipe: name or path of the recipe of the arms that have none of their own.
         settings: what the size and the study set in every arm's recipe.
         overrides: what the command line did.
         budget: what every arm could spend, by name.
@@ -104,21 +110,20 @@ class StudyResult:
         return [trial.outcome for arm in self.arms for trial in arm.trials]
 
     @property
-    def tasks(self) -> dict[str, list[ArmResult]]:
+    def recipes(self) -> dict[str, list[ArmResult]]:
         """The arms by the recipe they learn from."""
         found: dict[str, list[ArmResult]] = {}
-        recipes = self.study.tasks(self.recipe)
         for arm in self.arms:
-            found.setdefault(recipes[arm.name], []).append(arm)
+            found.setdefault(arm.recipe, []).append(arm)
         return found
 
-    def baselines(self, task: str) -> dict[str, float]:
+    def baselines(self, recipe: str) -> dict[str, float]:
         """Return the scores of what no arm trained, by the keys of scores.json.
 
         Args:
-            task: the recipe whose texts they were measured on.
+            recipe: on whose texts they were measured.
         """
-        outcomes = (trial.outcome for arm in self.tasks[task] for trial in arm.trials)
+        outcomes = (trial.outcome for arm in self.recipes[recipe] for trial in arm.trials)
         return next((outcome.others for outcome in outcomes if outcome.others), {})
 
     @property
