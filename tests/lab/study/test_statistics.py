@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,8 +238,7 @@ def with_texts(rows: Sequence[Sequence[float]], tokens: "np.ndarray") -> ArmResu
         outcome({"heldout_nll": sum(row) / sum(weights)}, items={"heldout_nll": Items(tuple(map(float, row)), weights)})
         for row in rows
     ]
-    trials = tuple(TrialResult(Replicate(seed, 0), each) for seed, each in enumerate(outcomes))
-    return ArmResult("a", None, {}, 1.0, {}, (), False, trials)
+    return arm("a", [], outcomes=outcomes)
 
 
 def replicated(draws: Sequence[Sequence[float]]) -> ArmResult:
@@ -248,7 +248,7 @@ def replicated(draws: Sequence[Sequence[float]]) -> ArmResult:
         for subset, seeds in enumerate(draws)
         for seed, value in enumerate(seeds)
     )
-    return ArmResult("a", None, {}, 1.0, {}, (), False, trials)
+    return replace(arm("a", []), trials=trials)
 
 
 def runs(diverged: int, count: int) -> list[Outcome]:
