@@ -121,6 +121,18 @@ def test_an_arm_is_spared_what_its_method_does_not_read_but_not_its_own(tmp_path
         arm_recipe(study, study.arms[1], size=Size.TINY)
 
 
+def test_claims_that_name_no_measure_are_about_the_studys_own(tmp_path: Path) -> None:
+    claims = [CLAIM, CLAIM | {"measure": "rouge_l"}]
+    assert [each.measure for each in load_study(written(tmp_path, measure="bleu", claims=claims)).claims] == [
+        "bleu",
+        "rouge_l",
+    ]
+    assert [each.measure for each in load_study(written(tmp_path, claims=claims)).claims] == ["heldout_nll", "rouge_l"]
+    measures = {claim.says: claim.measure for claim in load_study("data-to-text").claims}
+    assert measures["A prefix's BLEU is behind LoRA's by no more than 0.3."] == "bleu"
+    assert measures["So it does by the loss of unseen sentences."] == "heldout_nll"
+
+
 @pytest.mark.parametrize("name", study_names())
 @pytest.mark.parametrize("size", Size)
 def test_shipped_studies_are_right(name: str, size: Size, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ class ClaimConfig(Section):
     least, less one, between low and high; value: of the one arm, between low and high; none: cannot be tested, for the
     reason why."""
     measure: str = "heldout_nll"
-    """A key of scores.json, or seconds, peak_memory_bytes, flops_per_token, rollbacks or diverged."""
+    """A key of scores.json, or seconds, peak_memory_bytes, flops_per_token, rollbacks or diverged; left out, the
+    study's."""
     arms: list[str] = Field(default_factory=list)
     """Names of the arms it is about."""
     low: float | None = Field(None, allow_inf_nan=False)
@@ -144,7 +145,7 @@ class StudyConfig(Section):
     arms: list[ArmConfig]
     """What is compared."""
     measure: str = "heldout_nll"
-    """What the plot shows."""
+    """What the plot shows, and what claims are about that name no measure of their own."""
     seeds: int = Field(3, ge=1)
     """Training seeds per arm."""
     subsets: int = Field(1, ge=1)
@@ -164,6 +165,15 @@ class StudyConfig(Section):
     """What is tested."""
     beyond: str = ""
     """What a larger scale would settle that a small one cannot."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _claims_are_about_its_measure(cls, values: Any) -> Any:
+        claims = values.get("claims") if isinstance(values, dict) else None
+        if not isinstance(claims, list) or "measure" not in values:
+            return values
+        own = {"measure": values["measure"]}
+        return values | {"claims": [own | claim if isinstance(claim, dict) else claim for claim in claims]}
 
     @model_validator(mode="after")
     def _names_agree(self) -> "StudyConfig":
