@@ -12,7 +12,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from contestants import BUILDERS, PREFIXKIT, batches
+from contestants import BUILDERS, PREFIXKIT, batches, conditions
 from prefixkit.config import load_recipe
 from prefixkit.data import Collator
 from prefixkit.files import write_json
 from prefixkit.lab.loading import load_for
-from prefixkit.models.hardware import describe_machine, prepare_processor
+from prefixkit.models.hardware import prepare_processor
 from speed import say, spread
 from workloads import RECIPE
 
@@ -119,9 +118,7 @@ def main() -> None:
             say(f"round {place + 1} of {len(given)}: {quick / plain:.3f}")
     result = {
         "benchmark": "compiling",
-        "machine": asdict(describe_machine()),
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        **conditions(base),
         "rounds": arguments.rounds,
         "parts": len(parts),
         "spent": spent,

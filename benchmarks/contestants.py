@@ -1,9 +1,10 @@
 """What is measured side by side: prefixkit, and its rivals by PEFT, each on a freshly loaded base model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, PrefixTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from prefixkit.data import NO_LOSS, Collator, LengthGroupedSampler, PreparedData
 from prefixkit.errors import TrainingError
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint
+from prefixkit.models.hardware import describe_machine
 from prefixkit.prefix import BaseCard, Prefix
 from prefixkit.training import build_encoder
 from prefixkit.training.loss import summed_loss
@@ -91,6 +93,15 @@ def build_lora(base: Base, recipe: Recipe, data: PreparedData) -> Contestant:
     options = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": LORA_TARGETS}
     model = get_peft_model(base.model, LoraConfig(task_type=TaskType.CAUSAL_LM, **options))
     return Contestant(model, logits_loss(model), options)
+
+
+def conditions(base: Base) -> dict[str, Any]:
+    """Return what a result says of the machine and the way it was measured."""
+    return {
+        "machine": asdict(describe_machine()),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def untrained_prefix(base: Base, recipe: Recipe, *, seed: int = 0, texts: Sequence[str] = ()) -> Prefix:

@@ -29,7 +29,7 @@ from scipy.optimize import curve_fit
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from contestants import load, untrained_prefix
+from contestants import conditions, load, untrained_prefix
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import Collator, Example
 from prefixkit.files import read_json, write_json
@@ -37,7 +37,7 @@ from prefixkit.generation import token_seconds
 from prefixkit.injection import attach
 from prefixkit.lab.memory import measure_footprint
 from prefixkit.models import Base
-from prefixkit.models.hardware import describe_machine, prepare_processor
+from prefixkit.models.hardware import prepare_processor
 from prefixkit.prefix import Prefix
 from prefixkit.training import build_encoder
 from prefixkit.training.loss import has_plain_head, summed_loss
@@ -260,9 +260,7 @@ def main() -> None:
     curves = {name: known[name] for name in AXES if name in known}
     result = {
         "benchmark": "curves",
-        "machine": asdict(describe_machine()),
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        **conditions(base),
         "rounds": arguments.rounds,
         "work": asdict(Work()),
         "model_work": asdict(MODEL_WORK),

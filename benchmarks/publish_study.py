@@ -17,7 +17,7 @@ from prefixkit.lab.plots import standalone
 from prefixkit.lab.study.claims import judge
 from prefixkit.lab.study.found import FOUND, write_found
 from prefixkit.lab.study.measures import known_measures
-from prefixkit.lab.study.page import columns_of, outcome_counts
+from prefixkit.lab.study.page import baseline_rows, columns_of, outcome_counts
 from prefixkit.lab.study.plots import measure_plot
 from prefixkit.lab.study.results import STUDY, StudyResult, read_results, write_results
 from prefixkit.lab.study.statistics import mean_of
@@ -103,15 +103,8 @@ def _table(result: StudyResult) -> list[str]:
                 text += f" [{', '.join(ends)}]"
             cells.append(text)
         lines.append(f"| {arm.name} | {rates} | {runs} | " + " | ".join(cells) + " |")
-    for recipe in result.recipes:
-        values = [result.baselines(recipe).get(f"base.{measure.key}") for measure in measures]
-        if any(value is not None for value in values):
-            name = "base model" if len(result.recipes) == 1 else f"base model on `{recipe}`"
-            cells = [
-                "" if value is None else format_value(value, measure.unit)
-                for value, measure in zip(values, measures, strict=True)
-            ]
-            lines.append(f"| {name} | | | " + " | ".join(cells) + " |")
+    for row in baseline_rows(result, measures):
+        lines.append(f"| {row.name} | | | " + " | ".join(cell.text for cell in row.cells) + " |")
     return lines
 
 

@@ -29,7 +29,7 @@ _CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 #: Numbers of glibc's mallopt, and the variables that set from outside what it sets.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SET_OUTSIDE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-#: Bytes of the largest tensor whose memory is kept; glibc before 2.36 or so takes no more than the second.
+#: Bytes of the largest tensor whose memory is kept; an older glibc takes no more than the second.
 _LARGEST_KEPT = (1 << 30, 1 << 25)
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "prefixkit")
 

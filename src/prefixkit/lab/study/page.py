@@ -83,7 +83,7 @@ def render_study(result: StudyResult) -> str:
         counts=outcome_counts(verdicts),
         verdicts=verdicts,
         columns=columns,
-        rows=[*(_row(arm, columns, result) for arm in result.arms), *_baseline_rows(result, columns)],
+        rows=[*(_row(arm, columns, result) for arm in result.arms), *baseline_rows(result, columns)],
         drawings=_drawings(result),
         rates=_rates(result),
         samples=[(arm.name, text) for arm in result.arms if (text := _sample(arm))],
@@ -137,7 +137,8 @@ def _cell(arm: ArmResult, measure: Measure, claimed: float | None) -> Cell:
     return Cell(format_value(found.value, measure.unit), "" if is_same else ends, published)
 
 
-def _baseline_rows(result: StudyResult, columns: Sequence[Measure]) -> list[Row]:
+def baseline_rows(result: StudyResult, columns: Sequence[Measure]) -> list[Row]:
+    """Return a table's rows of what no arm trained: the base model, alone and with an instruction, and people."""
     rows = []
     for recipe, (prefix, name) in product(result.recipes, _SYSTEMS.items()):
         found = result.baselines(recipe)
