@@ -1,6 +1,7 @@
 # ruff: noqa: E402 - the environment and the import hook come before the imports they are about
 """Shared by all tests: no network, one thread, shapes checked at every call, tiny models."""
 
+import gc
 import os
 
 # Before anything imports a hub client: a test that would download fails instead.
@@ -31,6 +32,13 @@ torch.set_num_threads(1)
 
 # The caches of tiny models are read as those of long texts are.
 apart.WORTHWHILE = 0
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later garbage collection: runs ask for many, of half a second each."""
+    gc.collect()
+    gc.freeze()
+
 
 SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 VOCABULARY = """

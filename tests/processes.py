@@ -24,6 +24,7 @@ _context.set_forkserver_preload(
         "prefixkit.lab.report",
         "training.kill_me",
         "lab.hold",
+        "frozen",
     ]
 )
 
