@@ -160,9 +160,7 @@ def test_overwriting_spares_a_folder_that_is_no_run(run: Run, recipe: Path, tmp_
     assert (tmp_path / "runs" / "tiny" / "thesis.txt").exists()
 
 
-def test_ctrl_c_saves_a_checkpoint_and_exits_130(recipe: Path, tmp_path: Path) -> None:
-    import signal
-
+def test_sigterm_is_taken_as_ctrl_c_which_saves_a_checkpoint_and_exits_130(recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "prefixkit", "train", str(recipe), "train.steps=100000", "train.patience=null"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
@@ -171,7 +169,7 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_130(recipe: Path, tmp_path: Path) -
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "go on with --resume" in talk

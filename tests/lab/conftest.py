@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+import processes
 from prefixkit.config import Recipe, dump_recipe, validate_recipe
 from prefixkit.lab.run import Run, train_run
+from prefixkit.lab.sweep.processes import Processes
 from prefixkit.prefix import Prefix
 
 #: Leaves the run of a recipe in a folder.
@@ -100,3 +103,19 @@ def sweep_recipe(recipe: Recipe, tmp_path: Path) -> str:
     path = tmp_path / "tiny.yaml"
     path.write_text(dump_recipe(validate_recipe(values), only_changes=True), encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let trials run in processes forked from one that has imported everything; the commands that were started."""
+    commands: list[list[str]] = []
+
+    def run(self: Processes, command: list[str], environ: Mapping[str, str], stderr: IO[str]) -> int:
+        assert command[:3] == [sys.executable, "-m", "prefixkit"]
+        commands.append(command[3:])
+        done = processes.run(processes.prefixkit_main, *command[3:], environ=dict(environ))
+        stderr.write(done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr(Processes, "run", run)
+    return commands

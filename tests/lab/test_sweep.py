@@ -4,22 +4,22 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-import processes
 from prefixkit.config import validate_recipe
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.intervals import mean_interval
 from prefixkit.files import read_json
-from prefixkit.lab.sweep import trial as trials_module
 from prefixkit.lab.sweep.local import on_this_machine
 from prefixkit.lab.sweep.on_ray import on_ray
 from prefixkit.lab.sweep.plan import Trial, _cut, plan
+from prefixkit.lab.sweep.processes import Processes
 from prefixkit.lab.sweep.run import run_sweep, sum_up, summary
 from prefixkit.lab.sweep.trial import Result, run_here
 from prefixkit.training import read_metrics
@@ -27,22 +27,6 @@ from prefixkit.training import read_metrics
 
 def quiet(*_: Any) -> None:
     """Say nothing."""
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Let trials run in processes forked from one that has imported everything; the commands that were started."""
-    commands: list[list[str]] = []
-
-    def run(command: list[str], *, stderr: Any, env: Any, **_: Any) -> "CompletedProcess[str]":
-        assert command[:3] == [sys.executable, "-m", "prefixkit"]
-        commands.append(command[3:])
-        done = processes.run(processes.prefixkit_main, *command[3:], environ=dict(env))
-        stderr.write(done.stderr)
-        return done
-
-    monkeypatch.setattr(trials_module.subprocess, "run", run)
-    return commands
 
 
 def test_every_combination_is_planned_with_every_seed(sweep_recipe: str, tmp_path: Path) -> None:
@@ -131,6 +115,33 @@ def test_a_trial_that_was_killed_goes_on_from_its_checkpoint(
     monkeypatch.delenv("PREFIXKIT_TEST_DIES_AT")
     done = run_sweep([trial], folder, on_this_machine(), report=quiet)[0]
     assert done.scores == expected.scores
+
+
+def test_interrupting_a_sweep_ends_its_runs_with_a_checkpoint(sweep_recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    trials = plan(sweep_recipe, ["train.steps=100000", "train.patience=null"], seeds=2, folder=folder)
+    log = trials[0].folder.with_name(f"{trials[0].folder.name}.log")
+    main = threading.main_thread()
+
+    def interrupt_once_it_trains() -> None:
+        deadline = time.monotonic() + 90
+        while len(read_metrics(trials[0].folder / "metrics.jsonl")) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt_once_it_trains).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(trials, folder, on_this_machine(), report=quiet)
+    assert list(trials[0].folder.glob("training/checkpoints/checkpoint-*"))
+    assert "interrupted; go on with --resume" in log.read_text()
+    assert not trials[1].folder.exists()
+
+
+def test_interrupting_spares_commands_that_did_not_begin(tmp_path: Path) -> None:
+    running = Processes()
+    running.interrupt()
+    with (tmp_path / "log").open("w") as log, pytest.raises(KeyboardInterrupt):
+        running.run([sys.executable, "-c", "raise SystemExit"], {}, log)
 
 
 def test_a_damaged_run_costs_no_other_trial_its_result(

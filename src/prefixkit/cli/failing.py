@@ -1,7 +1,9 @@
-"""How the command line fails: one line on stderr and exit 1; Ctrl-C exits 130."""
+"""How the command line fails: one line on stderr and exit 1; Ctrl-C and SIGTERM exit 130."""
 
+import signal
 import sys
 import traceback
+from types import FrameType
 
 import typer
 
@@ -9,6 +11,20 @@ from prefixkit.errors import PrefixkitError
 
 _UNUSABLE = 2
 _INTERRUPTED = 130
+
+
+def take_termination_as_interrupt() -> None:
+    """Let SIGTERM, sent before a scheduler kills, and SIGHUP, of a terminal that closes, do what Ctrl-C does, once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        signal.raise_signal(signal.SIGINT)
+
+    there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not all on Windows
+    taken = [each for each in there if signal.getsignal(each) is signal.SIG_DFL]  # `nohup` ignores SIGHUP, and means it
+    for each in taken:
+        signal.signal(each, interrupt)
 
 
 def run_app(app: typer.Typer, arguments: list[str]) -> int:

@@ -23,7 +23,7 @@ from prefixkit.cli import (
     sweep,
     train,
 )
-from prefixkit.cli.failing import run_app
+from prefixkit.cli.failing import run_app, take_termination_as_interrupt
 
 app = typer.Typer(
     name="prefixkit",
@@ -71,5 +71,6 @@ def options(
 
 
 def main() -> None:
-    """Run the command line: one-line errors and exit 1, Ctrl-C exits 130."""
+    """Run the command line: one-line errors and exit 1; Ctrl-C and SIGTERM exit 130."""
+    take_termination_as_interrupt()
     sys.exit(run_app(app, sys.argv[1:]))

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import processes
 from prefixkit.cli.main import app
 from prefixkit.config import Size, StudyConfig, load_study, study_names, study_text
 from prefixkit.errors import ArtefactError, ConfigError, SweepError
@@ -19,7 +18,6 @@ from prefixkit.lab.study.page import write_page
 from prefixkit.lab.study.plan import Plan, Replicate, at_factor, plan_study, rates_of
 from prefixkit.lab.study.results import STUDY, read_results
 from prefixkit.lab.study.run import best_factor, further_factor, run_study
-from prefixkit.lab.sweep import trial as trials
 from prefixkit.lab.sweep.plan import Trial
 
 
@@ -264,22 +262,17 @@ def test_missing_and_other_results_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_a_study_file_and_says_where_its_page_is(
-    study: StudyConfig, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: StudyConfig,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[list[str]],
 ) -> None:
     """Through the command line, trials in processes of their own."""
     monkeypatch.chdir(tmp_path)
     written = study.model_copy(update={"rates": [1.0], "seeds": 1, "arms": study.arms[:1]}).model_dump(mode="json")
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(written), encoding="utf-8")
-    started: list[list[str]] = []
-
-    def start(command: list[str], *, stderr: Any, env: Any, **_: Any) -> Any:
-        started.append(command[3:])
-        done = processes.run(processes.prefixkit_main, *command[3:], environ=dict(env))
-        stderr.write(done.stderr)
-        return done
-
-    monkeypatch.setattr(trials.subprocess, "run", start)
     done = CliRunner().invoke(app, ["study", "run", str(path), "--size", "tiny", *overrides])
     assert done.exit_code == 0, done.output
     (page,) = (tmp_path / "studies").glob("mine-tiny-*/study.html")  # other settings, another folder

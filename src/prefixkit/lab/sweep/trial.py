@@ -1,7 +1,6 @@
 """One trial: a run in a process of its own, so that none can take another down."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from prefixkit.files import write_text
 from prefixkit.lab.folder import SCORES, is_measured, read_record
 from prefixkit.lab.run import train_run
 from prefixkit.lab.sweep.plan import Trial
+from prefixkit.lab.sweep.processes import Processes
 
 #: The file of a sweep's folder that says what is in it.
 SWEEP = "sweep.json"
@@ -38,17 +38,18 @@ class Result:
 Runner = Callable[[Sequence[Trial], Callable[[Result], None]], None]
 
 
-def run_apart(trial: Trial, threads: int | None = None) -> Result:
+def run_apart(trial: Trial, processes: Processes, threads: int | None = None) -> Result:
     """Run a trial, or go on with it, by `prefixkit train` in a process of its own; a finished one is not run again.
 
     Args:
         trial: which.
+        processes: that it is one of while it runs.
         threads: that its process may compute with; None for all there are.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the run saved a checkpoint first.
     """
-    return _told(trial, lambda: _scores_of_process(trial, threads))
+    return _told(trial, lambda: _scores_of_process(trial, processes, threads))
 
 
 def run_here(trial: Trial) -> Result:
@@ -68,19 +69,19 @@ def _told(trial: Trial, run: Callable[[], dict[str, float]]) -> Result:
         return Result(trial, {}, " ".join(str(error).split()))
 
 
-def _scores_of_process(trial: Trial, threads: int | None) -> dict[str, float]:
+def _scores_of_process(trial: Trial, processes: Processes, threads: int | None) -> dict[str, float]:
     recipe, log = (trial.folder.with_name(f"{trial.folder.name}{ending}") for ending in (".yaml", ".log"))
     write_text(recipe, dump_recipe(trial.recipe))
     command = [sys.executable, "-m", "prefixkit", "train", str(recipe), "--out", str(trial.folder), "--resume"]
     environ = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log.open("a", encoding="utf-8") as stderr:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environ, check=False)
-    if done.returncode == _INTERRUPTED:
+        status = processes.run(command, environ, stderr)
+    if status == _INTERRUPTED:
         raise KeyboardInterrupt
-    if done.returncode < 0:
-        raise SweepError(f"its process was killed (signal {-done.returncode})")
+    if status < 0:
+        raise SweepError(f"its process was killed (signal {-status})")
     scores = finished_scores(trial)
-    if done.returncode or scores is None:
+    if status or scores is None:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise SweepError(lines[-1].removeprefix("error: ") if lines else "it left no scores, and said nothing")
     return scores
