@@ -132,9 +132,9 @@ def _scale(axis: Axis, measure: Measure) -> None:
     axis.set_major_locator(MaxNLocator(nbins=5))
     match measure.unit:
         case Unit.SHARE:
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axis.set_major_formatter(PercentFormatter(1))
         case Unit.BYTES:
-            axis.set_major_formatter(lambda value, _: f"{value / 1e9:.2g} GB")
+            axis.set_major_formatter(lambda value, _: f"{value / 1e9:.3g} GB")
         case Unit.SECONDS:
             axis.set_major_formatter(lambda value, _: f"{value:g} s")
         case _:
