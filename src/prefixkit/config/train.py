@@ -28,7 +28,8 @@ class DivergenceConfig(Section):
     action: OnDivergence = Field(OnDivergence.ROLLBACK, strict=False)
     """stop: end with an error, the last checkpoint kept; rollback: return to it once with half the learning rate."""
     loss_ratio: float = Field(3.0, gt=1)
-    """A loss above this many times the running median, and 2 nats above it, counts as exploded."""
+    """A loss above this many times the running median, and 2 nats above it, three steps in a row counts as exploded: a
+    single batch of few learned tokens may be as hard, and mean nothing."""
     norm_ratio: float = Field(100.0, gt=1)
     """A gradient norm above this many times the running median, and above max_grad_norm, counts as exploded."""
     max_rollbacks: int = Field(2, ge=0)
