@@ -161,7 +161,9 @@ def test_overwriting_spares_a_folder_that_is_no_run(run: Run, recipe: Path, tmp_
 
 
 def test_sigterm_is_taken_as_ctrl_c_which_saves_a_checkpoint_and_exits_130(recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "prefixkit", "train", str(recipe), "train.steps=100000", "train.patience=null"]
+    """Even where Ctrl-C is ignored, as in a job that a shell put into the background."""
+    own = [sys.executable, "-m", "prefixkit", "train", str(recipe), "train.steps=100000", "train.patience=null"]
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *own]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
     deadline = time.monotonic() + 90

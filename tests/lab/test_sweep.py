@@ -137,6 +137,34 @@ def test_interrupting_a_sweep_ends_its_runs_with_a_checkpoint(sweep_recipe: str,
     assert not trials[1].folder.exists()
 
 
+def test_a_trial_told_to_end_by_another_costs_no_other_trial(
+    sweep_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine does that runs out of memory: SIGTERM to one process, which exits as after Ctrl-C."""
+    monkeypatch.setattr(Processes, "run", lambda *_: 130)
+    trials = plan(sweep_recipe, ["train.steps=6"], seeds=2, folder=tmp_path / "sweep")
+    results = run_sweep(trials, tmp_path / "sweep", on_this_machine(), report=quiet)
+    assert [result.error for result in results] == [
+        "its process was told to end, by another than this one; it goes on from its checkpoint"
+    ] * 2
+
+
+def test_results_outlive_a_sweep_that_is_started_again_and_stopped(sweep_recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    trials = plan(sweep_recipe, ["train.steps=6"], seeds=2, folder=folder)
+    run_sweep(trials, folder, lambda some, done: [done(Result(each, {"m": 1.0})) for each in some], report=quiet)  # type: ignore[arg-type,return-value]
+
+    def stopped(some: Any, done: Any) -> None:
+        done(Result(some[1], {}, "out of memory"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(trials, folder, stopped, report=quiet)
+    kept = read_json(folder / "sweep.json")["trials"]
+    assert [entry["seed"] for entry in kept] == [0, 1]
+    assert (kept[0]["scores"], kept[1]["error"]) == ({"m": 1.0}, "out of memory")
+
+
 def test_interrupting_spares_commands_that_did_not_begin(tmp_path: Path) -> None:
     running = Processes()
     running.interrupt()

@@ -19,6 +19,8 @@ def take_termination_as_interrupt() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in taken:
             signal.signal(each, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` has it, which means the keyboard
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not all on Windows

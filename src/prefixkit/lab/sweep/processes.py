@@ -19,6 +19,11 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._is_ending = False
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether they were interrupted."""
+        return self._is_ending
+
     def run(self, command: Sequence[str], environ: Mapping[str, str], stderr: IO[str]) -> int:
         """Run a command to its end, without its output.
 
@@ -47,8 +52,12 @@ class Processes:
                 self._running.discard(process)
 
     def interrupt(self) -> None:
-        """Send every running command the signal of Ctrl-C, and begin no further one."""
+        """Tell every running command to end, and begin no further one; the second time, to end at once.
+
+        SIGTERM first: one that was started by a shell's `&` may ignore SIGINT.
+        """
         with self._lock:
+            number = signal.SIGINT if self._is_ending else signal.SIGTERM
             self._is_ending = True
             for process in self._running:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)

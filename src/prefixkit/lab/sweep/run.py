@@ -59,13 +59,15 @@ def run_sweep(
         KeyboardInterrupt: Ctrl-C; the same sweep goes on where it was.
     """
     results: dict[Path, Result] = {}
-    planned = {trial.folder.name for trial in trials}
-    before = [entry for entry in read_record(folder / SWEEP).get("trials", ()) if entry["folder"] not in planned]
+    before = {entry["folder"]: entry for entry in read_record(folder / SWEEP).get("trials", ())}
+    planned = [trial.folder.name for trial in trials]
+    others = [entry for name, entry in before.items() if name not in planned]
 
     def keep() -> None:
-        ordered = [to_json(results[trial.folder]) for trial in trials if trial.folder in results]
+        known = before | {path.name: to_json(result) for path, result in results.items()}
+        ordered = [known[name] for name in planned if name in known]
         machine = asdict(describe_machine())
-        write_json(folder / SWEEP, {"machine": machine, "planned": len(trials), "trials": [*before, *ordered]})
+        write_json(folder / SWEEP, {"machine": machine, "planned": len(trials), "trials": [*others, *ordered]})
 
     def done(result: Result) -> None:
         results[result.trial.folder] = result

@@ -76,8 +76,10 @@ def _scores_of_process(trial: Trial, processes: Processes, threads: int | None) 
     environ = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
     with log.open("a", encoding="utf-8") as stderr:
         status = processes.run(command, environ, stderr)
-    if status == _INTERRUPTED:
+    if status == _INTERRUPTED and processes.is_ending:
         raise KeyboardInterrupt
+    if status == _INTERRUPTED:
+        raise SweepError("its process was told to end, by another than this one; it goes on from its checkpoint")
     if status < 0:
         raise SweepError(f"its process was killed (signal {-status})")
     scores = finished_scores(trial)
