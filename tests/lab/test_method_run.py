@@ -14,6 +14,7 @@ from prefixkit.export import to_peft
 from prefixkit.files import read_json
 from prefixkit.injection import attach
 from prefixkit.lab.run import load_run_base, train_run
+from prefixkit.methods import registry
 from prefixkit.peft import PeftModel
 from prefixkit.prefix import Prefix
 from processes import prefixkit
@@ -162,3 +163,27 @@ def test_a_damaged_delta_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     (folder / "prefix.json").write_text(json.dumps(without), encoding="utf-8")
     with pytest.raises(ArtefactError, match="unexpected tensor lora:"):
         Prefix.load(folder)
+
+
+def test_a_run_is_not_resumed_with_another_method(recipe: Recipe, tmp_path: Path) -> None:
+    changed = parse_recipe(dump_recipe(recipe), ["method=bitfit", "evaluation.samples=0"])
+    train_run(changed, tmp_path / "run", report=quiet)
+    for override, words in [
+        ("method.learning_rate=0.3", "method.learning_rate: the run was started with None, not 0.3; "),
+        ("method=adapter", "method.kind: the run was started with 'bitfit', not 'adapter'; "),
+    ]:
+        other = parse_recipe(dump_recipe(changed), [override])
+        with pytest.raises(ConfigError, match=f"^{words}"):
+            train_run(other, tmp_path / "run", resume=True, report=quiet)
+
+
+def test_a_method_of_pefts_without_peft_names_its_extra(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    changed = parse_recipe(dump_recipe(recipe), ["method=prefix+lora"])
+    with pytest.raises(
+        ConfigError, match=r"^method: lora is PEFT's, which is not installed; pip install 'prefixkit\[peft\]'$"
+    ):
+        train_run(changed, tmp_path / "run", report=quiet)
+    assert not (tmp_path / "run").exists()

@@ -156,7 +156,7 @@ def _is_own(path: Path) -> bool:
 def _check_same(old: Recipe, new: Recipe) -> None:
     """Only what comes after training may change between start and resume."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    for section in ("model", "prefix", "head", "data", "train"):
+    for section in ("model", "prefix", "method", "head", "data", "train"):
         for key, value in before[section].items():
             if after[section][key] != value:
                 raise ConfigError(

@@ -42,6 +42,7 @@ from prefixkit.lab.loading import load_for
 from prefixkit.lab.memory import fit_to_budget, measure_footprint, sized_like
 from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
+from prefixkit.methods import check_installed
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import describe_machine, give_back_memory, peak_memory_bytes, prepare_processor
@@ -111,6 +112,7 @@ def train_run(
     if resume and is_measured(folder, recipe):
         log.info("%s is finished already", folder)
         return _finished(folder)
+    check_installed(recipe.method.kind)
     check_trackers(recipe.train.report_to)
     prepare_processor(recipe.train.threads)
     base, data = load_for(recipe)

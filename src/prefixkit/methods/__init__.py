@@ -6,7 +6,7 @@ Those that change its layers (LoRA, IA3, BitFit, adapters, fine-tuning) are each
 """
 
 from prefixkit.methods.delta import DeltaModule, Undo, undo_all
-from prefixkit.methods.registry import build_delta, rate_of, restore_delta
+from prefixkit.methods.registry import build_delta, check_installed, rate_of, restore_delta
 from prefixkit.methods.soft_prompt import SoftPrompt, embedding_geometry, new_soft_prompt
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "SoftPrompt",
     "Undo",
     "build_delta",
+    "check_installed",
     "embedding_geometry",
     "new_soft_prompt",
     "rate_of",

@@ -1,6 +1,7 @@
 """Every method that changes a model's layers, by name: made anew for training, or again from what was saved."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -52,6 +53,20 @@ _RATES: dict[Method, float] = {
 }
 
 
+#: Methods whose layers are PEFT's own.
+_OF_PEFT = (Method.LORA, Method.IA3, Method.PROMPT_TUNING, Method.P_TUNING)
+
+
+def check_installed(method: Method) -> None:
+    """Refuse a method whose package is not installed, before anything is loaded for it.
+
+    Raises:
+        ConfigError: it is PEFT's, and there is none.
+    """
+    if method in _OF_PEFT and find_spec("peft") is None:
+        raise ConfigError(f"method: {method} is PEFT's, which is not installed; pip install 'prefixkit[peft]'")
+
+
 def build_delta(model: PreTrainedModel, config: MethodConfig, generator: torch.Generator) -> DeltaModule:
     """Return the trainable change a recipe asks for, at its start: the model computes what it computes without it.
 
@@ -64,6 +79,7 @@ def build_delta(model: PreTrainedModel, config: MethodConfig, generator: torch.G
         UnsupportedModelError: the model cannot take it; the message says why.
         ConfigError: a setting does not fit the model.
     """
+    check_installed(config.kind)
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return _MAKERS[config.kind](model, **config.settings).made_for(model)
@@ -74,10 +90,12 @@ def restore_delta(model: PreTrainedModel, delta: Delta) -> DeltaModule:
 
     Raises:
         ArtefactError: its layers are not the model's.
+        ConfigError: its package is not installed.
         UnsupportedModelError: the model cannot take it.
     """
     if delta.method not in _MAKERS:
         raise ArtefactError(f"{delta.method}: not a change of a model's layers that this prefixkit knows; upgrade it")
+    check_installed(Method(delta.method))
     settings: dict[str, Any] = dict(delta.settings)
     try:
         with torch.random.fork_rng():  # for numbers that are then replaced
