@@ -3,18 +3,19 @@
     prefixkit study run length --workers 2
     python benchmarks/publish_study.py studies/length-teaching
 
-Without a folder only the pages are written again, from what is published.
+Without a folder only the pages are written again, from what is published and what is claimed today.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from prefixkit.config import Size
+from prefixkit.config import Size, load_study
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import write_text
 from prefixkit.lab.comparison import format_value
 from prefixkit.lab.plots import standalone
-from prefixkit.lab.study.claims import judge
+from prefixkit.lab.study.claims import Verdict, judge
 from prefixkit.lab.study.found import FOUND, write_found
 from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.study.page import baseline_rows, columns_of, outcome_counts
@@ -57,12 +58,20 @@ def study_page(result: StudyResult) -> str:
         "",
         *_table(result),
         "",
+        *_claimed(result),
         "| claim | source | | measured |",
         "|---|---|---|---|",
-        *(f"| {v.claim.says} | {v.claim.source} | **{v.ruling}** | {v.why} |" for v in judge(result)),
+        *(f"| {v.claim.says} | {v.claim.source} | **{v.ruling}** | {_measured(v)} |" for v in judge(result)),
         "",
     ]
     return "\n".join([*lines, *([result.study.beyond.strip(), ""] if result.study.beyond else [])])
+
+
+def _measured(verdict: Verdict) -> str:
+    """Return what came out, and what a reader should know about it."""
+    claim = verdict.claim
+    notes = [verdict.why, *(note for note in (claim.why, claim.beyond) if note and note != verdict.why)]
+    return " · ".join(notes)
 
 
 def _source(result: StudyResult) -> str:
@@ -108,14 +117,48 @@ def _table(result: StudyResult) -> list[str]:
     return lines
 
 
+def _claimed(result: StudyResult) -> list[str]:
+    """Return the table somebody else published for the arms, if there is one."""
+    claimed = result.study.claimed
+    if claimed is None:
+        return []
+    keys = dict.fromkeys(key for values in claimed.values.values() for key in values)
+    measures = [known_measures()[key] for key in keys]
+    rows = (
+        " | ".join(format_value(values[each.key], each.unit) if each.key in values else "" for each in measures)
+        for values in claimed.values.values()
+    )
+    return [
+        f"What is claimed: {claimed.source}.",
+        "",
+        "| arm | " + " | ".join(measure.label.lower() for measure in measures) + " |",
+        "|---" * (len(measures) + 1) + "|",
+        *(f"| {name} | {row} |" for name, row in zip(claimed.values, rows, strict=True)),
+        "",
+    ]
+
+
 def published() -> list[StudyResult]:
-    """Return the published results, by name."""
-    return [read_results(path) for path in sorted(RESULTS.glob(f"*/{STUDY}"))]
+    """Return the published results, by name, held against the claims as they are written today."""
+    return [as_shipped(read_results(path)) for path in sorted(RESULTS.glob(f"*/{STUDY}"))]
+
+
+def as_shipped(result: StudyResult) -> StudyResult:
+    """Put the shipped words, claims and published numbers in the place of those a study was run with.
+
+    Raises:
+        PrefixkitError: the shipped study has other arms or settings than those that were run.
+    """
+    shipped = load_study(result.study.name)
+    ran = result.study
+    if (shipped.expanded_arms(), shipped.settings) != (ran.expanded_arms(), ran.settings):
+        raise PrefixkitError(f"{ran.name}: its study file has other arms or settings by now; run it again")
+    return replace(result, study=shipped)
 
 
 def publish(folder: Path) -> None:
     """Copy a study's results, and draw its picture from them."""
-    result = read_results(folder)
+    result = as_shipped(read_results(folder))
     if result.size == Size.TINY or result.mixed_versions or result.mixed_data or result.mixed_hardware:
         raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions, data or hardware, is not published")
     target = RESULTS / result.study.name
@@ -133,6 +176,7 @@ def main() -> None:
         publish(folder)
     results = published()
     for result in results:
+        write_results(result, RESULTS / result.study.name)
         write_text(RESULTS / result.study.name / STUDY_PAGE, study_page(result))
     write_found(results, ROOT / "src" / "prefixkit" / "studies" / FOUND)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)

@@ -21,8 +21,8 @@ LOOKED = Looked(rows=100, tokens=30.0, loss=4.0, words=0.5)
 BEST = (0.0, 0.0, 0.0)
 
 
-def found_arm(name: str, mean: float, behind: tuple[float, float, float], **details: Any) -> FoundArm:
-    known: dict[str, Any] = {"x": None, "settings": {}, "rates": {"train.learning_rate": 0.02}}
+def found_arm(name: str, mean: float, behind: tuple[float, float, float] | None, **details: Any) -> FoundArm:
+    known: dict[str, Any] = {"x": None, "settings": {}, "rates": {"train.learning_rate": 0.02}, "is_scaled": True}
     return FoundArm(name=name, mean=mean, behind=behind, **known | details)
 
 
@@ -35,7 +35,7 @@ LENGTHS = study(
     found_arm("5 tokens", 3.90, (0.05, 0.03, 0.07), x=5.0),
     found_arm("10 tokens", 3.86, (0.01, -0.01, 0.03), x=10.0, rates={"train.learning_rate": 0.03}),
     found_arm("50 tokens", 3.85, BEST, x=50.0),
-    found_arm("full fine-tuning", 3.80, BEST),
+    found_arm("full fine-tuning", 3.80, (-0.05, -0.06, -0.04)),
 )
 
 
@@ -49,6 +49,16 @@ def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -
     assert (length.value, length.study) == (10, "length")
     assert length.why.endswith("50 tokens, is not ahead of beyond its interval: +0.010 [-0.010, +0.030] nats per token")
     assert advice["train.learning_rate"].value == 0.03
+    units = advice["prefix.init.scaled"]  # the rate would mean something else without them
+    assert (units.value, units.why) == (True, "what that rate was found in: each layer's own size")
+
+
+def test_a_length_that_was_not_compared_is_not_advised_as_good() -> None:
+    lengths = study("length", found_arm("5 tokens", 3.86, None, x=5.0), found_arm("50 tokens", 3.85, BEST, x=50.0))
+    assert values([lengths])["prefix.num_virtual_tokens"] == 50
+    assert rules_of_thumb([study("length", found_arm("10 tokens", 3.9, None, x=10.0))])[0].endswith(
+        "10 tokens, beside the best: not compared with it"
+    )
 
 
 def test_the_best_is_advised_where_all_others_are_behind() -> None:
@@ -59,9 +69,11 @@ def test_the_best_is_advised_where_all_others_are_behind() -> None:
 def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_good() -> None:
     depths = study(
         "reparameterisation",
-        found_arm("no MLP", 3.9, (0.01, -0.01, 0.03), settings={"prefix.reparam_depth": 0}),
-        found_arm("depth 2", 3.89, BEST, settings={"prefix.reparam_depth": 2}),
-        found_arm("plain", 3.8, BEST, settings={"prefix.reparam_depth": 2, "prefix.init.orthogonal": False}),
+        found_arm("no MLP", 3.9, (0.01, -0.01, 0.03), x=0.0, settings={"prefix.reparam_depth": 0}),
+        found_arm("depth 2", 3.89, BEST, x=2.0, settings={"prefix.reparam_depth": 2}),
+        found_arm(
+            "plain", 3.8, (-0.09, -0.1, -0.08), settings={"prefix.reparam_depth": 2, "prefix.init.orthogonal": False}
+        ),
     )
     starts = study(
         "init",
@@ -72,7 +84,7 @@ def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_g
     assert advice["prefix.reparam_depth"] == 0
     assert advice["prefix.init.kind"] == "words"
     many = advise(Recipe(), Looked(5000, 30.0, 4.0, 0.5), [starts])[-1]
-    assert many.why == "words ends at 3.900, random 1.000 above it (with 64 rows; of 5,000 it decides less)"
+    assert many.why == "words ends at 3.900, random at 4.900 (with 64 rows; of 5,000 it decides less)"
 
 
 def test_without_a_study_the_recipe_stands_and_says_so() -> None:
@@ -118,11 +130,16 @@ def test_data_of_another_kind_is_advised_by_the_study_of_that_kind() -> None:
 def test_the_rules_of_thumb_are_tested_not_repeated() -> None:
     simple, content, several = rules_of_thumb([LENGTHS])
     assert simple == (
-        "10-15 virtual tokens for a simple style: positive-reviews, 10 tokens: +0.010 [-0.010, +0.030] nats per token "
-        "of the best"
+        "10-15 virtual tokens for a simple style: positive-reviews, 10 tokens, beside the best: "
+        "+0.010 [-0.010, +0.030] nats per token"
     )
     assert content == "20-30 virtual tokens for complex content: not tested"
-    assert several.startswith("30+ virtual tokens for several attributes at once: positive-reviews, 50 tokens: +0.000")
+    assert several == "30+ virtual tokens for several attributes at once: not tested"
+    both = found_arm("both", 3.9, (0.04, 0.02, 0.06), settings={"data.learn_also": ["negative"]})
+    assert rules_of_thumb([LENGTHS, study("sharing", found_arm("alone", 3.86, BEST), both)])[2] == (
+        "30+ virtual tokens for several attributes at once: positive-reviews, both, beside the best: "
+        "+0.040 [+0.020, +0.060] nats per token"
+    )
     assert [line.rpartition(": ")[2] for line in rules_of_thumb([])] == ["not tested"] * 3
 
 
@@ -132,9 +149,10 @@ def test_studies_are_shipped_in_short(tmp_path: Path) -> None:
     made = result(arms, [])
     (short,) = summarise(made)
     assert (short.recipe, short.format, short.tokens) == ("positive-reviews", "text", 40)
-    assert short.best.name == "a"
+    assert short.arms[0].behind == BEST
     assert short.arms[1].behind == pytest.approx((0.3, 0.3, 0.3))
     assert not short.arms[1].is_as_good
+    assert short.arms[0].is_scaled  # positive-reviews is
     write_found([made], tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text())[0]["arms"][1]["mean"] == pytest.approx(3.35)
     assert all(isinstance(each, FoundStudy) for each in read_found())
@@ -155,10 +173,24 @@ def test_a_study_of_several_recipes_is_shipped_one_by_one() -> None:
     arms[1] = replace(arms[1], format="input_target", tokens=96)
     reviews, headlines = summarise(result(arms, []))
     assert [each.name for each in reviews.arms] == ["reviews", "reviews, more"]
-    assert (reviews.best.name, reviews.base_loss) == ("reviews, more", 4.5)
+    assert (reviews.arms[1].behind, reviews.base_loss) == (BEST, 4.5)
     assert (headlines.recipe, headlines.format, headlines.tokens) == ("bbc-headlines", "input_target", 96)
     assert headlines.base_loss == 3.5
     assert headlines.arms[0].behind == BEST
+
+
+def test_arms_of_an_axis_are_held_against_its_best_and_lucky_ones_left_out() -> None:
+    def of(name: str, loss: float, **details: Any) -> ArmResult:
+        return arm(name, [loss - 0.001, loss, loss + 0.001], **details)
+
+    diverged = outcome({"diverged": 1.0}, error="diverged")
+    lucky = arm("20", [], outcomes=[outcome({"heldout_nll": 3.0}), diverged, diverged], x=20.0)
+    once = arm("30", [3.85], x=30.0)
+    (short,) = summarise(result([of("5", 4.0, x=5.0), of("10", 3.9, x=10.0), lucky, once, of("full", 3.5)], []))
+    assert [each.name for each in short.arms] == ["5", "10", "30", "full"]
+    assert [each.behind and round(each.behind[0], 3) for each in short.arms] == [None, None, 0.0, None]
+    (short,) = summarise(result([of("5", 4.0, x=5.0), of("10", 3.9, x=10.0), lucky, of("full", 3.5)], []))
+    assert [each.behind and round(each.behind[0], 3) for each in short.arms] == [0.1, 0.0, -0.4]
 
 
 def test_data_is_looked_at(recipe: Recipe) -> None:

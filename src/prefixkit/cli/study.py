@@ -92,9 +92,8 @@ def run(
     with progress() as report:
         result = run_study(plan, runner, report=report)
     print_verdicts(result, write_page(home))
-    broken = [outcome for outcome in result.outcomes if outcome.error is not None and not outcome.has_diverged]
-    if broken:
-        words = f"{len(broken)} of {len(result.outcomes)} runs did not come to their end; the first: {broken[0].error}"
+    if broken := result.unfinished:
+        words = f"{len(broken)} runs did not come to their end; the first: {broken[0]}"
         raise SweepError(f"{words}; started again, the study goes on")
 
 
@@ -110,19 +109,25 @@ def report(
     from prefixkit.lab.study.page import write_page
     from prefixkit.lab.study.results import STUDY
 
-    found = sorted({folder for name in studies or ["*"] for folder in _folders_of(name, STUDY)})
-    if not found:
-        raise ArtefactError(f"{HOME}: no results of a study; run one first, `prefixkit study run NAME`")
-    for folder in found:
+    found: set[Path] = set()
+    for name in studies or ["*"]:
+        folders = _folders_of(name, STUDY)
+        if not folders:
+            where = name if studies else HOME
+            raise ArtefactError(f"{where}: no results of a study; run one first, `prefixkit study run NAME`")
+        found.update(folders)
+    for folder in sorted(found):
         typer.echo(write_page(folder))
     if not studies:
-        typer.echo(write_index(found, HOME))
+        typer.echo(write_index(sorted(found), HOME))
 
 
 def _folders_of(name: str, results: str) -> list[Path]:
     """Return the folder that is named, or all in studies/ of the study of that name."""
     if Path(name).is_dir():
         return [Path(name)]
+    if Path(name).name != name:  # a path, to nothing
+        return []
     found = [path.parent for path in HOME.glob(f"{name}/{results}")]
     return found or [path.parent for path in HOME.glob(f"{name}-*/{results}")]
 

@@ -33,7 +33,7 @@ class ClaimTest(StrEnum):
 
 _ARMS = {
     ClaimTest.BETTER: (2, 2), ClaimTest.ORDERED: (2, None), ClaimTest.RATIO: (2, 2),
-    ClaimTest.SPREAD: (2, None), ClaimTest.VALUE: (1, 1),
+    ClaimTest.SPREAD: (2, None), ClaimTest.VALUE: (1, None),
 }  # fmt: skip
 _BOUNDED = {ClaimTest.RATIO, ClaimTest.SPREAD, ClaimTest.VALUE}
 
@@ -81,7 +81,8 @@ class ClaimConfig(Section):
     test: ClaimTest = Field(strict=False)
     """better: the first arm beats the second, or is behind by no more than `margin`; ordered: each arm beats the next;
     ratio: of the first arm's value to the second's, between low and high; spread: of the arms' greatest mean over their
-    least, less one, between low and high; value: of the one arm, between low and high; none: cannot be tested, for the
+    least, less one, between low and high; value: of the one arm, or the share of several arms' runs
+    that diverged, between low and high; none: cannot be tested, for the
     reason why."""
     measure: str = "heldout_nll"
     """A key of scores.json, or seconds, peak_memory_bytes, flops_per_token, rollbacks or diverged; left out, the
@@ -190,6 +191,9 @@ class StudyConfig(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f'arms: two are called "{name}"; give each its own name')
+        for claim in self.claims:
+            if claim.test is ClaimTest.VALUE and len(claim.arms) > 1 and claim.measure != "diverged":
+                raise ValueError(f"test value of several arms is of diverged, not {claim.measure}; name one arm")
         named = {arm for claim in self.claims for arm in claim.arms} | set(self.claimed.values if self.claimed else ())
         if unknown := sorted(named - set(names)):
             raise ValueError(f'"{unknown[0]}" is claimed about, but no arm is called so; arms: {", ".join(names)}')

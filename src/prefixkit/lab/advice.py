@@ -26,8 +26,11 @@ _NO_END = 10_000
 #: The studies that vary the length, one for texts to continue, the other for what is asked and answered.
 _LENGTHS = ("length", "tasks")
 _SUCH_DATA = " on data of this kind"
+_SEVERAL = "several attributes at once"
+#: The study of one prefix for several tasks; its arms that learn both differ in length.
+_SHARING, _LEARNS_BOTH = "sharing", "data.learn_also"
 #: The lab page's rules of thumb (§8.2): for what, from how many virtual tokens, to how many.
-_RULES = (("a simple style", 10, 15), ("complex content", 20, 30), ("several attributes at once", 30, _NO_END))
+_RULES = (("a simple style", 10, 15), ("complex content", 20, 30), (_SEVERAL, 30, _NO_END))
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def advise(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[
         looked: at its data.
         found: published studies.
     """
-    return [_length(recipe, found), _rate(recipe, found), _depth(recipe, found), _start(recipe, looked, found)]
+    start = [_depth(recipe, found), _start(recipe, looked, found)]
+    return [_length(recipe, found), *_rate(recipe, found), *start]
 
 
 def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[str]:
@@ -119,17 +123,20 @@ def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list
 
 
 def rules_of_thumb(found: Sequence[FoundStudy]) -> list[str]:
-    """Return what the studies of lengths say to the lab page's rules of thumb, one line per rule."""
+    """Return what the studies say to the lab page's rules of thumb, one line per rule.
+
+    Of several attributes the study of shared prefixes tells, of others those of lengths.
+    """
     said = []
     for purpose, low, high in _RULES:
         upper = f"{low}+" if high == _NO_END else f"{low}-{high}"
-        within = [
-            f"{study.recipe}, {arm.name}: {_behind(arm)} of the best"
-            for study in found
-            if study.name in _LENGTHS
-            for arm in _lengths(study)
-            if low <= (arm.x or 0) <= high
-        ]
+        if purpose == _SEVERAL:
+            sharing = [(study, arm) for study in found if study.name == _SHARING for arm in study.arms]
+            tested = [(study, arm) for study, arm in sharing if _LEARNS_BOTH in arm.settings]
+        else:
+            lengths = [(study, arm) for study in found if study.name in _LENGTHS for arm in study.placed]
+            tested = [(study, arm) for study, arm in lengths if low <= (arm.x or 0) <= high]
+        within = [f"{study.recipe}, {arm.name}, beside the best: {_behind(arm)}" for study, arm in tested]
         said.append(f"{upper} virtual tokens for {purpose}: {'; '.join(within) or 'not tested'}")
     return said
 
@@ -137,18 +144,14 @@ def rules_of_thumb(found: Sequence[FoundStudy]) -> list[str]:
 def _of_lengths(recipe: Recipe, found: Sequence[FoundStudy]) -> FoundStudy | None:
     """Return the study of lengths whose task is of the same kind."""
     kind = str(recipe.data.format)
-    return next((study for study in found if study.name in _LENGTHS and study.format == kind and _lengths(study)), None)
-
-
-def _lengths(study: FoundStudy) -> list[FoundArm]:
-    return [arm for arm in study.arms if arm.x is not None]
+    return next((study for study in found if study.name in _LENGTHS and study.format == kind and study.placed), None)
 
 
 def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     study = _of_lengths(recipe, found)
     if study is None:
         return _default(recipe, "prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens, _SUCH_DATA)
-    arms = _lengths(study)
+    arms = study.placed
     best = min(arms, key=lambda arm: arm.mean)
     chosen = min((arm for arm in arms if arm.is_as_good), key=lambda arm: arm.x or 0.0, default=best)
     why = f"the shortest that the best, {best.name}, is not ahead of beyond its interval: {_behind(chosen)}"
@@ -156,18 +159,23 @@ def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, study.name)
 
 
-def _rate(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
+def _rate(recipe: Recipe, found: Sequence[FoundStudy]) -> list[Advice]:
+    """Return the learning rate and what it is counted in, which mean nothing without each other."""
     study, length = _of_lengths(recipe, found), _length(recipe, found)
     if study is None:
-        return _default(recipe, "train.learning_rate", recipe.train.learning_rate, _SUCH_DATA)
+        return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, _SUCH_DATA)]
     arm = next(arm for arm in study.arms if arm.x == length.value)
-    rate = arm.rates["train.learning_rate"]
-    return Advice("train.learning_rate", rate, f"the best on validation rows of those tried for {arm.name}", study.name)
+    why = f"the best on validation rows of those tried for {arm.name}"
+    units = "what that rate was found in: " + ("each layer's own size" if arm.is_scaled else "the numbers themselves")
+    return [
+        Advice("train.learning_rate", arm.rates["train.learning_rate"], why, study.name),
+        Advice("prefix.init.scaled", arm.is_scaled, units, study.name),
+    ]
 
 
 def _depth(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     study = _named("reparameterisation", found)
-    arms = [arm for arm in study.arms if set(arm.settings) == {"prefix.reparam_depth"}] if study is not None else []
+    arms = study.placed if study is not None else []
     if not arms:
         return _default(recipe, "prefix.reparam_depth", recipe.prefix.reparam_depth)
     chosen = min((arm for arm in arms if arm.is_as_good), key=_depth_of, default=min(arms, key=lambda arm: arm.mean))
@@ -185,8 +193,8 @@ def _start(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> Advic
         return _default(recipe, "prefix.init.kind", str(recipe.prefix.init.kind))
     kinds = {str(arm.settings.get("prefix.init.kind", "text")): arm for arm in reversed(study.arms) if arm.is_as_good}
     kind = "text" if "text" in kinds else next(iter(kinds))
-    worst = max(study.arms, key=lambda arm: arm.mean)
-    apart = f"{study.best.name} ends at {study.best.mean:.3f}, {worst.name} {worst.behind[0]:.3f} above it"
+    best, worst = (pick(study.arms, key=lambda arm: arm.mean) for pick in (min, max))
+    apart = f"{best.name} ends at {best.mean:.3f}, {worst.name} at {worst.mean:.3f}"
     many = f" (with 64 rows; of {looked.rows:,} it decides less)" if looked.rows > _FEW else ""
     return Advice("prefix.init.kind", kind, apart + many, "init")
 
@@ -200,5 +208,7 @@ def _named(name: str, found: Sequence[FoundStudy]) -> FoundStudy | None:
 
 
 def _behind(arm: FoundArm) -> str:
+    if arm.behind is None:
+        return "not compared with it"
     value, low, high = arm.behind
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"

@@ -31,7 +31,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SET_OUTSIDE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 #: Bytes of the largest tensor whose memory is kept; an older glibc takes no more than the second.
 _LARGEST_KEPT = (1 << 30, 1 << 25)
-_RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "prefixkit")
+_RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "sacrebleu", "prefixkit")
 
 
 @dataclass(frozen=True)

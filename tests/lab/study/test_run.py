@@ -194,6 +194,7 @@ def test_an_arm_whose_every_rate_fails_is_in_the_results(small_plan: Plan, runne
     assert {each.error for each in result.arm("lora").tried} == {"it was told to"}
     assert result.arm("lora").lost == 2
     assert result.arm("lora").values(DIVERGED) == []
+    assert result.unfinished == ["it was told to"] * 2  # the rates; nothing could be run at none of them
     assert "no rate trained to its end" in write_page(small_plan.folder).read_text(encoding="utf-8")
 
 
@@ -301,3 +302,6 @@ def test_reporting_on_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     done = CliRunner().invoke(app, ["study", "report"])
     assert isinstance(done.exception, ArtefactError)
     assert str(done.exception) == "studies: no results of a study; run one first, `prefixkit study run NAME`"
+    for name in ("lenght", str(tmp_path / "lenght"), "elsewhere/lenght"):
+        done = CliRunner().invoke(app, ["study", "report", name])
+        assert str(done.exception) == f"{name}: no results of a study; run one first, `prefixkit study run NAME`"

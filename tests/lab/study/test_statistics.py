@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy import stats
 
 from made_up import arm, outcome, result
-from prefixkit.config import ClaimConfig
+from prefixkit.config import ClaimConfig, ClaimTest
 from prefixkit.lab.study.claims import Ruling, judge
 from prefixkit.lab.study.measures import DIVERGED
 from prefixkit.lab.study.outcome import Items, Outcome
 from prefixkit.lab.study.plan import Replicate
-from prefixkit.lab.study.results import ArmResult, TrialResult
+from prefixkit.lab.study.results import ArmResult, TrialResult, Tried
 from prefixkit.lab.study.statistics import difference, mean_of, ratio, spread
 
 NARROW = (0.0, 0.001, 0.002)
@@ -92,6 +93,19 @@ def test_the_spread_is_of_means_greatest_over_least_less_one() -> None:
     found = spread([arm("a", [1.0, 1.0]), arm("b", [1.2, 1.4]), arm("c", [1.1, 1.3])], "heldout_nll")
     assert found is not None
     assert found.value == pytest.approx(0.3)
+
+
+def test_a_noisy_arm_may_be_farther_from_the_others_than_the_farthest_means() -> None:
+    """Two quiet arms are 1.0% apart for sure; where the third is, whose mean is between, nobody knows."""
+    quiet = [arm("a", [3.0, 3.001, 3.002]), arm("b", [3.01, 3.011, 3.012])]
+    found = [spread(arms, "heldout_nll") for arms in (quiet, [*quiet, arm("c", [2.7, 3.005, 3.31])])]
+    assert found[0] is not None
+    assert found[0].interval is not None
+    assert found[0].interval.high == pytest.approx(0.01 / 3.001)
+    assert found[1] is not None
+    assert found[1].interval is not None
+    assert found[1].interval.high > 0.2
+    assert found[1].value == found[0].value
 
 
 def test_arms_that_are_all_the_same_seldom_have_a_spread() -> None:
@@ -265,3 +279,39 @@ def test_the_interval_of_a_time_begins_at_zero_and_that_of_a_loss_need_not() -> 
         low.append(found.interval.low)
     assert low[0] == 0.0
     assert low[1] < 0.0
+
+
+def test_a_rate_that_failed_leaves_a_claim_open_and_a_rate_at_the_edge_is_told() -> None:
+    claim = ClaimConfig(source="-", says="Lower.", test=ClaimTest.BETTER, arms=["low", "high"])
+    tried = (Tried(0.3, None, "out of memory", has_diverged=False), Tried(1.0, 3.0, None, has_diverged=False))
+    low, high = arm("low", [3.0, 3.001, 3.002]), arm("high", [3.3, 3.301, 3.302])
+    (verdict,) = judge(result([low, replace(high, tried=tried)], [claim]))
+    assert verdict.ruling is Ruling.UNDECIDED
+    assert verdict.why.endswith("; a rate to try failed: x0.3 of high")
+    (verdict,) = judge(result([low, replace(high, at_edge=True)], [claim]))
+    assert verdict.ruling is Ruling.CONFIRMED
+    assert verdict.why.endswith("; a better rate may lie beyond those tried for high")
+
+
+def test_runs_of_several_arms_are_one_share() -> None:
+    claim = ClaimConfig(
+        source="-", says="Few diverge.", test=ClaimTest.VALUE, measure=DIVERGED, arms=["a", "b"], high=0.15
+    )
+    arms = [arm(name, [0.0] * 13, DIVERGED) for name in "ab"]
+    (verdict,) = judge(result(arms, [claim]))
+    assert verdict.ruling is Ruling.CONFIRMED
+    assert verdict.why == "all 2 arms, diverged: 0.0% [0.0%, 12.9%]"
+    with pytest.raises(ValidationError, match="test value of several arms is of diverged, not heldout_nll; name one"):
+        result(arms, [claim.model_copy(update={"measure": "heldout_nll"})])
+
+
+def test_an_arm_that_learned_from_other_rows_than_the_others_is_marked() -> None:
+    """As where the file changed between two arms; other rows that an arm asked for are its own."""
+
+    def of(name: str, rows: str) -> ArmResult:
+        return arm(name, [], outcomes=[outcome({"heldout_nll": 3.0}, data_hash=rows)] * 3)
+
+    arms = [of("a", "old"), of("b", "old"), of("c", "new")]
+    assert result(arms, []).mixed_data == ["c"]
+    arms[2] = replace(arms[2], settings={"data.train_rows": 9})
+    assert result(arms, []).mixed_data == []

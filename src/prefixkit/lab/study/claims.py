@@ -9,9 +9,9 @@ from itertools import pairwise
 from prefixkit.config import ClaimConfig, ClaimTest, Size
 from prefixkit.evaluation.intervals import Interval
 from prefixkit.lab.comparison import Better, Measure, Unit, format_value
-from prefixkit.lab.study.measures import DIVERGED, known_measures
+from prefixkit.lab.study.measures import COSTS, DIVERGED, known_measures
 from prefixkit.lab.study.results import ArmResult, StudyResult
-from prefixkit.lab.study.statistics import Estimate, difference, mean_of, ratio, spread
+from prefixkit.lab.study.statistics import Estimate, difference, mean_of, ratio, share_of, spread
 
 #: Repeats without which nothing is called confirmed or refuted.
 LEAST_REPEATS = 3
@@ -62,10 +62,21 @@ def _judge(claim: ClaimConfig, result: StudyResult) -> Verdict:
     found = _findings(claim, arms, measure)
     ruling, why = _together([each.ruling for each in found]), "; ".join(each.words for each in found)
     lost = {arm.name: arm.lost for arm in arms if arm.lost and measure.key != DIVERGED}
+    untried = {arm.name: arm.untried[0].factor for arm in arms if arm.untried}
+    if untried:  # its best rate may be among them
+        told = ", ".join(f"x{factor:g} of {name}" for name, factor in untried.items())
+        return Verdict(claim, Ruling.UNDECIDED, f"{why}; a rate to try failed: {told}")
     if lost:  # those that came through are the lucky ones
         told = ", ".join(f"{count} of {name}" for name, count in lost.items())
         return Verdict(claim, Ruling.UNDECIDED, f"{why}; runs that diverged or failed are not in it: {told}")
+    at_edge = [arm.name for arm in arms if arm.at_edge and not _is_cost(measure)]
+    if at_edge:
+        why += f"; a better rate may lie beyond those tried for {', '.join(at_edge)}"
     return Verdict(claim, ruling, why)
+
+
+def _is_cost(measure: Measure) -> bool:
+    return measure.key == DIVERGED or measure.key in {cost.key for cost in COSTS}
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure) -
             return [_within(ratio(arms[0], arms[1], measure.key), claim, words, Unit.RATIO)]
         case ClaimTest.SPREAD:
             return [_within(spread(arms, measure.key), claim, f"greatest over least {label}, less one", Unit.SHARE)]
+        case ClaimTest.VALUE if len(arms) > 1:
+            return [_within(share_of(arms, measure.key), claim, f"all {len(arms)} arms, {label}", measure.unit)]
         case ClaimTest.VALUE:
             return [_within(mean_of(arms[0], measure.key), claim, f"{arms[0].name}, {label}", measure.unit)]
         case _:

@@ -5,11 +5,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from prefixkit.config import load_recipe
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import difference, mean_of
 
 _MEASURE = "heldout_nll"
+_SCALED = "prefix.init.scaled"
 FOUND = "found.json"
 
 
@@ -22,21 +24,24 @@ class FoundArm:
         x: its place on the study's axis.
         settings: what it sets.
         rates: the learning rates it was used at, by setting.
+        is_scaled: whether those are in units of each layer (`prefix.init.scaled`).
         mean: of the held-out loss, in nats per token.
-        behind: how far that is above the best arm's, with its 95% interval; 0 for the best itself.
+        behind: how far that is above that of the best arm of the axis, or where there is no axis of all, with its 95%
+            interval; 0 for the best itself, None where there is nothing to tell it by.
     """
 
     name: str
     x: float | None
     settings: dict[str, Any]
     rates: dict[str, float]
+    is_scaled: bool
     mean: float
-    behind: tuple[float, float, float]
+    behind: tuple[float, float, float] | None
 
     @property
     def is_as_good(self) -> bool:
         """Whether the best arm is not ahead of it beyond the interval."""
-        return self.behind[1] <= 0
+        return self.behind is not None and self.behind[1] <= 0
 
 
 @dataclass(frozen=True)
@@ -62,20 +67,25 @@ class FoundStudy:
     arms: tuple[FoundArm, ...]
 
     @property
-    def best(self) -> FoundArm:
-        """The arm with the lowest held-out loss."""
-        return min(self.arms, key=lambda arm: arm.mean)
+    def placed(self) -> list[FoundArm]:
+        """The arms on the study's axis."""
+        return [arm for arm in self.arms if arm.x is not None]
 
 
 def summarise(result: StudyResult) -> list[FoundStudy]:
-    """Return a study in short, recipe by recipe; nothing of one whose arms have no held-out loss to compare."""
+    """Return a study in short, recipe by recipe; nothing of one whose arms have no held-out loss to compare.
+
+    Arms that lost a run are left out: the runs that came through are the lucky ones.
+    """
     found = []
     for recipe, arms in result.recipes.items():
-        means = {arm.name: mean.value for arm in arms if (mean := mean_of(arm, _MEASURE)) is not None}
-        measured = [arm for arm in arms if arm.name in means]
+        whole = [arm for arm in arms if not arm.lost]
+        means = {arm.name: mean.value for arm in whole if (mean := mean_of(arm, _MEASURE)) is not None}
+        measured = [arm for arm in whole if arm.name in means]
         if not measured:
             continue
-        best = min(measured, key=lambda arm: means[arm.name])
+        placed = [arm for arm in measured if arm.x is not None]
+        best = min(placed or measured, key=lambda arm: means[arm.name])
         found.append(
             FoundStudy(
                 name=result.study.name,
@@ -84,7 +94,7 @@ def summarise(result: StudyResult) -> list[FoundStudy]:
                 format=best.format,
                 tokens=best.tokens,
                 base_loss=result.baselines(recipe).get(f"base.{_MEASURE}"),
-                arms=tuple(_arm(arm, best, means[arm.name]) for arm in measured),
+                arms=tuple(_arm(result, arm, best, means[arm.name]) for arm in measured),
             )
         )
     return found
@@ -103,12 +113,24 @@ def read_found() -> list[FoundStudy]:
 
 
 def _read_arm(entry: dict[str, Any]) -> FoundArm:
-    return FoundArm(**entry | {"behind": tuple(entry["behind"])})
+    behind = entry["behind"]
+    return FoundArm(**entry | {"behind": None if behind is None else tuple(behind)})
 
 
-def _arm(arm: ArmResult, best: ArmResult, mean: float) -> FoundArm:
-    behind = (0.0, 0.0, 0.0)
-    apart = None if arm is best else difference(arm, best, _MEASURE)
-    if apart is not None and apart.interval is not None:
-        behind = (apart.value, apart.interval.low, apart.interval.high)
-    return FoundArm(arm.name, arm.x, arm.settings, arm.rates, mean, behind)
+def _arm(result: StudyResult, arm: ArmResult, best: ArmResult, mean: float) -> FoundArm:
+    return FoundArm(arm.name, arm.x, arm.settings, arm.rates, _is_scaled(result, arm), mean, _behind(arm, best))
+
+
+def _behind(arm: ArmResult, best: ArmResult) -> tuple[float, float, float] | None:
+    if arm is best:
+        return (0.0, 0.0, 0.0)
+    apart = difference(arm, best, _MEASURE)
+    if apart is None or apart.interval is None:
+        return None
+    return (apart.value, apart.interval.low, apart.interval.high)
+
+
+def _is_scaled(result: StudyResult, arm: ArmResult) -> bool:
+    settings = {**result.settings, **dict(each.split("=", 1) for each in result.overrides), **arm.settings}
+    said = settings.get(_SCALED)
+    return load_recipe(arm.recipe).prefix.init.scaled if said is None else str(said).lower() == "true"

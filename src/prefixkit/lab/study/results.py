@@ -1,5 +1,6 @@
 """The results of a study as ``study.json`` keeps them: every trial with its values, and where they come from."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ class ArmResult:
         """How many runs have no scores, because they diverged or failed."""
         return sum(trial.outcome.error is not None for trial in self.trials)
 
+    @property
+    def untried(self) -> list[Tried]:
+        """Learning rates whose run failed, and not because it diverged: a better one may be among them."""
+        return [each for each in self.tried if each.validation_loss is None and not each.has_diverged]
+
+    @property
+    def same_data(self) -> tuple[str, ...]:
+        """What arms have in common that are to learn from the same rows."""
+        own = {key: value for key, value in self.settings.items() if key.startswith(("data.", "model."))}
+        return self.recipe, *(f"{key}={value}" for key, value in sorted(own.items()))
+
     def values(self, measure: str) -> list[float]:
         """Return a measure of every trial that has it, in the order of the replicates."""
         found = [trial.outcome.values.get(measure) for trial in self.trials]
@@ -127,14 +139,27 @@ class StudyResult:
         return next((outcome.others for outcome in outcomes if outcome.others), {})
 
     @property
+    def unfinished(self) -> list[str]:
+        """Why runs, rates that were tried among them, did not come to their end: those that did not diverge."""
+        trained = [arm for arm in self.arms if arm.factor is not None]
+        outcomes = [trial.outcome for arm in trained for trial in arm.trials]
+        finals = [outcome.error for outcome in outcomes if not outcome.has_diverged]
+        tried = [each.error for arm in self.arms for each in arm.untried]
+        return [error for error in (*finals, *tried) if error is not None]
+
+    @property
     def mixed_data(self) -> list[str]:
-        """Arms whose runs of one draw did not learn from the same rows: their data changed in between."""
-        hashes: dict[tuple[str, int], set[str]] = {}
+        """Arms with runs that learned from other rows than most that were to have the same: the data changed."""
+        hashes: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
         for arm in self.arms:
             for trial in arm.trials:
-                if trial.outcome.data_hash is not None:
-                    hashes.setdefault((arm.name, trial.replicate.subset), set()).add(trial.outcome.data_hash)
-        return list(dict.fromkeys(name for (name, _), found in hashes.items() if len(found) > 1))
+                if (found := trial.outcome.data_hash) is not None:
+                    hashes.setdefault((*arm.same_data, trial.replicate.subset), []).append((arm.name, found))
+        others = []
+        for runs in hashes.values():
+            ((usual, _),) = Counter(found for _, found in runs).most_common(1)
+            others += [name for name, found in runs if found != usual]
+        return list(dict.fromkeys(others))
 
     @property
     def mixed_hardware(self) -> list[str]:

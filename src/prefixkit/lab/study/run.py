@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prefixkit.config import Recipe
 from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation import check_metrics
 from prefixkit.files import write_json
@@ -21,8 +22,10 @@ from prefixkit.lab.study.plan import Arm, Plan, at_factor, rates_of
 from prefixkit.lab.study.results import ArmResult, StudyResult, TrialResult, Tried, write_results
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import SWEEP, Result, Runner
+from prefixkit.methods import check_installed
 from prefixkit.models.hardware import describe_machine
 
+_NOT_RUN = "not run: no rate trained to its end"
 _SAMPLES = 3
 """Texts of each trial that the results keep."""
 
@@ -43,11 +46,12 @@ def run_study(plan: Plan, runner: Runner, *, report: Report) -> StudyResult:
         in them as such.
 
     Raises:
-        ConfigError: a metric's package is missing, or the folder holds a sweep.
+        ConfigError: a metric's or method's package is missing, or the folder holds a sweep.
         SweepError: none of the trials could begin, so that the study itself is at fault: its model or data, say.
         KeyboardInterrupt: Ctrl-C; the same study goes on where it was.
     """
     for arm in plan.arms:
+        check_installed(arm.recipe.method.kind)
         check_metrics(arm.recipe)  # while rates are tried, none is measured
     if "trials" in read_record(plan.folder / SWEEP):
         raise ConfigError(f"{plan.folder}: holds a sweep; give the study another --out")
@@ -140,7 +144,8 @@ def _gather(
         factor, factors = best[arm.name], sorted(tried[arm.name])
         rates = tuple(_tried(plan.search(arm, each), each, errors) for each in factors if len(factors) > 1)
         if factor is None:
-            outcomes = [_without_a_rate(rates)] * len(plan.replicates)
+            others = [Outcome.failed(_NOT_RUN, has_diverged=False)] * (len(plan.replicates) - 1)
+            outcomes = [_without_a_rate(rates), *others]
         else:
             finals = [plan.final(arm, factor, each) for each in plan.replicates]
             outcomes = [read_outcome(trial, errors.get(trial.folder), samples=_SAMPLES) for trial in finals]
@@ -180,9 +185,14 @@ def _tried(trial: Trial, factor: float, errors: dict[Path, str]) -> Tried:
 
 
 def _without_a_rate(tried: Sequence[Tried]) -> Outcome:
-    """Return what every run of an arm came to whose every rate failed: divergence, if that is how each of them did."""
+    """Return what the run of the first seed came to, at every rate: divergence, if that is how each of them ended."""
     reason = f"no rate trained to its end; the first: {tried[0].error}"
     return Outcome.failed(reason, has_diverged=all(each.has_diverged for each in tried))
+
+
+def _rows_of(recipe: Recipe) -> str | int | None:
+    rows = recipe.data.train_rows
+    return f"{rows} of each label" if rows is not None and recipe.data.learn_also else rows
 
 
 def _budget(plan: Plan) -> dict[str, Any]:
@@ -192,7 +202,7 @@ def _budget(plan: Plan) -> dict[str, Any]:
         "optimiser steps": [recipe.train.steps for recipe in recipes],
         "texts per step": [recipe.train.batch_size * recipe.train.accumulation for recipe in recipes],
         "tokens per text at most": [recipe.data.max_tokens for recipe in recipes],
-        "training rows at most": [recipe.data.train_rows for recipe in recipes],
+        "training rows at most": [_rows_of(recipe) for recipe in recipes],
         "base model": [recipe.model.base for recipe in recipes],
         "data": [recipe.data.source for recipe in recipes],
     }

@@ -13,6 +13,7 @@ diverged, a variance over runs would be 0.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from scipy import stats
@@ -74,6 +75,17 @@ def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
     return Estimate(float(np.mean(values)), interval, len(repeats))
 
 
+def share_of(arms: Sequence[ArmResult], measure: str) -> Estimate:
+    """Return the share of all runs of some arms for which a measure is 1, with Wilson's interval.
+
+    Args:
+        arms: whose runs, each with the measure, are taken together.
+        measure: such as diverged.
+    """
+    values = [value for arm in arms for value in arm.values(measure)]
+    return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values]), len(values))
+
+
 def difference(first: ArmResult, second: ArmResult, measure: str, *, level: float = _LEVEL) -> Estimate | None:
     """Return the first arm's mean less the second's over the replicates both have; None where there are none.
 
@@ -109,8 +121,10 @@ def ratio(first: ArmResult, second: ArmResult, measure: str) -> Estimate | None:
 def spread(arms: Sequence[ArmResult], measure: str) -> Estimate | None:
     """Return by how much the greatest of the arms' means is above the least, as a share of the least.
 
-    The greatest of several means is above the least by chance alone, so the interval is that of this one difference at
-    the level that holds for all pairs of arms together (Bonferroni); None where an arm has no value above 0.
+    The greatest of several means is above the least by chance alone, and which two arms are truly the farthest apart is
+    not known. So each pair's difference has an interval at the level that holds for all pairs together (Bonferroni),
+    and the greatest difference lies between the highest of their lower ends and the highest of their upper ones. None
+    where an arm has no value above 0.
     """
     means = {arm.name: mean_of(arm, measure) for arm in arms}
     known = {name: mean.value for name, mean in means.items() if mean is not None}
@@ -119,14 +133,15 @@ def spread(arms: Sequence[ArmResult], measure: str) -> Estimate | None:
     greatest, least = (pick(arms, key=lambda arm: known[arm.name]) for pick in (max, min))
     level = 1 - (1 - _LEVEL) / (len(arms) * (len(arms) - 1) / 2)
     found = difference(greatest, least, measure, level=level)
-    if found is None:
+    pairs = [difference(one, other, measure, level=level) for one, other in permutations(arms, 2)]
+    if found is None or None in pairs:
         return None
+    intervals = [pair.interval for pair in pairs if pair is not None and pair.interval is not None]
     base = known[least.name]
-    return Estimate(
-        found.value / base,
-        None if found.interval is None else found.interval.map(lambda end: end / base),
-        found.repeats,
-    )
+    interval = None
+    if len(intervals) == len(pairs):
+        interval = Interval(max(each.low for each in intervals) / base, max(each.high for each in intervals) / base)
+    return Estimate(found.value / base, interval, min(pair.repeats for pair in pairs if pair is not None))
 
 
 def _pairs(first: ArmResult, second: ArmResult, measure: str) -> list[_Pair]:
