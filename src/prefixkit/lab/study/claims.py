@@ -145,6 +145,6 @@ def _together(rulings: Sequence[Ruling]) -> Ruling:
 def estimate_text(found: Estimate, unit: Unit) -> str:
     """Write a value with its interval: ``-0.016 [-0.026, -0.007]``."""
     value = format_value(found.value, unit)
-    if found.interval is None:
+    if found.interval is None or found.interval.low == found.interval.high:  # all runs alike, as a count is
         return value
     return f"{value} [{format_value(found.interval.low, unit)}, {format_value(found.interval.high, unit)}]"
