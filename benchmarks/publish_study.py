@@ -19,7 +19,7 @@ from prefixkit.lab.study.claims import Verdict, judge
 from prefixkit.lab.study.found import FOUND, write_found
 from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.study.page import baseline_rows, columns_of, outcome_counts
-from prefixkit.lab.study.plots import measure_plot
+from prefixkit.lab.study.plots import layers_plot, measure_plot
 from prefixkit.lab.study.results import STUDY, StudyResult, read_results, write_results
 from prefixkit.lab.study.statistics import mean_of
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "studies"
 PAGE = ROOT / "docs" / "studies.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-PICTURE, STUDY_PAGE = "measured.svg", "README.md"
+PICTURE, LAYERS, STUDY_PAGE = "measured.svg", "layers.svg", "README.md"
 
 
 def results_block(results: list[StudyResult]) -> str:
@@ -56,6 +56,7 @@ def study_page(result: StudyResult) -> str:
         "",
         f"![{shown} of every arm]({PICTURE})",
         "",
+        *([f"![{shown} by the layers that have a prefix]({LAYERS})", ""] if _layers_picture(result) else []),
         *_table(result),
         "",
         *_claimed(result),
@@ -65,6 +66,10 @@ def study_page(result: StudyResult) -> str:
         "",
     ]
     return "\n".join([*lines, *([result.study.beyond.strip(), ""] if result.study.beyond else [])])
+
+
+def _layers_picture(result: StudyResult) -> str | None:
+    return layers_plot(result, known_measures()[result.study.measure], name="layers")
 
 
 def _measured(verdict: Verdict) -> str:
@@ -167,6 +172,8 @@ def publish(folder: Path) -> None:
     picture = measure_plot(result, known_measures()[result.study.measure], name="measured")
     if picture is not None:
         write_text(target / PICTURE, standalone(picture))
+    if (layers := _layers_picture(result)) is not None:
+        write_text(target / LAYERS, standalone(layers))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from prefixkit.config import ClaimConfig
 from prefixkit.lab.study.index import write_index
 from prefixkit.lab.study.measures import DIVERGED, known_measures
 from prefixkit.lab.study.page import render_study, write_page
-from prefixkit.lab.study.plots import measure_plot, rates_plot
+from prefixkit.lab.study.plots import layers_plot, measure_plot, rates_plot
 from prefixkit.lab.study.results import Tried, write_results
 
 CLAIMS = [
@@ -101,3 +101,20 @@ def test_the_index_counts_and_links(found, tmp_path: Path) -> None:  # type: ign
     assert 'href="one/study.html"' in page
     assert 'href="two words/study.html"' in page
     assert page.count("Short beats long.") == 2
+
+
+def test_layers_are_drawn_for_arms_that_differ_in_them() -> None:
+    measure = known_measures()["heldout_nll"]
+    settings = {"every layer": None, "first two": "[0, 1]", "layer 3 alone": [3]}
+    arms = [
+        replace(arm(name, [4.0 + place, 4.0 + place]), settings={"prefix.layers": layers})
+        for place, (name, layers) in enumerate(settings.items())
+    ]
+    drawn = layers_plot(result(arms, []), measure, name="layers")
+    assert drawn is not None
+    assert all(words in drawn for words in (*settings, "4.000", "6.000"))
+    opacities = [float(each) for each in re.findall(r"opacity: ([0-9.]+)", drawn)]
+    assert sorted(set(opacities)) == [0.15, 0.575]  # the best is opaque, which SVG does not say
+    assert opacities.count(0.575) == 2
+    assert "What each layer is worth" in render_study(result(arms, []))
+    assert layers_plot(result([arm("a", [4.0]), arm("b", [4.1])], []), measure, name="layers") is None

@@ -14,7 +14,7 @@ from prefixkit.lab.facts import Fact, flat_facts
 from prefixkit.lab.pages import render_page
 from prefixkit.lab.study.claims import Verdict, judge
 from prefixkit.lab.study.measures import DIVERGED, known_measures
-from prefixkit.lab.study.plots import measure_plot, rates_plot
+from prefixkit.lab.study.plots import layers_plot, measure_plot, rates_plot
 from prefixkit.lab.study.results import ArmResult, StudyResult, read_results
 from prefixkit.lab.study.statistics import mean_of
 
@@ -161,6 +161,12 @@ def _drawings(result: StudyResult) -> list[Drawing]:
         if wide is not None and narrow is not None:
             # Markup: these SVGs are made here from numbers and from names that matplotlib escapes.
             drawings.append(Drawing(known[key].label, known[key].meaning, Markup(wide), Markup(narrow)))
+    own = known[result.study.measure]
+    wide = layers_plot(result, own, name="layers")
+    narrow = layers_plot(result, own, name="layers-narrow", width=_NARROW_INCHES)
+    if wide is not None and narrow is not None:
+        meaning = f"The layers that each arm gives a prefix, the darker the better its {own.label.lower()} (right)."
+        drawings.insert(1, Drawing("What each layer is worth", meaning, Markup(wide), Markup(narrow)))
     return drawings
 
 

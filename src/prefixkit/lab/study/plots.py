@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 
+import yaml
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from prefixkit.lab.comparison import Measure, Unit
+from prefixkit.lab.comparison import Better, Measure, Unit, format_value
 from prefixkit.lab.plots import FAINT, INSTRUCTION, PREFIX, STYLE, to_svg
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import mean_of
 
+_LAYERS = "prefix.layers"
 _BASELINES = {"base.": "base model", "instruction.": "instruction"}
 
 
@@ -50,6 +52,43 @@ def measure_plot(result: StudyResult, measure: Measure, *, name: str, width: flo
         return to_svg(figure, name, f"{measure.label} of every arm")
 
 
+def layers_plot(result: StudyResult, measure: Measure, *, name: str, width: float = 9.6) -> str | None:
+    """Draw what which layers' prefixes are worth: a row per arm, its layers filled, the darker the better its mean.
+
+    Args:
+        result: the study's.
+        measure: which.
+        name: put before every id in the SVG.
+        width: inches.
+
+    Returns:
+        An ``<svg>`` element, or None where arms do not differ in their layers.
+    """
+    layers = {arm.name: _layers(arm) for arm in result.arms if _LAYERS in arm.settings and arm.values(measure.key)}
+    known = [layer for each in layers.values() if each is not None for layer in each]
+    if not known:
+        return None
+    count, means = max(known) + 1, {name: _mean(result.arm(name), measure) for name in layers}
+    least, most = min(means.values()), max(means.values())
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, 1.0 + 0.32 * len(layers)), layout="constrained")
+        axes = figure.add_subplot()
+        for row, (arm, filled) in enumerate(layers.items()):
+            share = (means[arm] - least) / (most - least) if most > least else 1.0
+            share = 1 - share if measure.better is Better.LOWER else share
+            spans = [(layer - 0.45, 0.9) for layer in (range(count) if filled is None else filled)]
+            axes.broken_barh(spans, (row - 0.4, 0.8), color=PREFIX, alpha=0.15 + 0.85 * share, linewidth=0)
+            axes.annotate(format_value(means[arm], measure.unit), (count - 0.5, row), xytext=(6, 0), va="center",
+                          textcoords="offset points", color=FAINT, fontsize=9, annotation_clip=False)  # fmt: skip
+        axes.set_yticks(range(len(layers)), list(layers))
+        axes.set_ylim(len(layers) - 0.5, -0.5)
+        axes.set_xlim(-0.5, count - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+        axes.set(xlabel="layer")
+        axes.grid(visible=False)
+        return to_svg(figure, name, f"{measure.label} by the layers that have a prefix")
+
+
 def rates_plot(result: StudyResult, *, name: str, width: float = 9.6) -> str | None:
     """Draw the validation loss against the factor on the default rate, a line per arm; None where none was tried."""
     arms = [arm for arm in result.arms if sum(each.validation_loss is not None for each in arm.tried) > 1]
@@ -72,6 +111,13 @@ def rates_plot(result: StudyResult, *, name: str, width: float = 9.6) -> str | N
         axes.set(xlabel="times the arm's own default rate", ylabel="validation loss")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         return to_svg(figure, name, "Validation loss against the learning rate of every arm")
+
+
+def _layers(arm: ArmResult) -> list[int] | None:
+    """Return the layers an arm gives a prefix; None for all."""
+    said = arm.settings[_LAYERS]
+    found: list[int] | None = yaml.safe_load(said) if isinstance(said, str) else said  # as on the command line
+    return found
 
 
 def _along(axes: Axes, arms: Sequence[ArmResult], measure: Measure, result: StudyResult) -> None:
