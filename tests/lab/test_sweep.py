@@ -122,6 +122,7 @@ def test_interrupting_a_sweep_ends_its_runs_with_a_checkpoint(sweep_recipe: str,
     trials = plan(sweep_recipe, ["train.steps=100000", "train.patience=null"], seeds=2, folder=folder)
     log = trials[0].folder.with_name(f"{trials[0].folder.name}.log")
     main = threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
 
     def interrupt_once_it_trains() -> None:
         deadline = time.monotonic() + 90
@@ -130,8 +131,11 @@ def test_interrupting_a_sweep_ends_its_runs_with_a_checkpoint(sweep_recipe: str,
         signal.pthread_kill(main.ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt_once_it_trains).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep(trials, folder, on_this_machine(), report=quiet)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(trials, folder, on_this_machine(), report=quiet)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(trials[0].folder.glob("training/checkpoints/checkpoint-*"))
     assert "interrupted; go on with --resume" in log.read_text()
     assert not trials[1].folder.exists()

@@ -158,7 +158,7 @@ def test_machine_names_what_decides_results():
     assert machine.cpu
     assert 1 <= machine.cores <= psutil.cpu_count()
     assert machine.memory_bytes == psutil.virtual_memory().total
-    assert list(machine.versions) == ["torch", "transformers", "accelerate", "prefixkit"]
+    assert {"torch", "transformers", "peft", "prefixkit"} <= set(machine.versions)
     assert machine.versions["torch"] == torch.__version__
 
 

@@ -13,7 +13,7 @@ diverged, a variance over runs would be 0.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -133,14 +133,16 @@ def spread(arms: Sequence[ArmResult], measure: str) -> Estimate | None:
     greatest, least = (pick(arms, key=lambda arm: known[arm.name]) for pick in (max, min))
     level = 1 - (1 - _LEVEL) / (len(arms) * (len(arms) - 1) / 2)
     found = difference(greatest, least, measure, level=level)
-    pairs = [difference(one, other, measure, level=level) for one, other in permutations(arms, 2)]
+    pairs = [difference(one, other, measure, level=level) for one, other in combinations(arms, 2)]
     if found is None or None in pairs:
         return None
     intervals = [pair.interval for pair in pairs if pair is not None and pair.interval is not None]
     base = known[least.name]
     interval = None
     if len(intervals) == len(pairs):
-        interval = Interval(max(each.low for each in intervals) / base, max(each.high for each in intervals) / base)
+        low = max(max(each.low, -each.high) for each in intervals)  # either arm may be the greater
+        high = max(max(each.high, -each.low) for each in intervals)
+        interval = Interval(low / base, high / base)
     return Estimate(found.value / base, interval, min(pair.repeats for pair in pairs if pair is not None))
 
 
