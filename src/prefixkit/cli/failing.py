@@ -1,7 +1,9 @@
 """How the command line fails: one line on stderr and exit 1; Ctrl-C and SIGTERM exit 130."""
 
+import math
 import signal
 import sys
+import time
 import traceback
 from types import FrameType
 
@@ -11,22 +13,29 @@ from prefixkit.errors import PrefixkitError
 
 _UNUSABLE = 2
 _INTERRUPTED = 130
+_SAME_SECONDS = 5.0
 
 
 def take_termination_as_interrupt() -> None:
-    """Let SIGTERM, sent before a scheduler kills, and SIGHUP, of a terminal that closes, do what Ctrl-C does, once."""
+    """Let SIGTERM, sent before a scheduler kills, and SIGHUP, of a terminal that closes, do what Ctrl-C does.
+
+    Some send it twice: a second one within seconds is the same one.
+    """
+    last = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in taken:
-            signal.signal(each, signal.SIG_IGN)
+        nonlocal last
+        if time.monotonic() - last < _SAME_SECONDS:
+            return
+        last = time.monotonic()
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` has it, which means the keyboard
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not all on Windows
-    taken = [each for each in there if signal.getsignal(each) is signal.SIG_DFL]  # `nohup` ignores SIGHUP, and means it
-    for each in taken:
-        signal.signal(each, interrupt)
+    for each in there:
+        if signal.getsignal(each) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and means it
+            signal.signal(each, interrupt)
 
 
 def run_app(app: typer.Typer, arguments: list[str]) -> int:
