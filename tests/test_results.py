@@ -2,14 +2,16 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from prefixkit.errors import TrainingError
+from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.page import render_study
+from prefixkit.lab.study.results import read_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,4 +170,15 @@ def test_the_page_on_studies_says_what_the_published_results_say():
         folder = publish.RESULTS / result.study.name
         assert (folder / publish.STUDY_PAGE).read_text(encoding="utf-8") == publish.study_page(result)
         assert (folder / publish.PICTURE).is_file()
-        assert not result.mixed_versions
+        assert (result.mixed_versions, result.mixed_data, result.mixed_hardware) == ({}, [], [])
+        assert read_results(folder) == result  # held against the claims as they are written today
+
+
+def test_a_study_whose_file_runs_something_else_by_now_is_not_published():
+    publish = load_publish("publish_study")
+    result = publish.published()[0]
+    reworded = replace(result, study=result.study.model_copy(update={"title": "Old words", "claims": []}))
+    assert publish.as_shipped(reworded) == result
+    other = replace(result, study=result.study.model_copy(update={"rates": [7.0]}))
+    with pytest.raises(PrefixkitError, match=f"^{result.study.name}: its study file runs something else by now"):
+        publish.as_shipped(other)

@@ -53,6 +53,14 @@ def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -
     assert (units.value, units.why) == (True, "what that rate was found in: each layer's own size")
 
 
+def test_a_rate_in_units_is_not_advised_for_a_start_that_has_none() -> None:
+    plain = Recipe.model_validate({"prefix": {"init": {"kind": "random"}}})
+    length, rate, depth, start = advise(plain, LOOKED, [LENGTHS])
+    assert (length.study, rate.study, depth.study, start.value) == ("length", None, None, "random")
+    assert rate.value == plain.train.learning_rate
+    assert rate.why.endswith("no published study varies it from a start of kind random")
+
+
 def test_a_length_that_was_not_compared_is_not_advised_as_good() -> None:
     lengths = study("length", found_arm("5 tokens", 3.86, None, x=5.0), found_arm("50 tokens", 3.85, BEST, x=50.0))
     assert values([lengths])["prefix.num_virtual_tokens"] == 50

@@ -109,17 +109,16 @@ def report(
     from prefixkit.lab.study.page import write_page
     from prefixkit.lab.study.results import STUDY
 
-    found: set[Path] = set()
-    for name in studies or ["*"]:
-        folders = _folders_of(name, STUDY)
+    named = {name: _folders_of(name, STUDY) for name in studies or ["*"]}
+    for name, folders in named.items():
         if not folders:
             where = name if studies else HOME
             raise ArtefactError(f"{where}: no results of a study; run one first, `prefixkit study run NAME`")
-        found.update(folders)
-    for folder in sorted(found):
+    found = sorted({folder for folders in named.values() for folder in folders})
+    for folder in found:
         typer.echo(write_page(folder))
     if not studies:
-        typer.echo(write_index(sorted(found), HOME))
+        typer.echo(write_index(found, HOME))
 
 
 def _folders_of(name: str, results: str) -> list[Path]:

@@ -81,9 +81,8 @@ class ClaimConfig(Section):
     test: ClaimTest = Field(strict=False)
     """better: the first arm beats the second, or is behind by no more than `margin`; ordered: each arm beats the next;
     ratio: of the first arm's value to the second's, between low and high; spread: of the arms' greatest mean over their
-    least, less one, between low and high; value: of the one arm, or the share of several arms' runs
-    that diverged, between low and high; none: cannot be tested, for the
-    reason why."""
+    least, less one, between low and high; value: of the one arm, or the share of several arms' runs that diverged,
+    between low and high; none: cannot be tested, for the reason why."""
     measure: str = "heldout_nll"
     """A key of scores.json, or seconds, peak_memory_bytes, flops_per_token, rollbacks or diverged; left out, the
     study's."""

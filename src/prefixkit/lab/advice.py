@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from prefixkit.config import Recipe
+from prefixkit.config import InitKind, Recipe
 from prefixkit.data import PreparedData
 from prefixkit.evaluation import heldout_loss
 from prefixkit.lab.study.found import FoundArm, FoundStudy
@@ -93,8 +93,8 @@ def advise(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[
         looked: at its data.
         found: published studies.
     """
-    start = [_depth(recipe, found), _start(recipe, looked, found)]
-    return [_length(recipe, found), *_rate(recipe, found), *start]
+    start = _start(recipe, looked, found)
+    return [_length(recipe, found), *_rate(recipe, found, start.value), _depth(recipe, found), start]
 
 
 def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[str]:
@@ -159,12 +159,17 @@ def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, study.name)
 
 
-def _rate(recipe: Recipe, found: Sequence[FoundStudy]) -> list[Advice]:
-    """Return the learning rate and what it is counted in, which mean nothing without each other."""
+def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str) -> list[Advice]:
+    """Return the learning rate and what it is counted in, which mean nothing without each other.
+
+    Counted in layers' own sizes, it is no rate for a start that has none.
+    """
     study, length = _of_lengths(recipe, found), _length(recipe, found)
     if study is None:
         return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, _SUCH_DATA)]
     arm = next(arm for arm in study.arms if arm.x == length.value)
+    if arm.is_scaled and start in (InitKind.RANDOM, InitKind.ZERO):
+        return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, f" from a start of kind {start}")]
     why = f"the best on validation rows of those tried for {arm.name}"
     units = "what that rate was found in: " + ("each layer's own size" if arm.is_scaled else "the numbers themselves")
     return [

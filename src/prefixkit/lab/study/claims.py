@@ -95,7 +95,7 @@ def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure) -
             return [_within(ratio(arms[0], arms[1], measure.key), claim, words, Unit.RATIO)]
         case ClaimTest.SPREAD:
             return [_within(spread(arms, measure.key), claim, f"greatest over least {label}, less one", Unit.SHARE)]
-        case ClaimTest.VALUE if len(arms) > 1:
+        case ClaimTest.VALUE if len(arms) > 1:  # of runs that diverged
             return [_within(share_of(arms, measure.key), claim, f"all {len(arms)} arms, {label}", measure.unit)]
         case ClaimTest.VALUE:
             return [_within(mean_of(arms[0], measure.key), claim, f"{arms[0].name}, {label}", measure.unit)]

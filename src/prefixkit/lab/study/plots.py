@@ -55,14 +55,7 @@ def measure_plot(result: StudyResult, measure: Measure, *, name: str, width: flo
 def layers_plot(result: StudyResult, measure: Measure, *, name: str, width: float = 9.6) -> str | None:
     """Draw what which layers' prefixes are worth: a row per arm, its layers filled, the darker the better its mean.
 
-    Args:
-        result: the study's.
-        measure: which.
-        name: put before every id in the SVG.
-        width: inches.
-
-    Returns:
-        An ``<svg>`` element, or None where arms do not differ in their layers.
+    As `measure_plot`; None where arms do not differ in their layers.
     """
     layers = {arm.name: _layers(arm) for arm in result.arms if _LAYERS in arm.settings and arm.values(measure.key)}
     known = [layer for each in layers.values() if each is not None for layer in each]

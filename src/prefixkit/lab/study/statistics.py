@@ -66,7 +66,7 @@ def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
         return None
     values = [value for _, value in known]
     if measure == DIVERGED:
-        return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values]), len(values))
+        return share_of([arm], measure)
     repeats = _repeats([replicate for replicate, _ in known], values)
     interval = mean_interval(repeats)
     unit = known_measures()[measure].unit
