@@ -3,8 +3,6 @@
 Until all settings counted (`settings`), those listed here did, first in the order their keys stood in, then sorted.
 """
 
-from typing import Any
-
 from transformers import PreTrainedModel
 
 from prefixkit.compat import layer_overrides
@@ -33,11 +31,9 @@ def older_settings_of(model: PreTrainedModel) -> list[str]:
 
 
 def _written(model: PreTrainedModel, *, is_sorted: bool) -> str:
-    def write(setting: Any) -> str:
-        return repr(sorted_keys(setting) if is_sorted else setting)
-
     config = model.config.get_text_config()
-    found = [f"{key}={write(getattr(config, key, None))};" for key in _SETTINGS]
+    settings = {key: getattr(config, key, None) for key in _SETTINGS}
+    found = [f"{key}={sorted_keys(value) if is_sorted else value!r};" for key, value in settings.items()]
     if model.config.is_encoder_decoder:
         found += [f"{key}={getattr(model.config, key, None)!r};" for key in _MORE_SETTINGS]
     return "".join(found)

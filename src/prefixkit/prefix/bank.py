@@ -42,25 +42,16 @@ class SiteBank:
     def rows(self, index: Int[Tensor, "b"]) -> "SiteBank":
         """Return the entries of each row of a batch; a single entry is shared, several are copied."""
         index = index.to(self.key.device)
-
-        def chosen(part: Tensor) -> Tensor:
-            return part[index] if len(part) > 1 else part.expand(len(index), *part.shape[1:])
-
-        mask, gate = (None if part is None else chosen(part) for part in (self.mask, self.gate))
-        return SiteBank(chosen(self.key), chosen(self.value), mask, gate)
+        mask, gate = (None if part is None else _chosen(part, index) for part in (self.mask, self.gate))
+        return SiteBank(_chosen(self.key, index), _chosen(self.value, index), mask, gate)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "SiteBank":
         """Return the bank on a device, its numbers in a dtype; what rows share is moved once."""
-
-        def moved(part: Tensor) -> Tensor:
-            is_shared = len(part) > 1 and part.stride(0) == 0
-            return part[:1].to(device, dtype).expand_as(part) if is_shared else part.to(device, dtype)
-
         return SiteBank(
-            moved(self.key),
-            moved(self.value),
+            _moved(self.key, device, dtype),
+            _moved(self.value, device, dtype),
             None if self.mask is None else self.mask.to(device),
-            None if self.gate is None else moved(self.gate),
+            None if self.gate is None else _moved(self.gate, device, dtype),
         )
 
     def seen_by(self, tokens: Bool[Tensor, "b t"]) -> "SiteBank":
@@ -181,6 +172,15 @@ def _copied(prefix: PrefixStates) -> tuple[SiteBank, ...]:
         copies = tuple(tensor[None].clone() for tensor in states)
     gates = (None if site.gate is None else site.gate[None].clone() for site in prefix.sites)
     return tuple(map(SiteBank, copies[::2], copies[1::2], repeat(None), gates))
+
+
+def _chosen(part: Tensor, index: Int[Tensor, "b"]) -> Tensor:
+    return part[index] if len(part) > 1 else part.expand(len(index), *part.shape[1:])
+
+
+def _moved(part: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    is_shared = len(part) > 1 and part.stride(0) == 0
+    return part[:1].to(device, dtype).expand_as(part) if is_shared else part.to(device, dtype)
 
 
 def _stack_site(entries: Sequence[SiteStates | None]) -> SiteBank:
