@@ -145,8 +145,7 @@ def test_the_rules_of_thumb_are_tested_not_repeated() -> None:
     assert several == "30+ virtual tokens for several attributes at once: not tested"
     both = found_arm("both", 3.9, (0.04, 0.02, 0.06), settings={"data.learn_also": ["negative"]})
     assert rules_of_thumb([LENGTHS, study("sharing", found_arm("alone", 3.86, BEST), both)])[2] == (
-        "30+ virtual tokens for several attributes at once: positive-reviews, both, beside the best: "
-        "+0.040 [+0.020, +0.060] nats per token"
+        "30+ virtual tokens for several attributes at once: positive-reviews, both: 3.900 nats per token"
     )
     assert [line.rpartition(": ")[2] for line in rules_of_thumb([])] == ["not tested"] * 3
 

@@ -131,12 +131,21 @@ def rules_of_thumb(found: Sequence[FoundStudy]) -> list[str]:
     for purpose, low, high in _RULES:
         upper = f"{low}+" if high == _NO_END else f"{low}-{high}"
         if purpose == _SEVERAL:
-            sharing = [(study, arm) for study in found if study.name == _SHARING for arm in study.arms]
-            tested = [(study, arm) for study, arm in sharing if _LEARNS_BOTH in arm.settings]
+            within = [
+                f"{study.recipe}, {arm.name}: {arm.mean:.3f} nats per token"
+                for study in found
+                if study.name == _SHARING
+                for arm in study.arms
+                if _LEARNS_BOTH in arm.settings
+            ]
         else:
-            lengths = [(study, arm) for study in found if study.name in _LENGTHS for arm in study.placed]
-            tested = [(study, arm) for study, arm in lengths if low <= (arm.x or 0) <= high]
-        within = [f"{study.recipe}, {arm.name}, beside the best: {_behind(arm)}" for study, arm in tested]
+            within = [
+                f"{study.recipe}, {arm.name}, beside the best: {_behind(arm)}"
+                for study in found
+                if study.name in _LENGTHS
+                for arm in study.placed
+                if low <= (arm.x or 0) <= high
+            ]
         said.append(f"{upper} virtual tokens for {purpose}: {'; '.join(within) or 'not tested'}")
     return said
 
