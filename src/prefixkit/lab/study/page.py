@@ -22,8 +22,9 @@ PAGE = "study.html"
 _NARROW_INCHES = 4.4
 #: What the table shows, as far as the arms have it: what is learned, what is written, and what it costs.
 _COLUMNS = (
-    "heldout_nll", "accuracy", "bleu", "rouge_l", "sentiment_accuracy", "fluency_ppl", "distinct_2", "seconds_per_step",
-    "seconds_per_token", "peak_memory_bytes", "trainable_parameters", "flops_per_token",
+    "heldout_nll", "accuracy", "bleu", "nist", "chrf", "meteor", "rouge_1", "rouge_2", "rouge_l", "sentiment_accuracy",
+    "fluency_ppl", "distinct_2", "seconds_per_step", "seconds_per_token", "peak_memory_bytes", "trainable_parameters",
+    "flops_per_token",
 )  # fmt: skip
 #: What is drawn beside the study's own measure.
 _DRAWN = ("sentiment_accuracy", "seconds_per_step", "seconds_per_token", "peak_memory_bytes")
