@@ -48,6 +48,19 @@ def test_losses_equal_a_slow_loop(base, prefix, has_prefix, batch_size):
     assert losses.tokens == (4, 1, 4, 1)
 
 
+@pytest.mark.parametrize("has_prefix", [False, True])
+def test_late_losses_are_those_of_the_second_half_of_what_is_scored(base, prefix, has_prefix):
+    chosen = prefix if has_prefix else None
+    losses = heldout_loss(base, EXAMPLES, prefix=chosen)
+    ends = [[-100, -100, -100, 12, 13], [-100] * 3, [-100] * 5 + [34, -100, 36], [-100] * 2]
+    late = [dataclasses.replace(each, labels=tuple(end)) for each, end in zip(EXAMPLES, ends, strict=True)]
+    assert losses.late.nats == pytest.approx([slow_nats(base, each, chosen) for each in late], abs=1e-10)
+    assert losses.late.tokens == (2, 0, 2, 0)
+    assert losses.early.tokens == (2, 1, 2, 1)
+    together = [early + late for early, late in zip(losses.early.nats, losses.late.nats, strict=True)]
+    assert together == pytest.approx(losses.nats, abs=1e-12)
+
+
 def test_every_token_counts_the_same(base):
     losses = heldout_loss(base, EXAMPLES)
     assert losses.mean == pytest.approx(sum(losses.nats) / 10, abs=1e-12)

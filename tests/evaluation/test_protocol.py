@@ -32,7 +32,8 @@ TEXT_KEYS = {
     "longest_copy",
 }  # fmt: skip
 SYSTEM_KEYS = TEXT_KEYS | {
-    "heldout_nll", "heldout_ppl", "heldout_nll_negative", "steering_gap", "trainable_parameters",
+    "heldout_nll", "heldout_ppl", "heldout_nll_late", "late_gap", "heldout_nll_negative", "steering_gap",
+    "trainable_parameters",
 }  # fmt: skip
 REAL_KEYS = {f"real.{key}" for key in TEXT_KEYS}
 STEERING_KEYS = {"steering", "instruction.steering"}
@@ -94,10 +95,13 @@ def test_held_out_scores_are_those_of_the_picked_rows(base, prefix, data, evalua
     scores = {key: score.value for key, score in evaluation.scores.items()}
     wanted, contrast = pick(data.test, 8), pick(data.contrast, 6)
     for key, attached in (("", prefix), ("base.", None)):
-        nll = heldout_loss(base, wanted, prefix=attached).mean
+        losses = heldout_loss(base, wanted, prefix=attached)
+        nll = losses.mean
         other = heldout_loss(base, contrast, prefix=attached).mean
         assert scores[f"{key}heldout_nll"] == nll
         assert scores[f"{key}heldout_ppl"] == math.exp(nll)
+        assert scores[f"{key}heldout_nll_late"] == losses.late.mean
+        assert scores[f"{key}late_gap"] == pytest.approx(losses.late.mean - losses.early.mean)
         assert scores[f"{key}heldout_nll_negative"] == other
         assert scores[f"{key}steering_gap"] == other - nll
     assert len({scores[f"{key}heldout_nll"] for key in ("", "base.", "instruction.")}) == 3

@@ -27,10 +27,13 @@ class TokenLosses:
     Attributes:
         nats: summed over the example's scored tokens.
         tokens: how many those are.
+        late: the same of the second half of each example's scored tokens, the smaller where they are odd in number;
+            None where that was not measured.
     """
 
     nats: tuple[float, ...]
     tokens: tuple[int, ...]
+    late: "TokenLosses | None" = None
 
     @property
     def mean(self) -> float:
@@ -46,6 +49,14 @@ class TokenLosses:
     def ratio(self) -> Ratio:
         """The mean as a ratio of sums, for its interval."""
         return Ratio(self.nats, tuple(map(float, self.tokens)))
+
+    @property
+    def early(self) -> "TokenLosses":
+        """Those of the first halves, where `late` are those of the second."""
+        assert self.late is not None
+        nats = tuple(all_of_it - late for all_of_it, late in zip(self.nats, self.late.nats, strict=True))
+        tokens = tuple(all_of_it - late for all_of_it, late in zip(self.tokens, self.late.tokens, strict=True))
+        return TokenLosses(nats, tokens)
 
     def minus(self, other: "TokenLosses") -> Ratio:
         """Return the difference to another system's losses on the same scored tokens, text by text."""
@@ -78,7 +89,7 @@ def heldout_loss(
     """
     base.require_writer()
     check_examples(base, examples, prefix_tokens=0 if prefix is None else prefix.position_offset)
-    nats = [0.0] * len(examples)
+    nats, late = [0.0] * len(examples), [0.0] * len(examples)
     done = 0
     collate = Collator(base.tokenizer.pad_token_id)
     with torch.no_grad(), attach(base.model, prefix) as handle:
@@ -86,22 +97,23 @@ def heldout_loss(
             batch = collate([examples[place] for place in places])
             with handle.infix_at(input_ends(batch["labels"])):
                 losses = _batch_losses(base, batch)
-            for place, value in zip(places, losses, strict=True):
+            for place, (value, of_second_half) in zip(places, losses, strict=True):
                 if not math.isfinite(value):
                     damaged = "base model" if prefix is None else "artefact"
                     raise EvaluationError(
                         f"the loss of a text is {value}: the {damaged} is damaged or the dtype too narrow; "
                         "try model.dtype=float32"
                     )
-                nats[place] = value
+                nats[place], late[place] = value, of_second_half
             done += len(places)
             if on_progress is not None:
                 on_progress(done, len(examples))
-    return TokenLosses(tuple(nats), tuple(_scored(example) for example in examples))
+    tokens = tuple(_scored(example) for example in examples)
+    return TokenLosses(tuple(nats), tokens, TokenLosses(tuple(late), tuple(count // 2 for count in tokens)))
 
 
-def _batch_losses(base: Base, batch: dict[str, Tensor]) -> list[float]:
-    """Return the summed loss of each row."""
+def _batch_losses(base: Base, batch: dict[str, Tensor]) -> list[tuple[float, float]]:
+    """Return the summed loss of each row, and that of the second half of its scored tokens."""
     inputs = {name: tensor.to(input_device(base.model)) for name, tensor in batch.items()}
     labels: Int[Tensor, "b t"] = inputs.pop("labels")
     logits: Float[Tensor, "b t v"] = base.model(**inputs, use_cache=False).logits
@@ -110,8 +122,8 @@ def _batch_losses(base: Base, batch: dict[str, Tensor]) -> list[float]:
     for row, expected in zip(logits[:, :-1], labels[:, 1:], strict=True):  # [t - 1, v], [t - 1]
         scored = expected != NO_LOSS
         # One row at a time: the whole batch in float32 would be the largest thing in memory.
-        each = torch.nn.functional.cross_entropy(row[scored].to(precise), expected[scored], reduction="none")
-        losses.append(each.double().sum().item())
+        each = torch.nn.functional.cross_entropy(row[scored].to(precise), expected[scored], reduction="none").double()
+        losses.append((each.sum().item(), each[len(each) - len(each) // 2 :].sum().item()))
     return losses
 
 

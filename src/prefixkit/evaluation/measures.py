@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from prefixkit.config import EvaluationConfig, Metric
 from prefixkit.data import LabelledText
 from prefixkit.evaluation.answers import Answers
@@ -12,6 +14,7 @@ from prefixkit.evaluation.copying import Copying
 from prefixkit.evaluation.diversity import Distinct, SelfBleu
 from prefixkit.evaluation.intervals import (
     Interval,
+    Numbers,
     Ratio,
     Sums,
     difference_interval,
@@ -68,9 +71,13 @@ class Measures:
     settings: EvaluationConfig
 
     def heldout(self, losses: HeldOutLosses) -> Scores:
-        """Return held-out loss and perplexity, and the gap to texts of other labels if there are any."""
+        """Return loss and perplexity, of the texts' second halves too, and the gap to texts of other labels if any."""
         scores = {"heldout_nll": self._ratio("heldout_nll", losses.wanted.ratio)}
         scores["heldout_ppl"] = _exp(scores["heldout_nll"])
+        late = losses.wanted.late
+        if late is not None and any(late.tokens):
+            scores["heldout_nll_late"] = self._ratio("heldout_nll_late", late.ratio)
+            scores["late_gap"] = self._sums("late_gap", _late_gap(late, losses.wanted.early))
         if losses.contrast is not None:
             scores["heldout_nll_negative"] = self._ratio("heldout_nll_negative", losses.contrast.ratio)
             scores["steering_gap"] = self._difference("steering_gap", losses.contrast.ratio, losses.wanted.ratio)
@@ -193,6 +200,17 @@ class Measures:
 
     def _seed(self, key: str) -> int:
         return derive(self.settings.seed, f"interval/{key}")
+
+
+def _late_gap(late: TokenLosses, early: TokenLosses) -> Sums:
+    """Return what second halves cost more than first ones per token; both of a text are drawn together."""
+    parts = np.array([late.nats, late.tokens, early.nats, early.tokens], dtype=np.float64).T
+
+    def gap(sums: Numbers) -> float:
+        with np.errstate(divide="ignore", invalid="ignore"):  # texts of one token may be drawn alone
+            return float(sums[0] / sums[1] - sums[2] / sums[3])
+
+    return Sums(parts, gap)
 
 
 def _exp(score: Score) -> Score:
