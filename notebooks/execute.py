@@ -2,6 +2,7 @@
 
     .venv/bin/python notebooks/execute.py                    # all of them
     .venv/bin/python notebooks/execute.py 02-Train           # one
+    .venv/bin/python notebooks/execute.py --record           # all of them, trained anew, and how long each took
 
 The .ipynb files are the sources, a line of text to a line of the file, and are edited in Jupyter. (Pairing them with
 text files by jupytext would keep everything twice.) Another language's edition, in a folder of its own, has text of its
@@ -10,9 +11,11 @@ own and takes its code cells, with their outputs, from the English edition of th
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,12 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from prefixkit.files import write_text
+from prefixkit.files import write_json, write_text
+from prefixkit.models.hardware import describe_machine
 
 FOLDER = Path(__file__).parent
+RUNS = FOLDER / "runs"
+RECORD = FOLDER.parent / "docs" / "results" / "notebooks.json"
 EDITIONS = ("zh-TW",)
 #: What a notebook says about where it ran: nothing that differs between machines.
 METADATA = {
@@ -97,9 +103,12 @@ def share(path: Path) -> list[Path]:
     return found
 
 
-def main(names: Sequence[str]) -> int:
+def main(names: Sequence[str], *, is_recorded: bool) -> int:
     """Run the notebooks of these names, all if there are none; returns the exit status."""
     paths = [FOLDER / f"{name}.ipynb" for name in names] or sorted(FOLDER.glob("*.ipynb"))
+    took: dict[str, float] = {}
+    if is_recorded and RUNS.exists():  # what is trained already takes no time
+        shutil.rmtree(RUNS)
     for path in paths:
         try:
             seconds = execute(path)
@@ -108,10 +117,15 @@ def main(names: Sequence[str]) -> int:
             return 1
         print(f"{path.stem}: {seconds:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
         share(path)
+        took[path.stem] = round(seconds, 1)
+    if is_recorded:
+        write_json(RECORD, {"machine": asdict(describe_machine()), "seconds": took})
     return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="such as 02-Train; all of them if left out")
-    sys.exit(main(parser.parse_args().names))
+    parser.add_argument("--record", action="store_true", help="train anew, and write the seconds to docs/results")
+    asked = parser.parse_args()
+    sys.exit(main(asked.names, is_recorded=asked.record))

@@ -139,3 +139,19 @@ def test_what_changes_from_run_to_run_is_not_saved() -> None:
     assert EXECUTE.tidied(alone)["outputs"] == alone["outputs"]
     assert kept["metadata"] == {}
     assert kept["outputs"] == [{"output_type": "display_data", "data": {"image/svg+xml": ["<svg/>"]}, "metadata": {}}]
+
+
+def test_recorded_times_are_of_notebooks_that_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, record = tmp_path / "runs", tmp_path / "notebooks.json"
+    runs.mkdir()
+    monkeypatch.setattr(EXECUTE, "RUNS", runs)
+    monkeypatch.setattr(EXECUTE, "RECORD", record)
+    monkeypatch.setattr(EXECUTE, "share", lambda path: [])
+    monkeypatch.setattr(EXECUTE, "execute", lambda path: 12.34 if not runs.exists() else 0.0)
+    assert EXECUTE.main(["01-Setup", "02-Train"], is_recorded=True) == 0
+    found = json.loads(record.read_text(encoding="utf-8"))
+    assert found["seconds"] == {"01-Setup": 12.3, "02-Train": 12.3}
+    assert found["machine"]["cores"] >= 1
+    record.unlink()
+    assert EXECUTE.main(["01-Setup"], is_recorded=False) == 0
+    assert not record.exists()
