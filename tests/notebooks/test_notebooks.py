@@ -4,6 +4,7 @@ Whether they run is asked by `make test-notebooks`, which executes them at tiny 
 """
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
