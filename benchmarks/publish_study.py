@@ -101,7 +101,7 @@ def _versions(result: StudyResult) -> dict[str, str]:
 
 
 def _table(result: StudyResult) -> list[str]:
-    measures = columns_of(result)
+    measures = [each for each in columns_of(result) if any(arm.values(each.key) for arm in result.arms)]
     lines = [
         "| arm | rate | runs | " + " | ".join(measure.label.lower() for measure in measures) + " |",
         "|---" * (len(measures) + 3) + "|",

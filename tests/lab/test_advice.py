@@ -53,6 +53,24 @@ def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -
     assert (units.value, units.why) == (True, "what that rate was found in: each layer's own size")
 
 
+def test_through_an_mlp_the_rate_is_that_of_its_depth() -> None:
+    depths = study(
+        "reparameterisation",
+        found_arm("no MLP", 3.9, (0.03, 0.01, 0.05), x=0.0, settings={"prefix.reparam_depth": 0}),
+        found_arm(
+            "depth 2", 3.87, BEST, x=2.0, settings={"prefix.reparam_depth": 2}, rates={"train.learning_rate": 0.001}
+        ),
+    )
+    advice = {each.setting: each for each in advise(Recipe(), LOOKED, [LENGTHS, depths])}
+    assert (advice["prefix.reparam_depth"].value, advice["prefix.num_virtual_tokens"].value) == (2, 10)
+    rate = advice["train.learning_rate"]
+    assert (rate.value, rate.study) == (0.001, "reparameterisation")
+    deep = load_recipe("positive-reviews", ["prefix.reparam_depth=3"])  # as the recipe has it; no study of depths
+    rate = next(each for each in advise(deep, LOOKED, [LENGTHS]) if each.setting == "train.learning_rate")
+    assert (rate.value, rate.study) == (0.01, None)
+    assert rate.why.endswith("no published study varies it through an MLP of depth 3")
+
+
 def test_a_rate_in_units_is_not_advised_for_a_start_that_has_none() -> None:
     plain = Recipe.model_validate({"prefix": {"init": {"kind": "random"}}})
     length, rate, depth, start = advise(plain, LOOKED, [LENGTHS])
@@ -98,7 +116,8 @@ def test_the_shallowest_depth_and_the_best_start_are_advised_where_they_are_as_g
 def test_without_a_study_the_recipe_stands_and_says_so() -> None:
     for each in advise(load_recipe("gpt2-imdb"), LOOKED, []):
         assert each.study is None
-        assert each.why.removesuffix(" on data of this kind") == "what gpt2-imdb sets; no published study varies it"
+        at = " through an MLP of depth 2" if each.setting == "train.learning_rate" else " on data of this kind"
+        assert each.why.removesuffix(at) == "what gpt2-imdb sets; no published study varies it"
     assert caveats(Recipe(), LOOKED, []) == ["no study is published yet: everything is a default"]
 
 

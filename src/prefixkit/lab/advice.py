@@ -26,6 +26,7 @@ _NO_END = 10_000
 #: The studies that vary the length, one for texts to continue, the other for what is asked and answered.
 _LENGTHS = ("length", "tasks")
 _SUCH_DATA = " on data of this kind"
+_DEPTHS = "reparameterisation"
 _SEVERAL = "several attributes at once"
 #: The study of one prefix for several tasks; its arms that learn both differ in length.
 _SHARING, _LEARNS_BOTH = "sharing", "data.learn_also"
@@ -93,8 +94,8 @@ def advise(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[
         looked: at its data.
         found: published studies.
     """
-    start = _start(recipe, looked, found)
-    return [_length(recipe, found), *_rate(recipe, found, start.value), _depth(recipe, found), start]
+    start, depth = _start(recipe, looked, found), _depth(recipe, found)
+    return [_length(recipe, found), *_rate(recipe, found, start.value, depth.value), depth, start]
 
 
 def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[str]:
@@ -168,15 +169,21 @@ def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, study.name)
 
 
-def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str) -> list[Advice]:
+def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str, depth: int) -> list[Advice]:
     """Return the learning rate and what it is counted in, which mean nothing without each other.
 
-    Counted in layers' own sizes, it is no rate for a start that has none.
+    Counted in layers' own sizes, it is no rate for a start that has none. The studies of lengths train keys and values
+    themselves: through an MLP the rate is that of the study of depths.
     """
-    study, length = _of_lengths(recipe, found), _length(recipe, found)
-    if study is None:
-        return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, _SUCH_DATA)]
-    arm = next(arm for arm in study.arms if arm.x == length.value)
+    if depth:
+        study, on = _named(_DEPTHS, found), f" through an MLP of depth {depth}"
+        arm = next((each for each in study.placed if _depth_of(each) == depth), None) if study else None
+    else:
+        study, on = _of_lengths(recipe, found), _SUCH_DATA
+        length = _length(recipe, found).value
+        arm = next((each for each in study.placed if each.x == length), None) if study else None
+    if study is None or arm is None:
+        return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, on)]
     if arm.is_scaled and start in (InitKind.RANDOM, InitKind.ZERO):
         return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, f" from a start of kind {start}")]
     why = f"the best on validation rows of those tried for {arm.name}"
@@ -188,13 +195,13 @@ def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str) -> list[Advic
 
 
 def _depth(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
-    study = _named("reparameterisation", found)
+    study = _named(_DEPTHS, found)
     arms = study.placed if study is not None else []
     if not arms:
         return _default(recipe, "prefix.reparam_depth", recipe.prefix.reparam_depth)
     chosen = min((arm for arm in arms if arm.is_as_good), key=_depth_of, default=min(arms, key=lambda arm: arm.mean))
     return Advice("prefix.reparam_depth", _depth_of(chosen), f"the shallowest as good as any: {_behind(chosen)}",
-                  "reparameterisation")  # fmt: skip
+                  _DEPTHS)  # fmt: skip
 
 
 def _depth_of(arm: FoundArm) -> int:
