@@ -28,7 +28,10 @@ _COLUMNS = (
 )  # fmt: skip
 #: What is drawn beside the study's own measure.
 _DRAWN = ("sentiment_accuracy", "seconds_per_step", "seconds_per_token", "peak_memory_bytes")
-_SYSTEMS = {"base.": "base model", "instruction.": "base model, instruction", "real.": "people"}
+_SYSTEMS = {
+    "base.": "base model", "instruction.": "base model, instruction", "real.": "people",
+    "head.": "a head without a prefix", "words.": "bag of words", "majority.": "commonest label",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
