@@ -94,7 +94,7 @@ def training(base: Base, work: Work) -> tuple[Action, dict[str, Any]]:
         optimiser.step()
         optimiser.zero_grad()
 
-    return step, {"kept_bytes": work.rows * footprint.kept}
+    return step, {"kept_bytes": work.rows * (sum(footprint.kept) + footprint.elsewhere)}
 
 
 def recipe_of(work: Work) -> Recipe:

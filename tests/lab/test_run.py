@@ -165,7 +165,9 @@ def test_a_record_without_hashes_is_damaged(run: Run, recipe: Recipe) -> None:
         evaluate_run(run.folder, recipe, report=quiet)
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "best.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize(
+    "name", ["encoder.safetensors", "best.safetensors", "optimizer.pt", "progress.json", "rng_state.pth"]
+)
 def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
     run: Run, recipe: Recipe, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

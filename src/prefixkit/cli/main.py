@@ -24,6 +24,7 @@ from prefixkit.cli import (
     train,
 )
 from prefixkit.cli.failing import run_app, take_termination_as_interrupt
+from prefixkit.parent import end_with_parent
 
 app = typer.Typer(
     name="prefixkit",
@@ -73,4 +74,5 @@ def options(
 def main() -> None:
     """Run the command line: one-line errors and exit 1; Ctrl-C and SIGTERM exit 130."""
     take_termination_as_interrupt()
+    end_with_parent()
     sys.exit(run_app(app, sys.argv[1:]))

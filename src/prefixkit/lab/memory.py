@@ -6,17 +6,18 @@ their gradient:
 
     peak(b) = held now + b * (kept per row + passing per row) + logits
 
-`kept` is measured on one forward pass of the longest row, by counting what autograd saves, parameters left out. Of a
-layer under gradient checkpointing it is the layer's input; such layers are the first ones, so that when they run
-again, what the others kept is gone, and never more than one of them is there whole. `passing` came out as about four
-times what a layer keeps. Held-out losses hold a batch of logits, on top of that: what a training step let go has not
-gone back to the system. Between training and measuring it is given back (`give_back_memory`); generating then holds
-keys and values of every text. A peak of loading is never undone.
+`kept` is measured on one forward pass of the longest row, layer by layer, by counting what autograd saves, parameters
+left out; layers below the lowest prefix keep nothing. Of a layer under gradient checkpointing it is the layer's input;
+such layers are the first ones, so that when they run again, what the others kept is gone, and never more than one of
+them is there whole. `passing` came out as about four times what a layer keeps. Held-out losses hold a batch of logits,
+on top of that: what a training step let go has not gone back to the system. Between training and measuring it is given
+back (`give_back_memory`); generating then holds keys and values of every text. A peak of loading is never undone.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from prefixkit.data import Collator, Example
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.loss import MOST_LOGITS
 from prefixkit.models import Base
+from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.hardware import give_back_memory, held_memory_bytes, peak_memory_bytes
 from prefixkit.models.inspect import inspect_model, recomputable_layers
 from prefixkit.models.weights import input_device
@@ -52,9 +54,10 @@ class Footprint:
     Attributes:
         held: already in memory, the frozen weights included.
         loading: the most that was in memory so far.
-        kept: of the longest row in a training step, by all layers together.
-        inputs: what those layers read of it.
-        layers: how many can recompute their activations; 0 where the model cannot.
+        kept: of the longest row in a training step, by each layer that can recompute its activations; none where the
+            model cannot.
+        elsewhere: of it by everything else.
+        inputs: what each of those layers reads of it, 0 where it keeps nothing.
         passing: what a row takes for a moment in the backward pass.
         logits: of a chunk, what the loss makes of them, and their gradient.
         measuring: the most that held-out losses hold for a moment.
@@ -63,20 +66,24 @@ class Footprint:
 
     held: int
     loading: int
-    kept: int
-    inputs: int
-    layers: int
+    kept: tuple[int, ...]
+    elsewhere: int
+    inputs: tuple[int, ...]
     passing: int
     logits: int
     measuring: int
     text: int
 
+    @property
+    def layers(self) -> int:
+        """How many layers can recompute their activations."""
+        return len(self.kept)
+
     def row(self, recomputed: int) -> int:
-        """Return what a row takes where so many layers' activations are recomputed."""
-        if not recomputed:
-            return self.kept + self.passing
-        whole = max(self.layers - recomputed, 1) / self.layers
-        return int(whole * self.kept + recomputed / self.layers * self.inputs) + self.passing
+        """Return what a row takes where so many layers' activations, the first ones', are recomputed."""
+        again = max(self.kept[:recomputed], default=0)
+        whole = max(sum(self.kept[recomputed:]), again)
+        return whole + sum(self.inputs[:recomputed]) + self.elsewhere + self.passing
 
     def peak(self, rows: int, *, recomputed: int, texts: int = 1) -> int:
         """Return the peak of a run that trains on so many rows and generates so many texts at a time.
@@ -111,7 +118,8 @@ class Fit:
         recomputed_layers: layers under gradient checkpointing.
         layers: how many could be.
         generation_batch_size: texts generated at a time.
-        peak: of memory.
+        peak: of memory, in each process.
+        processes: that share a batch.
     """
 
     batch_size: int
@@ -120,6 +128,7 @@ class Fit:
     layers: int
     generation_batch_size: int
     peak: int
+    processes: int = 1
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Return the recipe with these settings."""
@@ -133,9 +142,11 @@ class Fit:
         recomputed = "no gradient checkpointing"
         if self.recomputed_layers:
             recomputed = f"gradient checkpointing of {self.recomputed_layers} of {self.layers} layers"
+        each = f" in each of {self.processes} processes" if self.processes > 1 else ""
         return (
             f"memory budget: batches of {self.batch_size} x {self.accumulation}, {recomputed}, "
-            f"{self.generation_batch_size} texts generated at a time; expected peak {_gigabytes(self.peak, up=True)}"
+            f"{self.generation_batch_size} texts generated at a time; expected peak "
+            f"{_gigabytes(self.peak, up=True)}{each}"
         )
 
 
@@ -148,6 +159,7 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         recipe: how.
         classes: names of the labels, where labels are learned.
     """
+    weights_hash(base.model)  # reads every byte, as training will: weights that are mapped count once they were read
     give_back_memory()  # that loading let go, or it would count as held
     longest = max(examples, key=lambda example: example.num_tokens)
     model = build_model(base, examples, recipe, classes)
@@ -157,14 +169,13 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     }
     recomputable = recomputable_layers(base.model)
     try:
-        with _saved(model.train()) as saved, _inputs(recomputable) as inputs:
+        with _saved(model.train(), recomputable) as saved:
             model(**batch)
     finally:
         model.close()
-    kept, layers = sum(saved.values()), len(recomputable)
     vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
     tokens = len(longest.input_ids)
-    passing = _PASSING * -(-kept // max(1, layers))
+    passing = _PASSING * max(saved.kept, default=saved.elsewhere)
     logits = 3 * 4 * vocabulary * CHUNK if model.plain_head else 0  # a chunk, its exponentials and its gradient
     if not classes and not model.plain_head:
         passing += 3 * 4 * vocabulary * tokens  # all of them
@@ -175,9 +186,9 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
         held=held_memory_bytes()
         + _OPTIMISING * trained,  # what this pass leaves behind included: training finds it there
         loading=peak_memory_bytes(),
-        kept=kept,
-        inputs=sum(inputs),
-        layers=layers,
+        kept=tuple(saved.kept),
+        elsewhere=saved.elsewhere,
+        inputs=tuple(read if kept else 0 for read, kept in zip(saved.inputs, saved.kept, strict=True)),
         passing=passing,
         logits=logits,
         measuring=0 if classes else size * max(MOST_LOGITS, vocabulary * tokens) + 2 * 4 * vocabulary * tokens,
@@ -185,7 +196,7 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     )
 
 
-def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
+def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int, *, processes: int = 1) -> Fit:
     """Choose rows per forward pass, in how many layers activations are recomputed, and texts generated at a time.
 
     Rows per optimiser step stay what the recipe says. Of what fits, the most rows are taken without recomputing; only
@@ -195,22 +206,24 @@ def fit_to_budget(footprint: Footprint, recipe: Recipe, budget: int) -> Fit:
     Args:
         footprint: of the recipe's longest row.
         recipe: says how many rows an optimiser step reads.
-        budget: in bytes.
+        budget: of each process, in bytes.
+        processes: that share every batch, at least one row for each.
 
     Raises:
         ConfigError: not even one row, recomputed, fits; the message says what would.
     """
     train, whole = recipe.train, recipe.train.batch_size * recipe.train.accumulation
-    sizes = [rows for rows in range(train.batch_size, 0, -1) if whole % rows == 0]
+    sizes = [rows for rows in range(train.batch_size, processes - 1, -1) if whole % rows == 0]
     least, most = footprint.recomputed(train), footprint.layers
-    fewest = min(_FEW, train.batch_size) if most else 1
+    fewest = min(_FEW * processes, train.batch_size) if most else processes
     plain = [] if least else [(rows, 0) for rows in sizes if rows >= fewest]
     recomputing = [(rows, layers) for rows in sizes for layers in range(max(1, least), most + 1)]
     for rows, layers in [*plain, *recomputing]:
-        if footprint.peak(rows, recomputed=layers) <= budget:
+        own = -(-rows // processes)
+        if footprint.peak(own, recomputed=layers) <= budget:
             texts = min(recipe.generation.batch_size, footprint.texts(budget))
-            peak = footprint.peak(rows, recomputed=layers, texts=texts)
-            return Fit(rows, whole // rows, layers, most, texts, peak)
+            peak = footprint.peak(own, recomputed=layers, texts=texts)
+            return Fit(rows, whole // rows, layers, most, texts, peak, processes)
     if footprint.loading > budget:
         raise ConfigError(
             f"--memory-budget: {_gigabytes(budget)} cannot be met: loading the base model and the data took "
@@ -262,36 +275,51 @@ def _gigabytes(size: int, *, up: bool = False) -> str:
     return f"{hundredths / 100:.2f} GB"
 
 
+@dataclass
+class _Saved:
+    """What autograd saves of a forward pass, by layer, and what each layer is given to read; in bytes."""
+
+    kept: list[int]
+    inputs: list[int]
+    elsewhere: int = 0
+
+
 @contextmanager
-def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Yield the sizes of what autograd saves while the model runs, parameters left out, by where they are."""
-    sizes: dict[int, int] = {}
-    alive = []  # so that no place is used twice
+def _saved(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[_Saved]:
+    """Yield what autograd saves while the model runs, parameters left out, by the layer that first saves it."""
+    found = _Saved([0] * len(layers), [0] * len(layers))
+    running: list[int] = []
+    alive: dict[int, Tensor] = {}  # by place, and so that no place is used twice
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
+        if storage.data_ptr() not in parameters and storage.data_ptr() not in alive:
+            alive[storage.data_ptr()] = tensor
+            if running:
+                found.kept[running[-1]] += storage.nbytes()
+            else:
+                found.elsewhere += storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield sizes
+    def enter(place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running.append(place)
+        found.inputs[place] = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).nbytes
 
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        running.pop()
 
-@contextmanager
-def _inputs(layers: Sequence[nn.Module]) -> Iterator[list[int]]:
-    """Yield the sizes of what each layer is given to read while the model runs."""
-    sizes: list[int] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        sizes.append(given.nbytes)
-
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    handles = [layer.register_forward_hook(leave) for layer in layers]
+    handles += [
+        layer.register_forward_pre_hook(partial(enter, place), with_kwargs=True) for place, layer in enumerate(layers)
+    ]
     try:
-        yield sizes
+        with torch.autograd.graph.saved_tensors_hooks(keep, _as_it_is):
+            yield found
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

@@ -94,8 +94,9 @@ def train_run(
         folder: the run folder.
         resume: go on with what is there; a finished run is returned as it is.
         overwrite: throw away what is there.
-        memory_budget: bytes to stay within: batches, gradient checkpointing and texts generated at a time are chosen
-            to fit, rows per optimiser step staying what the recipe says. A run that is resumed keeps what was chosen.
+        memory_budget: bytes each process is to stay within: batches, gradient checkpointing and texts generated at a
+            time are chosen to fit, rows per optimiser step staying what the recipe says. A run that is resumed keeps
+            what was chosen.
         report: told about progress; nobody is if left out.
 
     Raises:
@@ -119,7 +120,7 @@ def train_run(
     check_alike(base, data)
     if memory_budget is not None:
         footprint = measure_footprint(base, longest_first(data, recipe.data.max_tokens), recipe, data.classes)
-        fit = processes.from_first(fit_to_budget(footprint, recipe, memory_budget))
+        fit = processes.from_first(fit_to_budget(footprint, recipe, memory_budget, processes=processes.count()))
         log.info("%s", fit)
         recipe = fit.apply(recipe)
     if recipe.model.shard:

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,10 @@ log = get_logger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STAGING = "unfinished"
 _ENCODER, _BEST = "encoder.safetensors", "best.safetensors"
+_DAMAGE = (
+    OSError, ValueError, TypeError, RuntimeError, EOFError, UnpicklingError, SafetensorError, BadZipFile
+)  # fmt: skip
+"""What reading a damaged file may raise."""
 
 
 @dataclass
@@ -89,13 +94,27 @@ def newest_readable(folder: Path) -> Path | None:
             read_json(checkpoint / "trainer_state.json")
             for name in ("optimizer.pt", "scheduler.pt"):
                 torch.load(checkpoint / name, weights_only=True)
-        except (OSError, ValueError, TypeError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+            for path in checkpoint.glob("rng_state*.pth"):
+                _check_archive(path)
+        except _DAMAGE as error:
             log.warning("%s is damaged and left out: %s", checkpoint, " ".join(str(error).split())[:120])
         else:
             return checkpoint
     if found:
         raise TrainingError(f"{folder}: every checkpoint is damaged; start again with --overwrite")
     return None
+
+
+def _check_archive(path: Path) -> None:
+    """Raise unless a file of torch's is whole, by its checksums; what it holds is not unpickled.
+
+    Raises:
+        ValueError: it is not.
+        BadZipFile: likewise.
+    """
+    with ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{path.name}: {damaged} is not what was written")
 
 
 def step_of(checkpoint: Path) -> int:

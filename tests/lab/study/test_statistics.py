@@ -281,16 +281,22 @@ def test_the_interval_of_a_time_begins_at_zero_and_that_of_a_loss_need_not() -> 
     assert low[1] < 0.0
 
 
-def test_a_rate_that_failed_leaves_a_claim_open_and_a_rate_at_the_edge_is_told() -> None:
+def test_a_rate_that_failed_or_lies_at_the_edge_leaves_a_claim_open_where_it_could_turn_it() -> None:
     claim = ClaimConfig(source="-", says="Lower.", test=ClaimTest.BETTER, arms=["low", "high"])
     tried = (Tried(0.3, None, "out of memory", has_diverged=False), Tried(1.0, 3.0, None, has_diverged=False))
     low, high = arm("low", [3.0, 3.001, 3.002]), arm("high", [3.3, 3.301, 3.302])
     (verdict,) = judge(result([low, replace(high, tried=tried)], [claim]))
     assert verdict.ruling is Ruling.UNDECIDED
     assert verdict.why.endswith("; a rate to try failed: x0.3 of high")
-    (verdict,) = judge(result([low, replace(high, at_edge=True)], [claim]))
-    assert verdict.ruling is Ruling.CONFIRMED
-    assert verdict.why.endswith("; a better rate may lie beyond those tried for high")
+    turned = claim.model_copy(update={"arms": ["high", "low"]})
+    for arms, confirmed, refuted in (
+        ([replace(low, at_edge=True), high], Ruling.CONFIRMED, Ruling.REFUTED),  # further ahead at best
+        ([low, replace(high, at_edge=True)], Ruling.UNDECIDED, Ruling.UNDECIDED),  # it may come to be ahead
+    ):
+        verdicts = judge(result(arms, [claim, turned]))
+        assert [verdict.ruling for verdict in verdicts] == [confirmed, refuted]
+        name = next(each.name for each in arms if each.at_edge)
+        assert all(each.why.endswith(f"; a better rate may lie beyond those tried for {name}") for each in verdicts)
 
 
 def test_runs_of_several_arms_are_one_share() -> None:

@@ -45,7 +45,8 @@ def judge(result: StudyResult) -> list[Verdict]:
     """Return a verdict on every claim of a study.
 
     A claim is confirmed where the whole 95% interval agrees with it, refuted where none of it does, and not decided
-    otherwise, with fewer than three repeats, or where runs were lost that it would have to be about.
+    otherwise, with fewer than three repeats, where runs were lost that it would have to be about, or where the arm that
+    is behind was used at the least or greatest rate that was tried for it: it may be ahead at one beyond.
     """
     return [_judge(claim, result) for claim in result.study.claims]
 
@@ -110,9 +111,14 @@ def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float
         low, high = sorted((sign * interval.low, sign * interval.high))
         return Ruling.CONFIRMED if low > -margin else Ruling.REFUTED if high < -margin else Ruling.UNDECIDED
 
+    def fairly(interval: Interval) -> Ruling:
+        ruling = compare(interval)
+        behind = {Ruling.CONFIRMED: second, Ruling.REFUTED: first}.get(ruling)
+        return Ruling.UNDECIDED if behind is not None and behind.at_edge and not _is_cost(measure) else ruling
+
     allowed = f", may be behind by {format_value(margin, measure.unit)}" if margin else ""
     words = f"{first.name} less {second.name}, {measure.label.lower()}{allowed}"
-    return _say(difference(first, second, measure.key), compare, words, measure.unit)
+    return _say(difference(first, second, measure.key), fairly, words, measure.unit)
 
 
 def _within(found: Estimate | None, claim: ClaimConfig, words: str, unit: Unit) -> _Finding:

@@ -8,7 +8,7 @@ from prefixkit.errors import ConfigError
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.processes import Processes
 from prefixkit.lab.sweep.trial import Result, Runner, run_apart
-from prefixkit.models.hardware import usable_cores
+from prefixkit.models.hardware import choose_threads
 
 
 def on_this_machine(workers: int = 1) -> Runner:
@@ -23,7 +23,7 @@ def on_this_machine(workers: int = 1) -> Runner:
 
 
 def _run(workers: int, trials: Sequence[Trial], done: Callable[[Result], None]) -> None:
-    threads = None if workers == 1 else max(1, usable_cores() // workers)
+    threads = None if workers == 1 else max(1, choose_threads() // workers)
     processes = Processes()
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_apart, trial, processes, threads) for trial in trials]

@@ -13,6 +13,7 @@ from prefixkit.lab.folder import SCORES, is_measured, read_record
 from prefixkit.lab.run import train_run
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.processes import Processes
+from prefixkit.parent import bound_to_me
 
 #: The file of a sweep's folder that says what is in it.
 SWEEP = "sweep.json"
@@ -73,7 +74,7 @@ def _scores_of_process(trial: Trial, processes: Processes, threads: int | None) 
     recipe, log = (trial.folder.with_name(f"{trial.folder.name}{ending}") for ending in (".yaml", ".log"))
     write_text(recipe, dump_recipe(trial.recipe))
     command = [sys.executable, "-m", "prefixkit", "train", str(recipe), "--out", str(trial.folder), "--resume"]
-    environ = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environ = bound_to_me(os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)})
     with log.open("a", encoding="utf-8") as stderr:
         status = processes.run(command, environ, stderr)
     if status == _INTERRUPTED and processes.is_ending:
