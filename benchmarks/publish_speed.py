@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/speed.py --out result.json
     .venv/bin/python benchmarks/publish_speed.py result.json
 
-Keeps the result in ``benchmarks/results/speed.json`` and makes the page and its figures from that file and the others'
-beside it. Without a new result, makes them again. A test holds the page against the files.
+Keeps the result in ``benchmarks/results/speed.json`` and makes the page, its figures and README's table of goals from
+that file and the others' beside it. Without a new result, makes them again. A test holds them against the files.
 """
 
 import argparse
@@ -60,8 +60,10 @@ Made by `benchmarks/publish_speed.py` from [a result file](../benchmarks/results
 ## Time to quality
 
 How soon prefixkit is where its rivals end: [computed](../benchmarks/time_to_quality.py) from the loss curves of
-[250 steps on all rows](results/all-rows/quality_vs_peft.json), with a validation loss every 50 steps, and the times
-above.
+[250 steps on all rows](results/all-rows/quality_vs_peft.json), trained in {quality_dtype} on {quality_machine}, with a
+validation loss every 50 steps, and the times per step above. PEFT's prefix starts as PEFT starts it, from random
+numbers. One that is given a text to start from, as prefixkit's is, was not raced, so how much is won here by the start
+alone is not known; it is ahead of PEFT's examples before its first step, whatever a step takes.
 
 {races_table}
 
@@ -75,8 +77,9 @@ tokens); medians of {curves_rounds} rounds in which the points of a curve take t
 
 {curves_table}
 
-An exponent of 1 is a cost in proportion. What a backward pass keeps is counted, not measured. The models of several
-sizes have random weights.
+An exponent of 1 is a cost in proportion. Switching was timed here with all threads, and before a model came to be
+looked at more quickly; the last table of this page was timed after. What a backward pass keeps is counted, not
+measured. The models of several sizes have random weights.
 
 ## Memory that is let go
 
@@ -122,9 +125,44 @@ ACTIONS = {
     "attach_and_detach_ms": "attaching one to a model with nothing attached, and detaching it",
     "bytes_per_tensor_byte": "memory per byte of tensors",
 }
+BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
+_RACES = (
+    "time to the loss of PEFT's prefix at its best rate",
+    "time to the loss of PEFT's prefix at 0.01, its examples' rate",
+)
+#: What README's table says in each of its languages.
+WORDS = {
+    "README.md": {
+        "cores": "cores of", "most": "goal, at most", "came": "came out as", "met": "met", "missed": "missed",
+        "never": "never",
+        "time per token beside PEFT's prefix": "training, time per token beside PEFT's prefix",
+        "peak memory beside PEFT's prefix": "training, peak memory beside PEFT's prefix",
+        "time per token beside the matrix products alone": "training, time per token beside the matrix products alone",
+        "time of mixed rows beside one prefix": "generating, time of a prefix per row beside one for all",
+        "time of a prefix beside a prompt as much longer": "generating, time of a prefix beside a prompt as long",
+        _RACES[0]: "time to the loss of PEFT's prefix, started as PEFT starts it, at its best rate",
+        _RACES[1]: "the same at 0.01, the rate of PEFT's examples",
+        ACTIONS["load_ms"]: "loading a prefix, all checks included",
+        ACTIONS["switch_ms"]: "switching to another prefix",
+        ACTIONS["bytes_per_tensor_byte"]: "memory of 10,000 prefixes per byte of their tensors",
+    },
+    "README.zh-TW.md": {
+        "cores": "核心", "most": "目標（上限）", "came": "結果", "met": "達到", "missed": "未達到", "never": "從未",
+        "time per token beside PEFT's prefix": "訓練每個 token 的時間，與 PEFT 的前綴相比",
+        "peak memory beside PEFT's prefix": "訓練的記憶體尖峰，與 PEFT 的前綴相比",
+        "time per token beside the matrix products alone": "訓練每個 token 的時間，與單純矩陣乘法相比",
+        "time of mixed rows beside one prefix": "生成：每列不同前綴的時間，與單一前綴相比",
+        "time of a prefix beside a prompt as much longer": "生成：前綴的時間，與同樣長的提示相比",
+        _RACES[0]: "到達 PEFT 前綴（PEFT 自己的起點，最好的學習率）損失的時間",
+        _RACES[1]: "同上，但學習率為其範例的 0.01",
+        ACTIONS["load_ms"]: "載入一個前綴，含所有檢查",
+        ACTIONS["switch_ms"]: "切換到另一個前綴",
+        ACTIONS["bytes_per_tensor_byte"]: "記憶體與張量本身大小之比",
+    },
+}  # fmt: skip
 NOTE = {
-    "float32": "This processor has no bfloat16 of its own, so everything ran in float32, where matrix products take "
-    "most of a step, whoever computes it: nobody can be faster than the last row of the first table.",
+    "float32": "This processor has no bfloat16 of its own, so everything timed here ran in float32, where matrix "
+    "products take most of a step, whoever computes it: nobody can be faster than the last row of the first table.",
     "bfloat16": "The processor multiplies bfloat16 itself.",
 }
 
@@ -140,13 +178,15 @@ def render(result: Json, resident: Json, curves: Json, padding: Json, quality: J
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return PAGE_TEXT.format(
         machine=f"{machine['cores']} cores of {machine['cpu']}, {result['dtype']}, {packages}, peft {result['peft']}; "
-        f"the recipe `{result['recipe']['name']}`, medians of {result['rounds']} alternating rounds, lowest and "
-        "highest in brackets.",
+        f"the recipe `{result['recipe']['name']}` on all its clear rows, medians of {result['rounds']} alternating "
+        "rounds, lowest and highest in brackets.",
         note=NOTE[result["dtype"]],
         tables="\n\n".join(
             _table(title, result["suites"][name]) for name, title in SUITES.items() if name in result["suites"]
         ),
         races_table=_races_table(races(quality, result)),
+        quality_machine=f"{quality['machine']['cores']} cores of {quality['machine']['cpu']}",
+        quality_dtype=quality["base"]["dtype"],
         curves_machine=f"{curves['machine']['cores']} cores of {curves['machine']['cpu']}, {curves['dtype']}",
         rows=curves["work"]["rows"],
         text=curves["work"]["text"],
@@ -176,6 +216,30 @@ def render(result: Json, resident: Json, curves: Json, padding: Json, quality: J
         times=resident["times"],
         resident_table=_resident_table(resident),
     )
+
+
+def readme_table(result: Json, resident: Json, quality: Json, language: str = "README.md") -> str:
+    """Return what README says between its marks: every goal, and what it came out as."""
+    words = WORDS[language]
+    machine = f"{result['machine']['cores']} {words['cores']} {result['machine']['cpu']}, {result['dtype']}"
+    lines = [BEGIN, "", f"| {machine} | {words['most']} | {words['came']} | |", "|---|---|---|---|"]
+    rows = [
+        (goal["what"], f"{goal['most']:.2f}", f"{goal['ratio']['median']:.2f}", goal["is_met"])
+        for suite in result["suites"].values()
+        for goal in suite["goals"]
+    ]
+    for race in races(quality, result):
+        if race.most is not None:
+            time = words["never"] if race.time is None else f"{race.time:.2f}"
+            rows.append((f"time to the loss of {race.what}", f"{race.most:.2f}", time, race.is_met))
+    for goal in resident["goals"]:
+        found = resident["measured"][goal["what"]]
+        value, unit = (found["median"], " ms") if isinstance(found, Mapping) else (found, "")
+        rows.append((ACTIONS[goal["what"]], f"{goal['most']:.2f}{unit}", f"{value:.2f}{unit}", goal["is_met"]))
+    for what, most, came, is_met in rows:
+        mark = words["met"] if is_met else f"**{words['missed']}**"
+        lines.append(f"| {words[what]} | {most} | {came} | {mark} |")
+    return "\n".join([*lines, "", END])
 
 
 def _keeping(contestants: Json) -> str:
@@ -324,13 +388,14 @@ def main() -> None:
     parser.add_argument("result", type=Path, nargs="?", default=RESULT, help="what speed.py wrote")
     result = read_json(parser.parse_args().result)
     write_json(RESULT, result)
-    curves = read_json(CURVES)
+    curves, resident, quality = read_json(CURVES), read_json(RESIDENT), read_json(QUALITY)
     draw(result, FIGURE)
     draw_curves(curves, CURVES_FIGURE)
-    write_text(
-        PAGE,
-        render(result, read_json(RESIDENT), curves, read_json(PADDING), read_json(QUALITY), read_json(COMPILING)),
-    )
+    write_text(PAGE, render(result, resident, curves, read_json(PADDING), quality, read_json(COMPILING)))
+    for name in WORDS:
+        before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        write_text(ROOT / name, before + readme_table(result, resident, quality, name) + after)
 
 
 if __name__ == "__main__":

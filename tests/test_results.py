@@ -3,7 +3,9 @@
 import importlib.util
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from xml.etree import ElementTree
 
 import pytest
@@ -12,6 +14,7 @@ from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.page import render_study
 from prefixkit.lab.study.results import read_results
+from prefixkit.training import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,6 +102,11 @@ def test_the_page_on_performance_says_what_the_result_says(monkeypatch):
     page = publish.PAGE.read_text(encoding="utf-8")
     files = (publish.RESULT, publish.RESIDENT, publish.CURVES, publish.PADDING, publish.QUALITY, publish.COMPILING)
     assert page == publish.render(*map(read_json, files))
+    result, resident, *_ = map(read_json, files)
+    for name in ("README.md", "README.zh-TW.md"):
+        table = publish.readme_table(result, resident, read_json(publish.QUALITY), name)
+        assert table in (ROOT / name).read_text(encoding="utf-8")
+        assert len(table.splitlines()) == 16  # every goal there is
     for figure in (publish.FIGURE, publish.CURVES_FIGURE):
         assert f"results/{figure.name}" in page
         assert ElementTree.fromstring(figure.read_text(encoding="utf-8")).tag == "{http://www.w3.org/2000/svg}svg"
@@ -143,6 +151,15 @@ def test_the_page_on_many_processes_says_how_near_the_estimate_came():
         f"It said {estimated['peak'] / 1e9:.2f} GB of memory where {took['peak_bytes'] / 1e9:.2f} GB were taken" in page
     )
     assert f"taken, {memory:.2f} times that" in page
+    lines = read_metrics(ROOT / "docs" / "results" / "positive-reviews" / "metrics.jsonl")
+    assert load_publish("estimate_vs_run").seconds_per_step(lines) == took["seconds_per_step"]  # the same run
+    tokens = mean(
+        line["tokens"] - before["tokens"]
+        for before, line in pairwise(lines)
+        if "heldout_loss" not in before and "heldout_loss" not in line
+    )
+    assert f"of {estimated['tokens']:.0f} tokens a step, and the run learns from the likeliest, of {tokens:.0f}" in page
+    assert f"per token it said {time * tokens / estimated['tokens']:.2f} times what was taken" in page
     assert validate_recipe(found["recipe"]) == load_recipe("positive-reviews")
 
 
