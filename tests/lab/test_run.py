@@ -182,6 +182,15 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
     assert again.prefix.card.content_hash == run.prefix.card.content_hash
 
 
+def test_a_run_that_learned_nothing_says_so(
+    run: Run, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "nothing was learned" not in caplog.text
+    still = train_run(change(recipe, train={"learning_rate": 1e-30}), tmp_path / "still", report=quiet)
+    assert read_json(still.folder / "run.json")["best_step"] == 0
+    assert "what is kept is the start, nothing was learned; lower the learning rate, or train for more" in caplog.text
+
+
 def test_with_every_checkpoint_damaged_the_run_says_so(run: Run, recipe: Recipe) -> None:
     for checkpoint in checkpoints(checkpoint_folder(run.folder)):
         (checkpoint / "progress.json").write_text("{")

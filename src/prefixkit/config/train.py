@@ -48,7 +48,8 @@ class TrainConfig(Section):
     accumulation: int = Field(1, ge=1)
     """Forward passes per optimiser step."""
     learning_rate: float = Field(1.5e-2, ge=0)
-    """Peak rate of AdamW. Prefixes want rates ten to a hundred times those of full fine-tuning."""
+    """Peak rate of AdamW. Keys and values that are trained themselves want rates ten to a hundred times those of full
+    fine-tuning; through an MLP, about those (the study reparameterisation)."""
     schedule: Schedule = Field(Schedule.LINEAR, strict=False)
     """Decay after warm-up."""
     warmup: float = Field(0.05, ge=0, lt=1)
