@@ -78,7 +78,8 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints to keep."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads; left out, as many as the machine (or its container) gives."""
+    """CPU threads; left out, as many as the machine (or its container) gives. How busy those are is not looked at: runs
+    side by side want a share of the cores each, as `prefixkit sweep --workers` gives them."""
     report_to: list[str] = Field(default_factory=list)
     """Trackers of transformers' Trainer, such as tensorboard, wandb or mlflow."""
     divergence: DivergenceConfig = DivergenceConfig()
