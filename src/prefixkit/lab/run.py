@@ -241,12 +241,6 @@ def _save(
     recipe: Recipe, folder: Path, base: Base, data: PreparedData, outcome: Outcome, card: BaseCard, weights: str
 ) -> None:
     """Write the artefact, the encoder to train on from, and the record."""
-    if outcome.best_step == 0 and outcome.steps:
-        log.warning(
-            "no held-out loss came below the one before the first step, %.3f: what is kept is the start, nothing was "
-            "learned; lower the learning rate, or train for more steps",
-            outcome.best_loss,
-        )
     machine = describe_machine()
     training = TrainingCard(
         recipe=recipe.model_dump(mode="json"),

@@ -186,6 +186,12 @@ def _is_over(step: int, progress: Progress, config: TrainConfig) -> bool:
 
 def _outcome(model: PrefixModel, best: dict[str, Tensor], progress: Progress, steps: int, folder: Path) -> Outcome:
     assert progress.best_loss is not None
+    if progress.best_step == 0 and processes.is_first():
+        log.warning(
+            "no held-out loss came below the one before the first step, %.3f: what is kept is the start, nothing was "
+            "learned; lower the learning rate, or train for more steps",
+            progress.best_loss,
+        )
     model.load_trained_state(best)
     last = read_metrics(folder / METRICS_NAME)[-1]
     return Outcome(
