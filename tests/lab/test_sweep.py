@@ -218,6 +218,23 @@ def test_a_machine_that_does_not_see_the_folder_says_so(sweep_recipe: str, tmp_p
     )
 
 
+@pytest.mark.parametrize(("workers", "threads"), [(1, None), (2, 3), (8, 1)])
+def test_trials_share_the_threads_there_are_and_no_more(
+    workers: int, threads: int | None, sweep_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefixkit.models.hardware.usable_cores", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    given = []
+
+    def run(trial: Trial, processes: Processes, threads: int | None) -> Result:
+        given.append(threads)
+        return Result(trial, {})
+
+    monkeypatch.setattr("prefixkit.lab.sweep.local.run_apart", run)
+    on_this_machine(workers)(plan(sweep_recipe, [], seeds=2, folder=tmp_path), lambda _: None)
+    assert given == [threads, threads]
+
+
 def test_fewer_than_one_at_a_time_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^--workers: expected at least 1, got 0$"):
         on_this_machine(0)
