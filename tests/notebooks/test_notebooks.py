@@ -156,3 +156,9 @@ def test_recorded_times_are_of_notebooks_that_trained_anew(tmp_path: Path, monke
     record.unlink()
     assert EXECUTE.main(["01-Setup"], is_recorded=False) == 0
     assert not record.exists()
+
+
+def test_each_took_less_than_five_minutes_where_it_was_timed() -> None:
+    seconds = EXECUTE.read(EXECUTE.RECORD)["seconds"]
+    assert sorted(seconds) == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    assert max(seconds.values()) < 300
