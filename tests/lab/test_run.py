@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from prefixkit.lab.loading import load_for
 from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
 from prefixkit.prefix import Prefix
 from prefixkit.training import build_encoder, checkpoint_folder, checkpoints
+from prefixkit.training.checkpoint import newest_readable
 from prefixkit.training.model import PrefixModel
 
 from .conftest import quiet, write_reviews
@@ -180,6 +182,21 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
     again = train_run(change(recipe, evaluation={"seed": 9}), run.folder, resume=True, report=quiet)
     assert f"{newest} is damaged and left out" in caplog.text
     assert again.prefix.card.content_hash == run.prefix.card.content_hash
+
+
+def test_a_random_state_with_one_byte_changed_is_left_out_too(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    newest = checkpoints(checkpoint_folder(run.folder))[-1]
+    with ZipFile(newest / "rng_state.pth") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        kept = archive.read(largest)
+    content = (newest / "rng_state.pth").read_bytes()
+    place = content.index(kept) + len(kept) // 2
+    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    (newest / "rng_state.pth").write_bytes(changed)
+    found = newest_readable(checkpoint_folder(run.folder))
+    assert found is not None
+    assert found != newest
+    assert f"rng_state.pth: {largest.filename} is not what was written" in caplog.text
 
 
 def test_a_run_that_learned_nothing_says_so(
