@@ -380,3 +380,8 @@ def test_file_that_is_no_object_is_named(tmp_path):
 def test_sizes_and_times_read_like_speech():
     assert [format_bytes(n) for n in (12, 921600, 2.14e9)] == ["12 B", "922 kB", "2.14 GB"]
     assert [format_duration(s) for s in (41.6, 372.4, 7500)] == ["42 s", "6 min 12 s", "2 h 05 min"]
+
+
+def test_a_measure_between_trained_arms_is_no_row_of_a_report() -> None:
+    scores = {f"{system}{key}": 3.0 for system in ("", "base.") for key in ("heldout_nll_late", "late_gap")}
+    assert [row.measure.key for row in compare(scores)] == ["heldout_nll_late"]

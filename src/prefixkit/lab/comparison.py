@@ -58,8 +58,6 @@ MEASURES = (
             Better.LOWER, Unit.RATIO),
     Measure("heldout_nll_late", "Loss of second halves", "The held-out loss of the second half of each text, which the "
             "first has led up to.", Better.LOWER, Unit.NATS),
-    Measure("late_gap", "Second halves less first", "That loss less the one of the first halves: what a system gains "
-            "in the beginning alone makes it rise.", Better.LOWER, Unit.NATS),
     Measure("heldout_nll_negative", "Loss on the contrast", "The same loss on texts of the other kind. "
             "It need not fall.", Better.NEITHER, Unit.NATS),
     Measure("steering", "Steering", "How much more than the base model it gains on the wanted kind than on the "

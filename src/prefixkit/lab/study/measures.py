@@ -22,7 +22,15 @@ COSTS = (
 )  # fmt: skip
 
 
+#: Scores that say something beside another trained arm's alone. A report has only untrained systems beside the prefix
+#: and leaves them out: a prefix that helps both halves of a text, the first one more, would look worse there.
+BETWEEN_ARMS = (
+    Measure("late_gap", "Second halves less first", "Held-out loss of the second half of each text less that of the "
+            "first: what an arm gains in the beginning alone makes it rise.", Better.LOWER, Unit.NATS),
+)  # fmt: skip
+
+
 @cache
 def known_measures() -> dict[str, Measure]:
     """Return every measure a study may name, by key."""
-    return {measure.key: measure for measure in (*MEASURES, *COSTS)}
+    return {measure.key: measure for measure in (*MEASURES, *BETWEEN_ARMS, *COSTS)}
