@@ -10,7 +10,7 @@ OLDEST := 5.23.0
 NEWEST := 5.24.0
 MODEL_TESTS := tests/conformance tests/injection tests/methods tests/prefix tests/models tests/classification tests/training
 
-.PHONY: demo test test-all test-notebooks notebooks test-quantised test-ray test-oldest test-newest bench lint setup format clean
+.PHONY: demo test test-slow test-all test-notebooks notebooks test-quantised test-ray test-oldest test-newest bench lint setup format clean
 
 demo: setup
 	@$(PY) -m prefixkit train positive-reviews --resume
@@ -18,8 +18,11 @@ demo: setup
 test: setup lint
 	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: setup lint
-	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+# More of the same: other families of models, other methods, more processes. About as long again.
+test-slow: setup
+	@$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m slow
+
+test-all: test test-slow
 
 # The notebooks from top to bottom, each on a kernel of its own, on a tiny random model. Other languages have the same code.
 test-notebooks: setup

@@ -53,9 +53,17 @@ def make_recipe(**evaluation):
     )
 
 
+@pytest.fixture(scope="module")
+def made():
+    """The evaluation once it is made: model, prefix and data are the same for every test."""
+    return []
+
+
 @pytest.fixture
-def evaluation(base, prefix, data):
-    return evaluate(base, prefix, data, make_recipe())
+def evaluation(base, prefix, data, made):
+    if not made:
+        made.append(evaluate(base, prefix, data, make_recipe()))
+    return made[0]
 
 
 def test_every_measure_is_there_for_every_system(evaluation):

@@ -74,8 +74,17 @@ def folders(in_memory: Make, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return make
 
 
-@pytest.fixture(params=[(family, place, door) for family in PARTS for place in PLACES
-                        for door in ("from_pretrained", "dispatch_model")], ids=" - ".join)  # fmt: skip
+DOORS = ["from_pretrained", "dispatch_model"]
+CASES = [(family, place, door) for family in PARTS for place in PLACES for door in DOORS]
+#: What the default tests try: every family on disk, every place of one stack and of two, both doors.
+CORE_CASES = {(family, "all on disk", DOORS[0]) for family in PARTS} | {
+    *(("llama", place, door) for place in PLACES for door in DOORS),
+    *(("t5-v1.1", place, DOORS[0]) for place in PLACES),
+}
+
+
+@pytest.fixture(params=[pytest.param(case, marks=[] if case in CORE_CASES else pytest.mark.slow, id=" - ".join(case))
+                        for case in CASES])  # fmt: skip
 def pair(request: Any, in_memory: Make, folders: Make, tmp_path: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The base in memory, and the same base where the map puts it."""
     family, place, door = request.param

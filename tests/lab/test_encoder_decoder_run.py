@@ -62,7 +62,7 @@ def build_bart(vocabulary: int) -> BartForConditionalGeneration:
 AROUND = {build_t5: "$A <eos>", build_bart: "<bos> $A <eos>"}
 
 
-@pytest.fixture(params=AROUND, scope="module")
+@pytest.fixture(params=[build_bart, pytest.param(build_t5, marks=pytest.mark.slow)], scope="module")
 def model_dir(request: pytest.FixtureRequest, inputs: Path, tiny_llama_dir: Path) -> Path:
     folder = inputs / request.param.__name__
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)

@@ -184,7 +184,9 @@ def test_the_commands_know_what_a_run_learned(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("kind", "form"), [("bert", "classes"), ("bert", "tags"), ("llama", "classes")])
+@pytest.mark.parametrize(
+    ("kind", "form"), [("bert", "classes"), ("llama", "classes"), pytest.param("bert", "tags", marks=pytest.mark.slow)]
+)
 def test_a_run_that_learned_labels_is_diagnosed(
     kind: str, form: str, bert_dir: Path, tiny_llama_dir: Path, inputs: Path, tmp_path: Path, train_once: TrainOnce
 ) -> None:

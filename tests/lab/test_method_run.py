@@ -28,7 +28,7 @@ from .conftest import quiet
         ("lora", ["lora"], "LoRA"),
         ("prefix+bitfit", ["prefix", "bitfit"], "prefix + BitFit"),
         ("prompt-tuning", ["prefix"], "prompt tuning"),
-        ("infix", ["prefix"], "infix"),
+        pytest.param("infix", ["prefix"], "infix", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_leaves_what_a_run_of_a_prefix_leaves(

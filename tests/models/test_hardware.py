@@ -1,14 +1,13 @@
 """What the machine can do is read from the system, not guessed."""
 
-import os
+import ctypes
 import platform
-import subprocess
-import sys
 
 import psutil
 import pytest
 import torch
 
+import processes
 from prefixkit.config import Dtype
 from prefixkit.errors import ConfigError
 from prefixkit.models import hardware
@@ -182,33 +181,33 @@ def test_a_base_model_goes_to_the_gpu_where_there_is_one(monkeypatch, is_there, 
     assert choose_device() == torch.device(device)
 
 
-#: Prints how many pages the system handed out while tensors of 40 MB came and went; small pages, not huge ones.
-COUNT_PAGES = """
-import ctypes, resource, torch
-from prefixkit.models.hardware import prepare_processor
+def count_pages() -> None:
+    """Print how many pages, small ones, tensors of 40 MB are given as they come and go; and again once prepared."""
+    ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
+    print(_pages())
+    hardware.prepare_processor(1)
+    print(_pages())
 
-def pages():
-    torch.zeros(10_000_000)
+
+def _pages() -> int:
+    import resource  # not on Windows
+
+    for _ in range(10):  # the first few fill what others have left in between
+        torch.zeros(10_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         torch.zeros(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
-print(pages())
-prepare_processor(1)
-print(pages())
-"""
-
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
-def test_memory_of_one_tensor_is_kept_for_the_next():
-    inherited = {name: value for name, value in os.environ.items() if name not in hardware._SET_OUTSIDE}
+def test_memory_of_one_tensor_is_kept_for_the_next(monkeypatch):
+    for variable in hardware._SET_OUTSIDE:
+        monkeypatch.delenv(variable, raising=False)
 
     def pages(**variables):
-        """Count those given anew as the process finds its memory, and once it is prepared."""
-        command = [sys.executable, "-c", COUNT_PAGES]
-        done = subprocess.run(command, env=inherited | variables, capture_output=True, text=True, check=True)
+        done = processes.run(count_pages, environ=variables)
+        assert done.returncode == 0, done.stderr
         return [int(line) for line in done.stdout.split()]
 
     found, prepared = pages()

@@ -126,7 +126,9 @@ def test_a_run_killed_at_any_step_ends_in_the_same_artefact(
     assert json.loads(whole.stdout)["rollbacks"] == len(fail_at)
 
 
-@pytest.mark.parametrize("name", ["lora", "full", "mam", "prompt-tuning"])
+@pytest.mark.parametrize(
+    "name", ["mam", "full", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lora", "prompt-tuning"))]
+)
 def test_gradient_checkpointing_and_accumulation_train_the_same(
     name: str, make_recipe: Make, load: Load, tmp_path: Path
 ) -> None:

@@ -96,7 +96,8 @@ METHODS: dict[str, dict[str, Any]] = {
     [
         (2, {"train": {"batch_size": 4, "accumulation": 2}, "data": {"likeliest": 0.5}}),
         (3, {"train": {"batch_size": 4, "steps": 26}}),  # shares of two rows and one, and none of the short last batch
-        (2, {"train": {"batch_size": 4}, "data": {"stream": True, "stream_head": 120, "stream_window": 16}}),
+        pytest.param(2, {"train": {"batch_size": 4}, "data": {"stream": True, "stream_head": 120, "stream_window": 16}},
+                     marks=pytest.mark.slow),
         (2, {"model": {"shard": True}, "train": {"batch_size": 4, "gradient_checkpointing": True},
              "data": {"likeliest": 0.5}, "evaluation": {"samples": 3}, "generation": {"max_new_tokens": 4}}),
         pytest.param(2, {"model": {"shard": True}, "train": {"batch_size": 4, "patience": 1, "evaluate_every": 1},
@@ -106,8 +107,9 @@ METHODS: dict[str, dict[str, Any]] = {
         (2, {"train": {"batch_size": 5, "gradient_checkpointing": True}, "head": {"dropout": 0.0},
              "data": {"format": "classes", "keep_label": None, "prompt": ""}}),
         (2, {"train": {"batch_size": 4, "accumulation": 2}, "method": METHODS["lora"]}),
-        (2, {"train": {"batch_size": 4}, "method": METHODS["full"]}),
-        (3, {"train": {"batch_size": 4, "gradient_checkpointing": True}, "method": METHODS["adapter"]}),
+        pytest.param(2, {"train": {"batch_size": 4}, "method": METHODS["full"]}, marks=pytest.mark.slow),
+        pytest.param(3, {"train": {"batch_size": 4, "gradient_checkpointing": True}, "method": METHODS["adapter"]},
+                     marks=pytest.mark.slow),
         pytest.param(2, {"train": {"batch_size": 4}, "method": METHODS["bitfit"]}, marks=pytest.mark.slow),
         pytest.param(2, {"train": {"batch_size": 4}, "method": METHODS["prefix+lora"]}, marks=pytest.mark.slow),
         pytest.param(2, {"train": {"batch_size": 4}, "method": METHODS["prompt-tuning"]}, marks=pytest.mark.slow),
@@ -136,8 +138,10 @@ def test_processes_together_do_what_one_does_alone(
         pytest.param(0, {}, marks=pytest.mark.slow),
         (1, {}),
         pytest.param(1, {"model": {"shard": True}}, marks=pytest.mark.slow),
-        (1, {"method": METHODS["lora"]}),
-        *(pytest.param(0, {"method": METHODS[name]}, marks=pytest.mark.slow) for name in ("adapter", "bitfit", "full")),
+        *(
+            pytest.param(1, {"method": METHODS[name]}, marks=pytest.mark.slow)
+            for name in ("lora", "adapter", "bitfit", "full")
+        ),
     ],
 )
 def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
