@@ -197,6 +197,9 @@ def test_a_random_state_with_one_byte_changed_is_left_out_too(run: Run, caplog: 
     assert found is not None
     assert found != newest
     assert f"rng_state.pth: {largest.filename} is not what was written" in caplog.text
+    (newest / "rng_state.pth").unlink()
+    assert newest_readable(checkpoint_folder(run.folder)) == found
+    assert f"{newest} is damaged and left out: it has no random state" in caplog.text
 
 
 def test_a_run_that_learned_nothing_says_so(

@@ -161,6 +161,19 @@ def test_when_one_dies_the_run_goes_on_from_its_checkpoint_to_the_same_end(
     assert timeless[0] == timeless[1]
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    recipe = str(write())
+    assert codes(train_together((recipe, "--out", str(whole)))) == [0]
+    assert codes(train_together(*[(recipe, "--out", str(moved))] * before, dying=0))[0] == -9
+    assert codes(train_together(*[(recipe, "--out", str(moved))] * after)) == [0] * after
+    assert_alike(whole, moved)
+    assert read_json(moved / "run.json")["processes"] == after
+
+
 def test_a_process_that_does_not_find_the_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(**_: Any) -> None:
         raise torch.distributed.DistNetworkError("Connection reset by peer")

@@ -94,7 +94,10 @@ def newest_readable(folder: Path) -> Path | None:
             read_json(checkpoint / "trainer_state.json")
             for name in ("optimizer.pt", "scheduler.pt"):
                 torch.load(checkpoint / name, weights_only=True)
-            for path in checkpoint.glob("rng_state*.pth"):
+            states = list(checkpoint.glob("rng_state*.pth"))
+            if not states:
+                raise ValueError("it has no random state")
+            for path in states:
                 _check_archive(path)
         except _DAMAGE as error:
             log.warning("%s is damaged and left out: %s", checkpoint, " ".join(str(error).split())[:120])

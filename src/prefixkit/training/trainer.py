@@ -1,6 +1,7 @@
 """transformers' Trainer, taught three things: what to save, in which order to read, and when to stop."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,6 +159,20 @@ class PrefixTrainer(Trainer):
         self.progress.__dict__.update(progress.__dict__ | {"rollbacks": rollbacks})
         self._heldout.best = best
         self._monitor.restore(progress.recent_losses, progress.recent_norms)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on with this process's random numbers; one that was not there before, with the first one's.
+
+        transformers' Trainer finds none where one process goes on for several, or several for one, and draws any.
+        """
+        if checkpoint is None:
+            return
+        own = f"rng_state_{processes.rank()}.pth" if processes.count() > 1 else "rng_state.pth"
+        names = (own, "rng_state.pth", "rng_state_0.pth")
+        with tempfile.TemporaryDirectory() as folder:
+            saved = next(path for path in (Path(checkpoint, name) for name in names) if path.exists())
+            shutil.copy(saved, Path(folder, own))
+            super()._load_rng_state(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """After a rollback, the saved schedule is replayed at the lower peak rate."""
