@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,22 @@ def test_what_is_no_size(text: str) -> None:
         parse_bytes(text)
 
 
+def recipe_of_wide(recipe: Recipe, tiny_llama_dir: Path, folder: Path) -> dict[str, Any]:
+    """Values of a recipe with a model whose steps hold far more than a test does otherwise, and texts of 120 tokens."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
+                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
+    with torch.random.fork_rng():
+        LlamaForCausalLM(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    texts = [json.dumps({"text": " ".join(["film", str(n)] * 60), "label": "a"}) for n in range(60)]
+    (folder / "long.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    values = recipe.model_dump(mode="json")
+    values["model"]["base"], values["data"]["source"] = str(folder / "base"), str(folder / "long.jsonl")
+    values["data"]["max_tokens"] = 120
+    return values
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory can be begun anew on Linux alone")
 @pytest.mark.parametrize(
     ("rows", "recomputed", "layers"),
@@ -119,17 +136,8 @@ def test_what_is_no_size(text: str) -> None:
 def test_what_a_step_holds_is_foretold(
     rows: int, recomputed: int, layers: list[int] | None, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llama_dir)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
-                         num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256)  # fmt: skip
-    with torch.random.fork_rng():
-        LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    texts = [json.dumps({"text": " ".join(["film", str(n)] * 60), "label": "a"}) for n in range(60)]
-    (tmp_path / "long.jsonl").write_text("\n".join(texts), encoding="utf-8")
-    values = recipe.model_dump(mode="json")
-    values["model"]["base"], values["data"]["source"] = str(tmp_path / "base"), str(tmp_path / "long.jsonl")
-    values["data"]["max_tokens"], values["prefix"]["layers"] = 120, layers
+    values = recipe_of_wide(recipe, tiny_llama_dir, tmp_path)
+    values["prefix"]["layers"] = layers
     values["train"] |= {"gradient_checkpointing": recomputed > 0, "recomputed_layers": recomputed or None}
     path = tmp_path / "long.yaml"
     path.write_text(dump_recipe(validate_recipe(values)), encoding="utf-8")
@@ -156,6 +164,23 @@ def test_a_run_within_a_budget_says_what_was_chosen_and_is_resumed_with_it(
         train_run(recipe, tmp_path / "third", memory_budget=1000, report=lambda *_: None)
     assert not (tmp_path / "third").exists()
     assert read_json(run.folder / "run.json")["recipe"]["train"]["batch_size"] == 4
+
+
+@pytest.mark.slow
+def test_a_run_stays_within_its_budget(recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    values = recipe_of_wide(recipe, tiny_llama_dir, tmp_path)
+    values["train"] |= {"batch_size": 32, "steps": 3}
+    path = tmp_path / "long.yaml"
+    path.write_text(dump_recipe(validate_recipe(values)), encoding="utf-8")
+    records = {}
+    for name, budget in (("free", "100GB"), ("held", "1GB")):
+        done = processes.prefixkit("train", str(path), "--out", str(tmp_path / name), "--memory-budget", budget)
+        assert done.returncode == 0, done.stderr
+        records[name] = read_json(tmp_path / name / "run.json")
+    assert records["held"]["peak_memory_bytes"] < 10**9 < records["free"]["peak_memory_bytes"]
+    chosen = [record["recipe"]["train"] for record in records.values()]
+    assert [train["batch_size"] * train["accumulation"] for train in chosen] == [32, 32]
+    assert chosen[1]["batch_size"] < 32
 
 
 def test_of_a_stream_a_row_as_long_as_any_can_be_is_measured(recipe: Recipe) -> None:
