@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from prefixkit.lab.sweep import on_ray as module
 from prefixkit.lab.sweep.on_ray import on_ray
 from prefixkit.lab.sweep.plan import Trial, plan
 from prefixkit.lab.sweep.run import run_sweep
-from prefixkit.lab.sweep.trial import Result, run_here
-from prefixkit.training import read_metrics
+from prefixkit.lab.sweep.trial import SWEEP, Result, run_here
+from prefixkit.training import checkpoint_folder, checkpoints, read_metrics
 
 ray = pytest.importorskip("ray", reason="Ray is an extra; `make test-ray` lays it over the environment")
 
@@ -56,6 +57,27 @@ def test_a_worker_that_is_lost_is_made_up_for(
     assert wounded.exists()
     assert result.error is None
     assert [line["step"] for line in read_metrics(trial.folder / "metrics.jsonl")] == list(range(7))
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_interrupting_a_sweep_ends_its_runs_with_a_checkpoint(sweep_recipe: str, tmp_path: Path) -> None:
+    trials = plan(
+        sweep_recipe, ["train.steps=2,5000", "train.checkpoint_every=5000"], seeds=1, folder=tmp_path / "sweep"
+    )
+    metrics = trials[1].folder / "metrics.jsonl"
+
+    def interrupted(result: Result) -> None:
+        while len(read_metrics(metrics)) < 3:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / SWEEP).write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        on_ray(cores=1)(trials, interrupted)
+    last = read_metrics(metrics)[-1]["step"]
+    assert last < 5000
+    assert checkpoints(checkpoint_folder(trials[1].folder))[-1].name == f"checkpoint-{last}"
 
 
 def test_a_cluster_that_cannot_be_reached_is_named() -> None:

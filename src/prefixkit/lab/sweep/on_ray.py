@@ -11,6 +11,8 @@ from prefixkit.lab.sweep.trial import Result, Runner, run_here
 
 _PATIENCE = 10.0
 """Seconds to wait for a cluster's head."""
+_TO_SAVE = 120.0
+"""Seconds that trials have, once interrupted, to take their step and save a checkpoint."""
 _RETRIES = 3
 """Times a trial begins again elsewhere, from its last checkpoint, when its worker or machine is lost."""
 
@@ -57,11 +59,23 @@ def _run(ray: Any, cores: int, gpus: float | int, trials: Sequence[Trial], done:
     # A worker ends with its trial: none meets what another left behind. Ray tells it its share of the cores.
     remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=_RETRIES, max_calls=1)(run_here)
     under_way = {remote.remote(trial): trial for trial in trials}
-    while under_way:
-        (first,), _ = ray.wait(list(under_way), num_returns=1)
-        trial = under_way.pop(first)
-        try:
-            done(ray.get(first))
-        except ray.exceptions.RayError as error:  # it raised, or its worker was lost too often
-            cause = getattr(error, "cause", None) or error
-            done(Result(trial, {}, f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"))
+    try:
+        while under_way:
+            (first,), _ = ray.wait(list(under_way), num_returns=1)
+            trial = under_way.pop(first)
+            try:
+                done(ray.get(first))
+            except ray.exceptions.RayError as error:  # it raised, or its worker was lost too often
+                cause = getattr(error, "cause", None) or error
+                done(Result(trial, {}, f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"))
+    except BaseException:
+        _end(ray, list(under_way))
+        raise
+
+
+def _end(ray: Any, tasks: Sequence[Any]) -> None:
+    """Do what Ctrl-C does where trials run: they save a checkpoint each, and end; those that wait do not begin."""
+    for task in tasks:
+        ray.cancel(task)
+    if tasks:
+        ray.wait(list(tasks), num_returns=len(tasks), timeout=_TO_SAVE)
