@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from prefixkit.config import Size, load_study
+from prefixkit.config import Size, load_study, study_names
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import write_text
 from prefixkit.lab.comparison import format_value
@@ -40,7 +40,10 @@ def results_block(results: list[StudyResult]) -> str:
         fared = ", ".join(f"{count.value} {count.name}" for count in outcome_counts(judge(result)))
         link = f"[`{name}`](results/studies/{name}/{STUDY_PAGE})"
         lines.append(f"| {link} | {result.study.title} | {runs} | {len(result.study.claims)} | {fared} |")
-    return "\n".join([*lines, "", END])
+    known = {result.study.name for result in results}
+    missing = [f"`{name}`" for name in study_names() if name not in known]
+    without = ["", f"Shipped, and without a published result: {', '.join(missing)}."] if missing else []
+    return "\n".join([*lines, *without, "", END])
 
 
 def study_page(result: StudyResult) -> str:

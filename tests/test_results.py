@@ -1,6 +1,7 @@
 """Numbers people read are those of the committed result files."""
 
 import importlib.util
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -9,11 +10,15 @@ from statistics import mean
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from prefixkit.config import load_study
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.page import render_study
 from prefixkit.lab.study.results import read_results
+from prefixkit.models.inspect import inspect_model
 from prefixkit.training import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -199,3 +204,18 @@ def test_a_study_whose_file_runs_something_else_by_now_is_not_published():
     other = replace(result, study=result.study.model_copy(update={"rates": [7.0]}))
     with pytest.raises(PrefixkitError, match=f"^{result.study.name}: its study file runs something else by now"):
         publish.as_shipped(other)
+
+
+def test_what_studies_count_on_the_lab_pages_model() -> None:
+    """GPT-2 has these many numbers; claims about shares of them are settled by counting."""
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())
+    of_a_token = sum(2 * site.kv_heads * site.head_dim for site in inspect_model(model).geometry.sites)
+    biases = sum(each.numel() for name, each in model.named_parameters() if name.endswith("bias"))
+    words = " ".join(claim.why for name in ("methods", "length") for claim in load_study(name).claims)
+    for count in (20 * of_a_token, biases, 20 * model.config.n_embd):
+        assert f"{count:,}" in words
+    total = model.num_parameters()
+    for share in (20 * of_a_token / total, biases / total, 20 * model.config.n_embd / total):
+        assert f"{100 * share:.2f}%" in words or f"{100 * share:.3f}%" in words
+    assert (math.ceil(0.001 * total / of_a_token), math.floor(0.01 * total / of_a_token)) == (7, 67)

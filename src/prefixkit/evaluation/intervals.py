@@ -107,20 +107,20 @@ def ratio_interval(ratio: Ratio, *, resamples: int, seed: int) -> Interval | Non
     return _percentiles(_resampled(ratio, resamples, seed))
 
 
-def share_interval(hits: Sequence[bool]) -> Interval | None:
+def share_interval(hits: Sequence[bool], level: float = _LEVEL) -> Interval | None:
     """Return Wilson's interval of the share of hits; None without any item."""
     if not hits:
         return None
-    found = stats.binomtest(sum(hits), len(hits)).proportion_ci(_LEVEL, method="wilson")
+    found = stats.binomtest(sum(hits), len(hits)).proportion_ci(level, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
+def mean_interval(values: Sequence[float], level: float = _LEVEL) -> Interval | None:
     """Return Student's interval of the mean of a few values, such as one per seed; None below two."""
     if len(values) < 2:
         return None
     center, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    margin = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * error
+    margin = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
     return Interval(center - margin, center + margin)
 
 

@@ -1,8 +1,8 @@
 """Which settings to start from, for what data, and what is behind each: a published study, or nothing but the default.
 
 A rule here reads results, it does not repeat opinions: the shortest prefix, the shallowest MLP and the plainest start
-that the best arm of its study is not ahead of beyond the 95% interval. The studies are of one base model and few kinds
-of data; how far the data at hand is from those is said beside the advice.
+that the best arm of its study is not ahead of: its 95% interval holds 0, and ends within 0.02 nats per token. The
+studies are of one base model and few kinds of data; how far the data at hand is from those is said beside the advice.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,7 +164,7 @@ def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     arms = study.placed
     best = min(arms, key=lambda arm: arm.mean)
     chosen = min((arm for arm in arms if arm.is_as_good), key=lambda arm: arm.x or 0.0, default=best)
-    why = f"the shortest that the best, {best.name}, is not ahead of beyond its interval: {_behind(chosen)}"
+    why = f"the shortest that does as well as the best, {best.name}: {_behind(chosen)}"
     why = f"the best of those tried: {best.mean:.3f} nats per token" if chosen is best else why
     return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, study.name)
 
@@ -216,7 +216,7 @@ def _start(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> Advic
     kind = "text" if "text" in kinds else next(iter(kinds))
     best, worst = (pick(study.arms, key=lambda arm: arm.mean) for pick in (min, max))
     apart = f"{best.name} ends at {best.mean:.3f}, {worst.name} at {worst.mean:.3f}"
-    many = f" (with 64 rows; of {looked.rows:,} it decides less)" if looked.rows > _FEW else ""
+    many = f" (with 64 rows; here there are {looked.rows:,})" if looked.rows > _FEW else ""
     return Advice("prefix.init.kind", kind, apart + many, "init")
 
 

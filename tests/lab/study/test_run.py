@@ -13,7 +13,7 @@ from prefixkit.config import Size, StudyConfig, load_study, study_names, study_t
 from prefixkit.errors import ArtefactError, ConfigError, SweepError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.folder import ROW_LOSSES, RUN, SCORES
-from prefixkit.lab.study.measures import DIVERGED
+from prefixkit.lab.study.measures import DIVERGED, UNLEARNED
 from prefixkit.lab.study.page import write_page
 from prefixkit.lab.study.plan import Plan, Replicate, at_factor, plan_study, rates_of
 from prefixkit.lab.study.results import STUDY, read_results
@@ -129,6 +129,7 @@ def test_a_study_ends_in_results_and_runs_nothing_twice(plan: Plan, runner) -> N
         assert {"heldout_nll", "seconds", "peak_memory_bytes", "validation_loss"} <= first.values.keys()
         assert len(first.items["heldout_nll"].parts) > 5
         assert first.values["validation_loss"] == losses[arm.factor]
+        assert first.values[UNLEARNED] == 0.0
     assert {"base.heldout_nll", "real.fluency_ppl"} <= result.baselines("positive-reviews").keys()
     assert not any(arm.trials[0].outcome.others for arm in result.arms[1:])  # the baselines are measured once
     assert read_results(plan.folder) == result

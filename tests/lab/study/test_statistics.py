@@ -12,7 +12,7 @@ from scipy import stats
 from made_up import arm, outcome, result
 from prefixkit.config import ClaimConfig, ClaimTest
 from prefixkit.lab.study.claims import Ruling, judge
-from prefixkit.lab.study.measures import DIVERGED
+from prefixkit.lab.study.measures import DIVERGED, UNLEARNED
 from prefixkit.lab.study.outcome import Items, Outcome
 from prefixkit.lab.study.plan import Replicate
 from prefixkit.lab.study.results import ArmResult, TrialResult, Tried
@@ -297,6 +297,39 @@ def test_a_rate_that_failed_or_lies_at_the_edge_leaves_a_claim_open_where_it_cou
         assert [verdict.ruling for verdict in verdicts] == [confirmed, refuted]
         name = next(each.name for each in arms if each.at_edge)
         assert all(each.why.endswith(f"; a better rate may lie beyond those tried for {name}") for each in verdicts)
+
+
+def test_a_verdict_that_would_not_stand_beside_the_others_says_so() -> None:
+    arms = [arm("low", [3.0, 3.01, 3.02]), arm("high", [3.05, 3.04, 3.08]), arm("far", [4.0, 4.01, 4.02])]
+    near = ClaimConfig(source="-", says="Lower.", test=ClaimTest.BETTER, arms=["low", "high"])
+    far = near.model_copy(update={"arms": ["low", "far"]})
+    none = ClaimConfig(source="-", says="So.", test=ClaimTest.NONE, why="It is no matter of measuring.")
+    verdicts = judge(result(arms, [near, far, none]))
+    assert [verdict.ruling for verdict in verdicts] == [Ruling.CONFIRMED, Ruling.CONFIRMED, Ruling.UNTESTABLE]
+    alone = "; alone: with all 2 claims taken together it is not decided"
+    assert [verdict.why.endswith(alone) for verdict in verdicts] == [True, False, False]
+    (single,) = judge(result(arms, [near]))
+    assert not single.why.endswith(alone)
+
+
+def test_a_spread_is_not_below_zero_and_open_where_an_arm_is_at_its_edge() -> None:
+    noisy = spread([arm("a", [3.0, 3.5, 2.5]), arm("b", [3.4, 2.6, 3.1])], "heldout_nll")
+    assert noisy is not None
+    assert noisy.interval is not None
+    assert noisy.interval.low == 0.0
+    claim = ClaimConfig(source="-", says="Far apart.", test=ClaimTest.SPREAD, arms=["a", "b"], low=0.1)
+    far = [arm("a", [3.0, 3.001, 3.002]), arm("b", [4.0, 4.001, 4.002])]
+    for arms, ruling in ((far, Ruling.CONFIRMED), ([far[0], replace(far[1], at_edge=True)], Ruling.UNDECIDED)):
+        (verdict,) = judge(result(arms, [claim]))
+        assert verdict.ruling is ruling
+
+
+def test_runs_that_learned_nothing_are_a_share_too() -> None:
+    stuck, fine = ([outcome({UNLEARNED: value}) for _ in range(3)] for value in (1.0, 0.0))
+    found = difference(arm("a", [], outcomes=stuck), arm("b", [], outcomes=fine), UNLEARNED)
+    assert found is not None
+    assert found.interval is not None
+    assert 0 < found.interval.low < found.value == 1.0
 
 
 def test_runs_of_several_arms_are_one_share() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from prefixkit.evaluation.intervals import Interval
 from prefixkit.lab.comparison import Better, Measure, Unit, format_value
 from prefixkit.lab.study.measures import COSTS, DIVERGED, known_measures
 from prefixkit.lab.study.results import ArmResult, StudyResult
-from prefixkit.lab.study.statistics import Estimate, difference, mean_of, ratio, share_of, spread
+from prefixkit.lab.study.statistics import LEVEL, Estimate, difference, mean_of, ratio, share_of, spread
 
 #: Repeats without which nothing is called confirmed or refuted.
 LEAST_REPEATS = 3
@@ -46,12 +46,21 @@ def judge(result: StudyResult) -> list[Verdict]:
 
     A claim is confirmed where the whole 95% interval agrees with it, refuted where none of it does, and not decided
     otherwise, with fewer than three repeats, where runs were lost that it would have to be about, or where the arm that
-    is behind was used at the least or greatest rate that was tried for it: it may be ahead at one beyond.
+    is behind was used at the least or greatest rate that was tried for it: it may be ahead at one beyond. One that is
+    decided alone, and would not be were all claims of the study to hold together (Bonferroni), is said to be.
     """
-    return [_judge(claim, result) for claim in result.study.claims]
+    count = sum(claim.test is not ClaimTest.NONE for claim in result.study.claims)
+    verdicts = []
+    for claim in result.study.claims:
+        alone = _judge(claim, result, LEVEL)
+        together = _judge(claim, result, 1 - (1 - LEVEL) / max(1, count))
+        if alone.ruling is not together.ruling:
+            alone = replace(alone, why=f"{alone.why}; alone: with all {count} claims taken together it is not decided")
+        verdicts.append(alone)
+    return verdicts
 
 
-def _judge(claim: ClaimConfig, result: StudyResult) -> Verdict:
+def _judge(claim: ClaimConfig, result: StudyResult, level: float) -> Verdict:
     if claim.test is ClaimTest.NONE:
         return Verdict(claim, Ruling.UNTESTABLE, claim.why)
     if result.size == Size.TINY:
@@ -60,7 +69,7 @@ def _judge(claim: ClaimConfig, result: StudyResult) -> Verdict:
     missing = [arm.name for arm in arms if not arm.values(measure.key)]
     if missing:
         return Verdict(claim, Ruling.UNDECIDED, f"no run of {missing[0]} has {measure.key}")
-    found = _findings(claim, arms, measure)
+    found = _findings(claim, arms, measure, level)
     ruling, why = _together([each.ruling for each in found]), "; ".join(each.words for each in found)
     lost = {arm.name: arm.lost for arm in arms if arm.lost and measure.key != DIVERGED}
     untried = {arm.name: arm.untried[0].factor for arm in arms if arm.untried}
@@ -77,7 +86,7 @@ def _judge(claim: ClaimConfig, result: StudyResult) -> Verdict:
 
 
 def _is_cost(measure: Measure) -> bool:
-    return measure.key == DIVERGED or measure.key in {cost.key for cost in COSTS}
+    return measure.key in {cost.key for cost in COSTS}
 
 
 @dataclass(frozen=True)
@@ -88,23 +97,25 @@ class _Finding:
     words: str
 
 
-def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure) -> list[_Finding]:
-    label = measure.label.lower()
+def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure, level: float) -> list[_Finding]:
+    label, key = measure.label.lower(), measure.key
     match claim.test:
         case ClaimTest.RATIO:
             words = f"{arms[0].name} over {arms[1].name}, {label}"
-            return [_within(ratio(arms[0], arms[1], measure.key), claim, words, Unit.RATIO)]
+            return [_within(ratio(arms[0], arms[1], key, level=level), claim, words, Unit.RATIO)]
         case ClaimTest.SPREAD:
-            return [_within(spread(arms, measure.key), claim, f"greatest over least {label}, less one", Unit.SHARE)]
+            found = _within(spread(arms, key, level=level), claim, f"greatest over least {label}, less one", Unit.SHARE)
+            is_fair = _is_cost(measure) or not any(arm.at_edge for arm in arms)
+            return [found if is_fair else replace(found, ruling=Ruling.UNDECIDED)]
         case ClaimTest.VALUE if len(arms) > 1:  # of runs that diverged
-            return [_within(share_of(arms, measure.key), claim, f"all {len(arms)} arms, {label}", measure.unit)]
+            return [_within(share_of(arms, key, level=level), claim, f"all {len(arms)} arms, {label}", measure.unit)]
         case ClaimTest.VALUE:
-            return [_within(mean_of(arms[0], measure.key), claim, f"{arms[0].name}, {label}", measure.unit)]
+            return [_within(mean_of(arms[0], key, level=level), claim, f"{arms[0].name}, {label}", measure.unit)]
         case _:
-            return [_better(first, second, measure, claim.margin) for first, second in pairwise(arms)]
+            return [_better(first, second, measure, claim.margin, level) for first, second in pairwise(arms)]
 
 
-def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float) -> _Finding:
+def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float, level: float) -> _Finding:
     sign = 1 if measure.better is Better.HIGHER else -1
 
     def compare(interval: Interval) -> Ruling:
@@ -118,7 +129,7 @@ def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float
 
     allowed = f", may be behind by {format_value(margin, measure.unit)}" if margin else ""
     words = f"{first.name} less {second.name}, {measure.label.lower()}{allowed}"
-    return _say(difference(first, second, measure.key), fairly, words, measure.unit)
+    return _say(difference(first, second, measure.key, level=level), fairly, words, measure.unit)
 
 
 def _within(found: Estimate | None, claim: ClaimConfig, words: str, unit: Unit) -> _Finding:

@@ -12,6 +12,8 @@ from prefixkit.lab.study.statistics import difference, mean_of
 
 _MEASURE = "heldout_nll"
 _SCALED = "prefix.init.scaled"
+#: Nats per token that an arm as good as the best may be behind it.
+_MARGIN = 0.02
 FOUND = "found.json"
 
 
@@ -40,8 +42,8 @@ class FoundArm:
 
     @property
     def is_as_good(self) -> bool:
-        """Whether the best arm is not ahead of it beyond the interval."""
-        return self.behind is not None and self.behind[1] <= 0
+        """Whether the best arm is not shown to be ahead, and shown to be ahead by no more than the margin."""
+        return self.behind is not None and self.behind[1] <= 0 and self.behind[2] <= _MARGIN
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from functools import cache
 
 from prefixkit.lab.comparison import MEASURES, Better, Measure, Unit
 
-DIVERGED = "diverged"
+DIVERGED, UNLEARNED = "diverged", "unlearned"
+#: What a run did or did not do: arms have shares of their runs.
+COUNTED = (DIVERGED, UNLEARNED)
 
 #: Of a run's record.
 COSTS = (
@@ -17,6 +19,8 @@ COSTS = (
     Measure("rollbacks", "Rollbacks", "How often training went off the rails and back.", Better.LOWER, Unit.COUNT),
     Measure(DIVERGED, "Diverged", "Share of runs whose loss or gradient left the rails for good.",
             Better.LOWER, Unit.SHARE),
+    Measure(UNLEARNED, "Learned nothing", "Share of runs that are where they began: no loss on validation rows was "
+            "below the start's.", Better.LOWER, Unit.SHARE),
     Measure("validation_loss", "Validation loss", "The lowest held-out loss on validation rows while training.",
             Better.LOWER, Unit.NATS),
 )  # fmt: skip

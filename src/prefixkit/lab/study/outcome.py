@@ -8,7 +8,7 @@ from typing import Any
 from prefixkit.config import Recipe
 from prefixkit.lab.comparison import is_number
 from prefixkit.lab.folder import ROW_LOSSES, RUN, SAMPLES, SCORES, is_measured, read_record
-from prefixkit.lab.study.measures import COSTS, DIVERGED
+from prefixkit.lab.study.measures import COSTS, DIVERGED, UNLEARNED
 from prefixkit.lab.sweep.plan import Trial
 
 _SYSTEM = "prefix"
@@ -122,6 +122,7 @@ def _hardware(run: dict[str, Any]) -> str:
 def _costs(run: dict[str, Any], recipe: Recipe) -> dict[str, float]:
     costs = {cost.key: float(run[cost.key]) for cost in COSTS if is_number(run.get(cost.key))}
     costs |= {DIVERGED: 0.0, "trainable_parameters": float(run["trainable_parameters"])}
+    costs[UNLEARNED] = float(run["best_step"] == 0)
     costs["seconds_per_step"] = run["seconds"] / max(1, run["steps"])
     if is_number(loss := run.get("best_heldout_loss")):
         costs["validation_loss"] = float(loss)

@@ -6,8 +6,8 @@ independent; Student's t has Satterthwaite's (1946) degrees of freedom. A repeat
 were drawn several times, a draw with all its seeds: seeds that share their rows are no independent repeats. With one
 repeat only the texts speak; where a measure is not known text by text, only the repeats do.
 
-Shares of diverged runs have Wilson's interval, their difference Newcombe's (1998, method 10): where all or none
-diverged, a variance over runs would be 0.
+Shares of runs, such as those that diverged, have Wilson's interval, their difference Newcombe's (1998, method 10):
+where all or none did, a variance over runs would be 0.
 """
 
 import math
@@ -20,12 +20,13 @@ from scipy import stats
 
 from prefixkit.evaluation.intervals import Interval, mean_interval, share_interval
 from prefixkit.lab.comparison import Unit
-from prefixkit.lab.study.measures import DIVERGED, known_measures
+from prefixkit.lab.study.measures import COUNTED, known_measures
 from prefixkit.lab.study.outcome import Outcome
 from prefixkit.lab.study.plan import Replicate
 from prefixkit.lab.study.results import ArmResult
 
-_LEVEL = 0.95
+LEVEL = 0.95
+"""Of every interval that is not asked for at another."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ class _Pair:
     other: Outcome
 
 
-def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
+def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate | None:
     """Return an arm's mean over its repeats with Student's interval; None where no trial has the measure.
 
-    That of a share ends at 0 and 1. Of diverged runs it is their share, with Wilson's interval.
+    That of a share ends at 0 and 1. Of what runs did or did not do it is their share, with Wilson's interval.
+
+    Args:
+        arm: whose.
+        measure: which.
+        level: of the interval.
     """
     known = [
         (trial.replicate, trial.outcome.values[measure]) for trial in arm.trials if measure in trial.outcome.values
@@ -65,28 +71,29 @@ def mean_of(arm: ArmResult, measure: str) -> Estimate | None:
     if not known:
         return None
     values = [value for _, value in known]
-    if measure == DIVERGED:
-        return share_of([arm], measure)
+    if measure in COUNTED:
+        return share_of([arm], measure, level=level)
     repeats = _repeats([replicate for replicate, _ in known], values)
-    interval = mean_interval(repeats)
+    interval = mean_interval(repeats, level)
     unit = known_measures()[measure].unit
     if interval is not None and unit is not Unit.NATS:  # Student's knows no ends; nothing else here is below 0
         interval = interval.map(lambda end: min(1.0 if unit is Unit.SHARE else math.inf, max(0.0, end)))
     return Estimate(float(np.mean(values)), interval, len(repeats))
 
 
-def share_of(arms: Sequence[ArmResult], measure: str) -> Estimate:
+def share_of(arms: Sequence[ArmResult], measure: str, *, level: float = LEVEL) -> Estimate:
     """Return the share of all runs of some arms for which a measure is 1, with Wilson's interval.
 
     Args:
         arms: whose runs, each with the measure, are taken together.
         measure: such as diverged.
+        level: of the interval.
     """
     values = [value for arm in arms for value in arm.values(measure)]
-    return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values]), len(values))
+    return Estimate(float(np.mean(values)), share_interval([value == 1 for value in values], level), len(values))
 
 
-def difference(first: ArmResult, second: ArmResult, measure: str, *, level: float = _LEVEL) -> Estimate | None:
+def difference(first: ArmResult, second: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate | None:
     """Return the first arm's mean less the second's over the replicates both have; None where there are none.
 
     Args:
@@ -100,40 +107,52 @@ def difference(first: ArmResult, second: ArmResult, measure: str, *, level: floa
         return None
     differences = [pair.one.values[measure] - pair.other.values[measure] for pair in pairs]
     value = float(np.mean(differences))
-    if measure == DIVERGED:
-        return Estimate(value, _difference_of_shares(first, second), len(pairs))
+    if measure in COUNTED:
+        return Estimate(value, _difference_of_shares(first, second, measure, level), len(pairs))
     repeats = _repeats([pair.replicate for pair in pairs], differences)
     variances = [each for each in (_over_repeats(repeats), _over_texts(pairs, measure)) if each is not None]
     return Estimate(float(np.mean(repeats)), _interval(float(np.mean(repeats)), variances, level), len(repeats))
 
 
-def ratio(first: ArmResult, second: ArmResult, measure: str) -> Estimate | None:
-    """Return the geometric mean of the first arm's value over the second's; None where a value is not above 0."""
+def ratio(first: ArmResult, second: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate | None:
+    """Return the geometric mean of the first arm's value over the second's; None where a value is not above 0.
+
+    Args:
+        first: an arm.
+        second: another.
+        measure: what is compared.
+        level: of the interval.
+    """
     pairs = _pairs(first, second, measure)
     values = [(pair.one.values[measure], pair.other.values[measure]) for pair in pairs]
     if not values or any(value <= 0 for pair in values for value in pair):
         return None
     logs = _repeats([pair.replicate for pair in pairs], [math.log(one / other) for one, other in values])
-    interval = mean_interval(logs)
+    interval = mean_interval(logs, level)
     return Estimate(math.exp(float(np.mean(logs))), None if interval is None else interval.map(math.exp), len(logs))
 
 
-def spread(arms: Sequence[ArmResult], measure: str) -> Estimate | None:
+def spread(arms: Sequence[ArmResult], measure: str, *, level: float = LEVEL) -> Estimate | None:
     """Return by how much the greatest of the arms' means is above the least, as a share of the least.
 
     The greatest of several means is above the least by chance alone, and which two arms are truly the farthest apart is
     not known. So each pair's difference has an interval at the level that holds for all pairs together (Bonferroni),
     and the greatest difference lies between the highest of their lower ends and the highest of their upper ones. None
     where an arm has no value above 0.
+
+    Args:
+        arms: at least two.
+        measure: what is compared.
+        level: of the interval, for all pairs together.
     """
     means = {arm.name: mean_of(arm, measure) for arm in arms}
     known = {name: mean.value for name, mean in means.items() if mean is not None}
     if len(known) < len(arms) or min(known.values()) <= 0:
         return None
     greatest, least = (pick(arms, key=lambda arm: known[arm.name]) for pick in (max, min))
-    level = 1 - (1 - _LEVEL) / (len(arms) * (len(arms) - 1) / 2)
-    found = difference(greatest, least, measure, level=level)
-    pairs = [difference(one, other, measure, level=level) for one, other in combinations(arms, 2)]
+    of_each = 1 - (1 - level) / (len(arms) * (len(arms) - 1) / 2)
+    found = difference(greatest, least, measure, level=of_each)
+    pairs = [difference(one, other, measure, level=of_each) for one, other in combinations(arms, 2)]
     if found is None or None in pairs:
         return None
     intervals = [pair.interval for pair in pairs if pair is not None and pair.interval is not None]
@@ -142,7 +161,7 @@ def spread(arms: Sequence[ArmResult], measure: str) -> Estimate | None:
     if len(intervals) == len(pairs):
         low = max(max(each.low, -each.high) for each in intervals)  # either arm may be the greater
         high = max(max(each.high, -each.low) for each in intervals)
-        interval = Interval(low / base, high / base)
+        interval = Interval(max(0.0, low) / base, high / base)
     return Estimate(found.value / base, interval, min(pair.repeats for pair in pairs if pair is not None))
 
 
@@ -195,8 +214,8 @@ def _interval(value: float, variances: Sequence[_Variance], level: float) -> Int
     return Interval(value - margin, value + margin)
 
 
-def _difference_of_shares(first: ArmResult, second: ArmResult) -> Interval | None:
-    one, other = mean_of(first, DIVERGED), mean_of(second, DIVERGED)
+def _difference_of_shares(first: ArmResult, second: ArmResult, measure: str, level: float) -> Interval | None:
+    one, other = (mean_of(arm, measure, level=level) for arm in (first, second))
     if one is None or other is None or one.interval is None or other.interval is None:
         return None
     value = one.value - other.value
