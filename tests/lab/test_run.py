@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from prefixkit.config import Recipe, validate_recipe
 from prefixkit.errors import ArtefactError, ConfigError, DataError, DivergedError, ModelError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.folder import check_run, locked, read_recipe
+from prefixkit.lab.folder import check_run, is_measured, locked, open_run, read_recipe
 from prefixkit.lab.loading import load_for
 from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
 from prefixkit.prefix import Prefix
@@ -29,6 +29,10 @@ def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
     for name, changes in sections.items():
         values[name] |= changes
     return validate_recipe(values)
+
+
+class Killed(Exception):
+    """What stands for SIGKILL here: nothing takes it."""
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -234,8 +238,77 @@ def test_a_deployed_artefact_alone_can_be_generated_with(run: Run, recipe: Recip
 def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
     with (
         locked(tmp_path / "run"),
-        pytest.raises(TrainingError, match="run: another process is training in it; wait for"),
+        pytest.raises(TrainingError, match="run: another process is working in it; wait for"),
     ):
         train_run(recipe, tmp_path / "run", report=quiet)
     assert not (tmp_path / "run").exists()
     assert train_run(recipe, tmp_path / "run", report=quiet).report.is_file()
+
+
+def test_a_run_that_another_process_works_on_is_not_measured(run: Run, recipe: Recipe) -> None:
+    with locked(run.folder), pytest.raises(TrainingError, match="another process is working in it; wait for it, or"):
+        evaluate_run(run.folder, recipe, report=quiet)
+
+
+def test_an_artefact_of_another_run_is_not_measured(run: Run, recipe: Recipe, tmp_path: Path) -> None:
+    other = train_run(change(recipe, train={"seed": 5}), tmp_path / "other", report=quiet)
+    for name in ("prefix.json", "prefix.safetensors"):
+        shutil.copy(other.folder / name, run.folder / name)
+    with pytest.raises(ArtefactError, match=r": its prefix is not the one that run.json tells of; start again with"):
+        evaluate_run(run.folder, recipe, report=quiet)
+
+
+def test_a_measuring_that_was_killed_is_done_again(run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (run.folder / "scores.json").read_text()
+
+    def killed(path: Path, values: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("prefixkit.lab.run.write_json", killed)
+    with pytest.raises(Killed):
+        evaluate_run(run.folder, change(recipe, evaluation={"heldout_rows": 3}), report=quiet)
+    monkeypatch.undo()
+    assert not is_measured(run.folder, recipe)
+    train_run(recipe, run.folder, resume=True, report=quiet)
+    assert (run.folder / "scores.json").read_text() == whole
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+def test_a_folder_that_was_half_emptied_never_goes_on_as_a_run_on_other_data(
+    run: Run, recipe: Recipe, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while --overwrite empties it, then resumed: the old run, or a new one from its beginning."""
+    gone: list[Path] = []
+
+    def stopping(path: Path) -> None:
+        if len(gone) == kept:
+            raise Killed
+        gone.append(path)
+        shutil.move(path, path.parent.parent / f"gone {path.name}")
+
+    monkeypatch.setattr("prefixkit.lab.folder.shutil.rmtree", stopping)
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, missing_ok=False: stopping(path) if path.parent == run.folder else None
+    )
+    with pytest.raises(Killed):
+        open_run(run.folder, recipe, overwrite=True)
+    monkeypatch.undo()
+    assert (run.folder / "recipe.yaml").is_file()
+    assert not (run.folder / "training").exists()
+    if (run.folder / "run.json").exists():
+        assert kept == 1
+    check_run(run.folder, recipe, resume=False, overwrite=True)
+
+
+def test_checkpoints_that_nothing_is_known_of_are_refused(run: Run, recipe: Recipe) -> None:
+    for name in ("run.json", "scores.json"):
+        (run.folder / name).unlink()
+    with pytest.raises(ArtefactError, match=r": no run.json says what its checkpoints learned from; start again with"):
+        train_run(recipe, run.folder, resume=True, report=quiet)
+
+
+def test_the_present_folder_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with locked(Path()), pytest.raises(TrainingError, match="here: another process is working in it"), locked(Path()):
+        pass

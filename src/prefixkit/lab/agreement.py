@@ -8,6 +8,7 @@ from prefixkit.errors import ArtefactError, TrainingError
 from prefixkit.lab.folder import RECIPE, RUN, read_record
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import weights_hash
+from prefixkit.prefix import Prefix
 from prefixkit.training import checkpoint_folder, checkpoints
 
 
@@ -36,6 +37,8 @@ def check_shared(folder: Path) -> None:
 def check_unchanged(folder: Path, base: Base, data: PreparedData) -> None:
     """A run that is resumed or measured again must meet the data and the base model it was started with."""
     started = read_record(folder / RUN)
+    if not started and checkpoints(checkpoint_folder(folder)):
+        raise ArtefactError(f"{folder}: no {RUN} says what its checkpoints learned from; start again with --overwrite")
     if not started:
         return
     hashes = (started.get("data_hash"), (started.get("base_weights_hash") or {}).get("before"))
@@ -45,3 +48,9 @@ def check_unchanged(folder: Path, base: Base, data: PreparedData) -> None:
         raise TrainingError(f"{folder}: the data changed since this run was started; start another run")
     if hashes[1] != weights_hash(base.model):
         raise TrainingError(f"{folder}: the base model changed since this run was started; start another run")
+
+
+def check_artefact(folder: Path, prefix: Prefix) -> None:
+    """A run that is measured must still hold the artefact that it ended in."""
+    if prefix.card.content_hash != read_record(folder / RUN).get("content_hash"):
+        raise ArtefactError(f"{folder}: its prefix is not the one that {RUN} tells of; start again with --overwrite")

@@ -75,17 +75,18 @@ def open_run(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder meanwhile; the lock lies beside it, and goes with this process.
+    """Keep other processes from working in a folder meanwhile; the lock lies beside it, and goes with this process.
 
     Raises:
-        TrainingError: another one is training in it.
+        TrainingError: another one is working in it.
     """
+    folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
         lock.acquire()
     except Timeout:
-        raise TrainingError(f"{folder}: another process is training in it; wait for it, or stop it") from None
+        raise TrainingError(f"{folder}: another process is working in it; wait for it, or stop it") from None
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror}") from None
     try:
@@ -140,8 +141,12 @@ def is_measured(folder: Path, recipe: Recipe) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder that `check_run` found to hold a run and nothing else."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    """Empty a folder that `check_run` found to hold a run and nothing else.
+
+    Checkpoints first, the recipe last: stopped at any point, what is left is the old run, or is thrown away next time.
+    """
+    order = {TRAINING: 0, RUN: 1, METRICS: 2, RECIPE: 4}
+    for path in sorted(folder.iterdir(), key=lambda path: order.get(path.name, 3)) if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
         else:

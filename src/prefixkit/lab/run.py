@@ -17,7 +17,7 @@ from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, DivergedError, TrainingError
 from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
 from prefixkit.files import atomic_path, write_json, write_text
-from prefixkit.lab.agreement import check_alike, check_shared, check_unchanged
+from prefixkit.lab.agreement import check_alike, check_artefact, check_shared, check_unchanged
 from prefixkit.lab.cost import Cost, measure_cost
 from prefixkit.lab.folder import (
     LIKELIEST,
@@ -147,17 +147,18 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     """Measure a trained run again, with the evaluation settings of `recipe`.
 
     Raises:
-        ArtefactError: the run is not trained to its end.
-        TrainingError: the data or the base model are no longer those it was trained on.
+        ArtefactError: the run is not trained to its end, or the artefact is not the one it ended in.
+        TrainingError: the data or the base model are no longer those it was trained on, or another process works there.
     """
     if processes.count() > 1:
         raise ConfigError("measuring a run takes one process; start it without torchrun or accelerate launch")
     Prefix.load(folder)
     prepare_processor(recipe.train.threads)
-    base, data = load_for(recipe)
-    check_unchanged(folder, base, data)
-    data = _choose(recipe, folder, base, data, report)
-    _measure(recipe, folder, base, data, report)
+    with locked(folder):
+        base, data = load_for(recipe)
+        check_unchanged(folder, base, data)
+        data = _choose(recipe, folder, base, data, report)
+        _measure(recipe, folder, base, data, report)
     return _finished(folder)
 
 
@@ -314,6 +315,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
 def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:
     give_back_memory()
     prefix = Prefix.load(folder)
+    check_artefact(folder, prefix)
     started = time.perf_counter()
     measure = evaluate_labels if data.classes else evaluate
     evaluation = measure(
@@ -327,6 +329,7 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
         return  # its part of a sharded base model was needed
     flat = evaluation.to_flat()
     flat["measured_with"] = measured_with(recipe)
+    (folder / SCORES).unlink(missing_ok=True)  # without them it is not measured: no half of it counts
     name, lines = (PREDICTIONS, evaluation.predictions) if data.classes else (SAMPLES, evaluation.samples)
     write_text(folder / name, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
     if evaluation.row_losses:

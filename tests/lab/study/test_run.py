@@ -10,15 +10,17 @@ from typer.testing import CliRunner
 
 from prefixkit.cli.main import app
 from prefixkit.config import Size, StudyConfig, load_study, study_names, study_text
-from prefixkit.errors import ArtefactError, ConfigError, SweepError
+from prefixkit.errors import ArtefactError, ConfigError, SweepError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.folder import ROW_LOSSES, RUN, SCORES
+from prefixkit.lab.folder import ROW_LOSSES, RUN, SCORES, locked
 from prefixkit.lab.study.measures import DIVERGED, UNLEARNED
 from prefixkit.lab.study.page import write_page
 from prefixkit.lab.study.plan import Plan, Replicate, at_factor, plan_study, rates_of
 from prefixkit.lab.study.results import STUDY, read_results
 from prefixkit.lab.study.run import best_factor, further_factor, run_study
 from prefixkit.lab.sweep.plan import Trial
+from prefixkit.lab.sweep.run import run_sweep
+from prefixkit.lab.sweep.trial import SWEEP
 
 
 def quiet(*_: object) -> None:
@@ -306,3 +308,16 @@ def test_reporting_on_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("lenght", str(tmp_path / "lenght"), "elsewhere/lenght"):
         done = CliRunner().invoke(app, ["study", "report", name])
         assert str(done.exception) == f"{name}: no results of a study; run one first, `prefixkit study run NAME`"
+
+
+def test_one_process_at_a_time_runs_studies_and_sweeps_in_a_folder(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    with locked(small_plan.folder):
+        with pytest.raises(TrainingError, match=r": another process is working in it; wait for it, or stop it$"):
+            run_study(small_plan, runner, report=quiet)
+        with pytest.raises(TrainingError, match=r": another process is working in it; wait for it, or stop it$"):
+            run_sweep([], small_plan.folder, runner, report=quiet)
+    assert not runner.ran
+    write_json(small_plan.folder / SWEEP, {"study": "mine"})
+    with pytest.raises(ConfigError, match=r": holds a study; give the sweep another --out$"):
+        run_sweep([], small_plan.folder, runner, report=quiet)
+    assert read_json(small_plan.folder / SWEEP) == {"study": "mine"}

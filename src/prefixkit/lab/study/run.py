@@ -9,7 +9,7 @@ from prefixkit.config import Recipe
 from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation import check_metrics
 from prefixkit.files import write_json
-from prefixkit.lab.folder import RUN, read_record
+from prefixkit.lab.folder import RUN, locked, read_record
 from prefixkit.lab.study.outcome import (
     Outcome,
     has_diverged,
@@ -48,11 +48,17 @@ def run_study(plan: Plan, runner: Runner, *, report: Report) -> StudyResult:
     Raises:
         ConfigError: a metric's or method's package is missing, or the folder holds a sweep.
         SweepError: none of the trials could begin, so that the study itself is at fault: its model or data, say.
+        TrainingError: another process is running a study in the folder.
         KeyboardInterrupt: Ctrl-C; the same study goes on where it was.
     """
     for arm in plan.arms:
         check_installed(arm.recipe.method.kind)
         check_metrics(arm.recipe)  # while rates are tried, none is measured
+    with locked(plan.folder):
+        return _run_study(plan, runner, report)
+
+
+def _run_study(plan: Plan, runner: Runner, report: Report) -> StudyResult:
     if "trials" in read_record(plan.folder / SWEEP):
         raise ConfigError(f"{plan.folder}: holds a sweep; give the study another --out")
     plan.folder.mkdir(parents=True, exist_ok=True)

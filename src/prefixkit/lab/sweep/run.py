@@ -10,7 +10,7 @@ import numpy as np
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.intervals import Interval, mean_interval
 from prefixkit.files import write_json
-from prefixkit.lab.folder import read_record
+from prefixkit.lab.folder import locked, read_record
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import SWEEP, Result, Runner, to_json
 from prefixkit.models.hardware import describe_machine
@@ -56,8 +56,19 @@ def run_sweep(
         One result per trial, in their order; failed ones say why.
 
     Raises:
+        ConfigError: the folder holds a study.
+        TrainingError: another sweep is running in it.
         KeyboardInterrupt: Ctrl-C; the same sweep goes on where it was.
     """
+    with locked(folder):
+        return _run(trials, folder, runner, report)
+
+
+def _run(
+    trials: Sequence[Trial], folder: Path, runner: Runner, report: Callable[[int, int, str], None]
+) -> list[Result]:
+    if "study" in read_record(folder / SWEEP):
+        raise ConfigError(f"{folder}: holds a study; give the sweep another --out")
     results: dict[Path, Result] = {}
     before = {entry["folder"]: entry for entry in read_record(folder / SWEEP).get("trials", ())}
     planned = [trial.folder.name for trial in trials]
