@@ -62,6 +62,38 @@ def test_an_empty_section_is_no_section() -> None:
     assert parse_recipe("prefix:\n", ["prefix.num_virtual_tokens=3"]).prefix.num_virtual_tokens == 3
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prefix.init.path=runs/first"],
+         "prefix.init: path is of kind prefix, and kind is text; set kind to prefix, or leave path out"),
+        (["prefix.init.kind=words", "prefix.init.text=the film"],
+         "prefix.init.text: is of a start of kind text, and prefix.init.kind is words"),
+        (["prefix.init.std=0.5"], "prefix.init.std: is of a start of kind random, and prefix.init.kind is text"),
+        (["prefix.reparam_width=64"], "prefix.reparam_width: is of the MLP, and prefix.reparam_depth is 0"),
+        (["prefix.reparam_activation=gelu"], "prefix.reparam_activation: is of the MLP, and prefix.reparam_depth is 0"),
+        (["prefix.layer_lengths=[5, 0]", "prefix.num_virtual_tokens=50"],
+         "prefix.num_virtual_tokens: prefix.layer_lengths says how long each layer's is; leave one of the two out"),
+        (["head.pooling=mean"], "head.pooling: is of labels (data.format=classes or tags), and data.format is text"),
+        (["train.divergence.action=stop", "train.divergence.max_rollbacks=5"],
+         "train.divergence.max_rollbacks: is of action rollback, and train.divergence.action is stop"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_nothing_would_read_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe("", overrides)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["prefix.init.kind=random", "prefix.init.std=0.5"], ["prefix.reparam_depth=1", "prefix.reparam_width=64"],
+     ["data.format=classes", "data.label_column=l", "head.pooling=mean"], ["train.divergence.max_rollbacks=5"]],
+)  # fmt: skip
+def test_a_setting_that_is_read_is_taken(overrides: list[str]) -> None:
+    parse_recipe("", overrides)
+
+
 def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="steps: given twice in the same section; keep one"):
         parse_recipe("train:\n  steps: 1\n  steps: 2\n")

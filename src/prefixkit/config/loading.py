@@ -11,6 +11,7 @@ from prefixkit.config.explaining import explain, section_at
 from prefixkit.config.method import MethodConfig
 from prefixkit.config.recipe import Recipe
 from prefixkit.config.shipped import shipped_names, text_of
+from prefixkit.config.unread import unread
 from prefixkit.errors import ConfigError
 
 
@@ -64,20 +65,25 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Iterable[str] = (), *, source: str = "recipe") -> Recipe:
     """Like `load_recipe`, from the recipe's text."""
+    overrides = list(overrides)
+    recipe = draft_recipe(text, overrides, source=source)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if (why := unread(recipe, key)) is not None:
+            raise ConfigError(f"{key}: {why}")
+    return recipe
+
+
+def draft_recipe(text: str, overrides: Iterable[str], *, source: str) -> Recipe:
+    """Like `parse_recipe`, where an override may be of something that nothing reads."""
     values = parse_yaml(text, source)
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as `prefix:`, got {type(values).__name__}")
-    overrides = list(overrides)
     for override in sorted(overrides, key=_depth):  # method=lora before method.rank=4, however they were given
         _apply_override(values, override)
-    recipe = validate_recipe(values)
-    for override in overrides:
-        key = override.partition("=")[0]
-        if refusal := recipe.method.refusal(key):
-            raise ConfigError(f"{key}: {refusal}")
-    return recipe
+    return validate_recipe(values)
 
 
 def validate_recipe(values: Mapping[str, Any]) -> Recipe:

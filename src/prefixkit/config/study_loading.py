@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from prefixkit.config.explaining import explain
-from prefixkit.config.loading import load_recipe, parse_yaml
+from prefixkit.config.loading import draft_recipe, load_recipe, parse_yaml, recipe_text
 from prefixkit.config.recipe import Recipe
 from prefixkit.config.shipped import shipped_names, shipped_text, text_of
 from prefixkit.config.study import ArmConfig, Size, StudyConfig
+from prefixkit.config.unread import unread
 from prefixkit.errors import ConfigError
 
 _FOLDER, _SIZES = "studies", "sizes"
@@ -62,7 +63,7 @@ def arm_recipe(
 ) -> Recipe:
     """Return the recipe of one arm: the study's, as size, study, arm and overrides set it, in this order.
 
-    What all arms share is left out where an arm's method does not read it; what the arm sets itself must be read.
+    What all arms share is left out where an arm does not read it; what the arm sets itself must be read.
 
     Args:
         study: whose.
@@ -79,9 +80,9 @@ def arm_recipe(
     given = dict(_halves(override) for override in overrides)
     try:
         source = arm.recipe or recipe or study.recipe
-        method = load_recipe(source, _joined(_of_method(shared | own | given))).method
-        # what all arms share may be something that this one's method does not read
-        common = {key: value for key, value in (shared | given).items() if method.refusal(key) is None}
+        drafted = draft_recipe(recipe_text(source), _joined(shared | own | given), source=source)
+        # what all arms share may be something that this one does not read
+        common = {key: value for key, value in (shared | given).items() if unread(drafted, key) is None}
         last = {key: value for key, value in given.items() if key in common}
         return load_recipe(source, _joined(common | own | last))
     except ConfigError as error:
@@ -97,10 +98,6 @@ def as_overrides(settings: Mapping[str, Any]) -> dict[str, str]:
         else:
             flat[key] = value if isinstance(value, str) else json.dumps(value)
     return flat
-
-
-def _of_method(settings: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in settings.items() if key.split(".")[0] == "method"}
 
 
 def _joined(settings: Mapping[str, str]) -> list[str]:
