@@ -315,3 +315,19 @@ def test_what_cannot_go_together_is_refused(make_recipe: Make) -> None:
     for sections, message in refused:
         with pytest.raises(ConfigError, match=message):
             make_recipe(**sections)
+
+
+def test_a_soft_prompt_that_stands_still_beside_a_head_goes_on(make_recipe: Make, load: Load, tmp_path: Path) -> None:
+    labelled = {"format": "classes", "keep_label": None, "prompt": ""}
+    method = {"kind": "prompt-tuning", "learning_rate": 0.0}
+    recipe = make_recipe(method=method, data=labelled, train={"steps": 4, "evaluate_every": 2})
+    base, data = load(recipe)
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 2})})
+    train_prefix(base, data.train, short, tmp_path, classes=data.classes, measure=lambda _: 1.0, report=quiet)
+    outcome = train_prefix(
+        base, data.train, recipe, tmp_path, classes=data.classes, measure=lambda _: 1.0, report=quiet
+    )
+    assert outcome.steps == 4
+    assert outcome.trained_parameters == sum(
+        each.numel() for each in (outcome.trained.head.weight, outcome.trained.head.bias)
+    )

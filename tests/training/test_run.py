@@ -179,6 +179,18 @@ def test_a_run_killed_at_any_step_ends_in_the_same_prefix(
     assert (found["steps"], found["best_step"], found["rollbacks"]) == (8, 8, len(fail_at))
 
 
+def test_the_recipe_alone_says_whether_precision_is_mixed(make_recipe: Make, tmp_path: Path) -> None:
+    """`accelerate launch` leaves the setting of its user in the environment."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(make_recipe()), encoding="utf-8")
+    told = []
+    for name, environ in (("plain", {}), ("launched", {"ACCELERATE_MIXED_PRECISION": "bf16"})):
+        done = processes.run(kill_me.main, str(recipe), str(tmp_path / name), "-1", environ=environ)
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout))
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("train", [{}, {"steps": 30, "evaluate_every": 1, "patience": 3, "checkpoint_every": 1}])
 def test_a_run_that_is_over_is_not_trained_further(
     make_recipe: Make, load: Load, tmp_path: Path, train: dict[str, Any]

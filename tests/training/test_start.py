@@ -124,6 +124,28 @@ def test_a_prefix_starts_from_another_one_of_the_same_base(tiny_llama_dir: Any, 
         build_encoder(base, config(init=start), seed=0, texts=[])
 
 
+def test_a_prefix_does_not_start_from_one_whose_text_begins_elsewhere(tiny_llama_dir: Any, tmp_path: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float64")
+    encoder = build_encoder(base, PrefixConfig(num_virtual_tokens=4), seed=1, texts=["the film"])
+    card = BaseCard(id="tiny", fingerprint=fingerprint(base.model))
+    Prefix.from_states(encoder.materialise(), base=card, position_offset=0).save(tmp_path / "first")
+    init = {"kind": "prefix", "path": str(tmp_path / "first")}
+    with pytest.raises(
+        ConfigError, match=r"first: its text begins at position 0, this recipe's at 4; set prefix.posit"
+    ):
+        build_encoder(base, PrefixConfig.model_validate({"num_virtual_tokens": 4, "init": init}), seed=1, texts=[])
+    same = PrefixConfig.model_validate({"num_virtual_tokens": 4, "position_offset": 0, "init": init})
+    assert build_encoder(base, same, seed=1, texts=[]).materialise().equals(encoder.materialise())
+
+
+def test_only_what_has_numbers_waits_for_a_gradient(tiny_llama_dir: Any) -> None:
+    """Several processes would wait for that of a layer without virtual tokens, which never comes."""
+    base = load_base_model(str(tiny_llama_dir), dtype="float64")
+    encoder = build_encoder(base, PrefixConfig(num_virtual_tokens=4, layers=[0], gate=True), seed=1, texts=["the film"])
+    assert all(number.requires_grad == (number.numel() > 0) for number in encoder.parameters())
+    assert sum(number.requires_grad for number in encoder.parameters()) == 2
+
+
 def test_a_text_start_longer_than_the_context_is_refused(tiny_gpt2_dir: Any) -> None:
     base = load_base_model(str(tiny_gpt2_dir), dtype="float32")
     limit = base.context_tokens

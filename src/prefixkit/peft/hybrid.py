@@ -90,8 +90,9 @@ class HybridModel(WrappedModel):
         if not any(prefix.states.lengths) or len(prefix.deltas) != 1 or not is_plain:
             found = "an infix" if prefix.is_infix else " and ".join(prefix.parts) or "nothing"
             raise ArtefactError(f"{folder}: expected a prefix and one other part, found {found}; see prefixkit.attach")
-        encoder = encoder_of(model, prefix).requires_grad_(is_trainable)
-        delta = restore_delta(model, prefix.deltas[0]).requires_grad_(is_trainable)
+        encoder, delta = encoder_of(model, prefix), restore_delta(model, prefix.deltas[0])
+        for part in () if is_trainable else (encoder, delta):
+            part.requires_grad_(False)
         base = prefix.card.base
         made = cls(
             model, encoder, delta, base_id=base.id, revision=base.revision, position_offset=prefix.position_offset

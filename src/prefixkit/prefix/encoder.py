@@ -22,7 +22,7 @@ The encoder runs once per training step on `p` rows, whatever the batch size: al
 output (PEFT runs its MLP on ``b * p`` rows). Where the paper's table is as wide as the model, ours is `w` wide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -88,7 +88,7 @@ class PrefixEncoder(nn.Module):
         self.units: Float[Tensor, "s 2"]
         self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype), persistent=False)
         if depth == 0:
-            self.states = nn.ParameterList(
+            self.states = _parameters(
                 torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites
             )
         else:
@@ -101,7 +101,7 @@ class PrefixEncoder(nn.Module):
             self.hidden = nn.Sequential(*hidden)
             self.last = nn.Linear(width, sum(self._widths), dtype=dtype)
         gates = (torch.zeros(site.query_heads if p else 0, dtype=dtype) for site, p in sites)
-        self.gates = nn.ParameterList(gates) if gated else None
+        self.gates = _parameters(gates) if gated else None
 
     def forward(self) -> PrefixStates:
         """Return the prefix states, with gradients to the encoder's parameters."""
@@ -148,3 +148,8 @@ class PrefixEncoder(nn.Module):
     def num_parameters(self) -> int:
         """Numbers that are trained (with an MLP, more than the materialised prefix keeps)."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _parameters(tensors: Iterable[Tensor]) -> nn.ParameterList:
+    """Make them parameters; one of a site without virtual tokens has no gradient that processes could wait for."""
+    return nn.ParameterList(nn.Parameter(each, requires_grad=each.numel() > 0) for each in tensors)

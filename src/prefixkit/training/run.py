@@ -1,6 +1,7 @@
 """One training run: from a base model and examples to the best encoder, resumable at every step."""
 
 import copy
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -242,6 +243,7 @@ def _batch_sampler(
 def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base, *, may_miss: bool) -> TrainingArguments:
     """Translate a recipe into transformers' settings; some of what is trained may have no part in a loss."""
     on_cpu = input_device(base.model).type == "cpu"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # as a launcher has it; the recipe decides, through bf16
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,

@@ -58,9 +58,10 @@ def build_model(base: Base, examples: Sequence[Example], recipe: Recipe, classes
     encoder: Encoder | None = None
     if method.has_prefix:
         encoder = build_encoder(base, recipe.prefix, seed=seed, texts=texts)
-        encoder.requires_grad_(recipe.train.learning_rate > 0)
     elif method.kind.is_prompt:
         encoder = build_soft_prompt(base, method.kind, recipe.prefix, seed=seed, texts=texts)
+    if encoder is not None and not (recipe.train.learning_rate if method.has_prefix else rate_of(method)):
+        encoder.requires_grad_(False)
     delta = build_method(base, recipe) if method.kind.is_delta else None
     head = build_head(base, recipe, classes) if classes else None
     offset = recipe.prefix.position_offset if encoder is not None else None
@@ -275,6 +276,13 @@ def _target_states(
         check_base(base.model, prefix.card.base)
         if not any(prefix.states.lengths):
             raise ConfigError(f"prefix.init.path: {config.init.path}: holds no virtual tokens to start from")
+        geometry, asked = prefix.states.geometry, config.position_offset
+        position = geometry.text_position(prefix_lengths(geometry, config), is_gated=config.gate, asked=asked)
+        if not prefix.is_infix and prefix.position_offset != position:
+            raise ConfigError(
+                f"prefix.init.path: {config.init.path}: its text begins at position {prefix.position_offset}, this "
+                f"recipe's at {position}; set prefix.position_offset={prefix.position_offset}"
+            )
         return prefix.states
     if kind is InitKind.WORDS:
         tokens = _random_words(base.tokenizer, length, generator)
