@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import pytest
 import torch
@@ -188,22 +187,23 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
     assert again.prefix.card.content_hash == run.prefix.card.content_hash
 
 
-def test_a_random_state_with_one_byte_changed_is_left_out_too(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "name", ["encoder.safetensors", "best.safetensors", "trainer_state.json", "progress.json", "rng_state.pth"]
+)
+def test_a_checkpoint_with_one_byte_changed_is_left_out_too(
+    run: Run, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     newest = checkpoints(checkpoint_folder(run.folder))[-1]
-    with ZipFile(newest / "rng_state.pth") as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        kept = archive.read(largest)
-    content = (newest / "rng_state.pth").read_bytes()
-    place = content.index(kept) + len(kept) // 2
-    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-    (newest / "rng_state.pth").write_bytes(changed)
+    content = (newest / name).read_bytes()
+    place = len(content) // 2
+    (newest / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     found = newest_readable(checkpoint_folder(run.folder))
     assert found is not None
     assert found != newest
-    assert f"rng_state.pth: {largest.filename} is not what was written" in caplog.text
-    (newest / "rng_state.pth").unlink()
+    assert f"{newest} is damaged and left out: {name} is not what was written" in caplog.text
+    (newest / name).unlink()
     assert newest_readable(checkpoint_folder(run.folder)) == found
-    assert f"{newest} is damaged and left out: it has no random state" in caplog.text
+    assert f"{newest} is damaged and left out: {name} is missing" in caplog.text
 
 
 def test_a_run_that_learned_nothing_says_so(

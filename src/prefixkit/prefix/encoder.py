@@ -88,9 +88,7 @@ class PrefixEncoder(nn.Module):
         self.units: Float[Tensor, "s 2"]
         self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype), persistent=False)
         if depth == 0:
-            self.states = _parameters(
-                torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites
-            )
+            self.states = _parameters(torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites)
         else:
             self.table = nn.Parameter(torch.zeros(max(self.lengths), width, dtype=dtype))
             hidden = [

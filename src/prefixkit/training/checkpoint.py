@@ -4,6 +4,7 @@ checkpoint-N/
     encoder.safetensors   the encoder's parameters and its units, and the classification head's parameters
     best.safetensors      the same at the best held-out loss so far
     progress.json         best loss, patience, monitor, rollbacks
+    sums.json             SHA-256 of every other file
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' Trainer's own
 """
 
@@ -11,16 +12,12 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
-from zipfile import BadZipFile, ZipFile
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from prefixkit.errors import TrainingError
-from prefixkit.files import read_json, write_json
+from prefixkit.files import read_json, sha256_file, write_json
 from prefixkit.logs import get_logger
 
 log = get_logger(__name__)
@@ -28,10 +25,7 @@ log = get_logger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STAGING = "unfinished"
 _ENCODER, _BEST = "encoder.safetensors", "best.safetensors"
-_DAMAGE = (
-    OSError, ValueError, TypeError, RuntimeError, EOFError, UnpicklingError, SafetensorError, BadZipFile
-)  # fmt: skip
-"""What reading a damaged file may raise."""
+_SUMS = "sums.json"
 
 
 @dataclass
@@ -66,7 +60,8 @@ def staging(folder: Path) -> Path:
 
 
 def publish(staged: Path, folder: Path, keep: int) -> Path:
-    """Rename a whole checkpoint into place and remove the oldest beyond `keep`."""
+    """Take the sums of a whole checkpoint, rename it into place, and remove the oldest beyond `keep`."""
+    write_json(staged / _SUMS, {path.name: sha256_file(path) for path in sorted(staged.iterdir()) if path.is_file()})
     target = folder / staged.name
     shutil.rmtree(target, ignore_errors=True)
     staged.rename(target)
@@ -82,7 +77,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_readable(folder: Path) -> Path | None:
-    """Return the newest checkpoint of which every file can be read, None where there is no checkpoint at all.
+    """Return the newest checkpoint of which every file is what was written, None where there is no checkpoint at all.
 
     Raises:
         TrainingError: there are checkpoints, but all are damaged.
@@ -90,16 +85,8 @@ def newest_readable(folder: Path) -> Path | None:
     found = checkpoints(folder)
     for checkpoint in reversed(found):
         try:
-            read_own(checkpoint)
-            read_json(checkpoint / "trainer_state.json")
-            for name in ("optimizer.pt", "scheduler.pt"):
-                torch.load(checkpoint / name, weights_only=True)
-            states = list(checkpoint.glob("rng_state*.pth"))
-            if not states:
-                raise ValueError("it has no random state")
-            for path in states:
-                _check_archive(path)
-        except _DAMAGE as error:
+            _check(checkpoint)
+        except (OSError, ValueError) as error:
             log.warning("%s is damaged and left out: %s", checkpoint, " ".join(str(error).split())[:120])
         else:
             return checkpoint
@@ -108,16 +95,19 @@ def newest_readable(folder: Path) -> Path | None:
     return None
 
 
-def _check_archive(path: Path) -> None:
-    """Raise unless a file of torch's is whole, by its checksums; what it holds is not unpickled.
+def _check(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with the sums that were taken of it.
 
     Raises:
-        ValueError: it is not.
-        BadZipFile: likewise.
+        OSError: one cannot be read.
+        ValueError: one is missing, or not what was written, or the sums are.
     """
-    with ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{path.name}: {damaged} is not what was written")
+    sums = checkpoint / _SUMS
+    for name, written in read_json(sums).items() if sums.is_file() else [(_SUMS, "")]:
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if sha256_file(checkpoint / name) != written:
+            raise ValueError(f"{name} is not what was written")
 
 
 def step_of(checkpoint: Path) -> int:
