@@ -20,6 +20,7 @@ from prefixkit.training import Outcome, Trained, checkpoint_folder, checkpoints,
 from prefixkit.training.checkpoint import read_own
 from prefixkit.training.model import Part
 from prefixkit.training.start import build_model
+from prefixkit.training.trainer import PrefixTrainer
 from training.test_run import quiet, run_apart
 
 Load = Callable[[Recipe], Any]
@@ -331,3 +332,27 @@ def test_a_soft_prompt_that_stands_still_beside_a_head_goes_on(make_recipe: Make
     assert outcome.trained_parameters == sum(
         each.numel() for each in (outcome.trained.head.weight, outcome.trained.head.bias)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "decays"), [("full", True), ("top-layers", True), ("lora", True), ("ia3", False), ("bitfit", False)]
+)
+def test_matrices_decay_and_nothing_else(
+    name: str, decays: bool, make_recipe: Make, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, set[bool]] = {}
+    create = PrefixTrainer.create_optimizer
+
+    def look(self: PrefixTrainer, *given: Any) -> Any:
+        optimizer = create(self, *given)
+        decayed = {id(n) for group in optimizer.param_groups if group["weight_decay"] for n in group["params"]}
+        for number in self._trained().delta.numbers:
+            found.setdefault("matrix" if number.dim() > 1 else "vector", set()).add(id(number) in decayed)
+        return optimizer
+
+    monkeypatch.setattr(PrefixTrainer, "create_optimizer", look)
+    recipe = recipe_for(name, make_recipe, train={"steps": 1, "weight_decay": 0.1})
+    base, data = load(recipe)
+    train_prefix(base, data.train, recipe, tmp_path, measure=lambda _: 1.0, report=quiet)
+    assert found.get("matrix", {decays}) == {decays}
+    assert found.get("vector", {False}) == {False}

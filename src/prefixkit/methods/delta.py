@@ -49,6 +49,11 @@ class DeltaModule(nn.Module, ABC):
         """The trainable numbers."""
         return list(self._numbers.values())
 
+    @property
+    def decaying(self) -> list[nn.Parameter]:
+        """The numbers that weight decay is for: matrices. Biases and scales are not to be small, nor IA3's factors."""
+        return [] if self.method is Method.IA3 else [number for number in self.numbers if number.dim() > 1]
+
     def made_for(self, model: nn.Module) -> "DeltaModule":
         """Remember whose layers these change."""
         self._model = ref(model)
