@@ -99,12 +99,38 @@ def test_bitfit_takes_the_usual_substitute_where_a_model_has_no_biases(make_any:
     found = {family: build(make_any(family), "bitfit") for family in ("llama", "t5", "gpt2", "bert")}
     kinds = {family: delta.settings["biases"] for family, delta in found.items()}
     assert kinds == {"llama": "added", "t5": "added", "gpt2": "own", "bert": "own"}
+    networks = {"encoder": 1, "decoder": 2}  # behind so many attentions
     assert set(found["t5"].named()) == {
-        f"decoder.block.{layer}.layer.{part}.bias"
+        f"{stack}.block.{layer}.layer.{part}.bias"
+        for stack, count in networks.items()
         for layer in range(2)
-        for part in (*(f"{i}.{kind}Attention.{name}" for i, kind in enumerate(("Self", "EncDec")) for name in "qkvo"),
-                     "2.DenseReluDense.wi", "2.DenseReluDense.wo")
+        for part in (*(f"{i}.{kind}Attention.{name}" for i, kind in enumerate(("Self", "EncDec")[:count])
+                       for name in "qkvo"), f"{count}.DenseReluDense.wi", f"{count}.DenseReluDense.wo")
     }  # fmt: skip
+
+
+def test_biases_by_another_name_are_biases_and_routers_have_none(make_model: Make, make_ids: Make) -> None:
+    experts = build(make_model("gpt-oss", "eager", fresh=True), "bitfit")
+    assert {name.rpartition(".")[2] for name in experts.named()} == {"bias", "gate_up_proj_bias", "down_proj_bias"}
+    for settings in ("bitfit", {"kind": "adapter", "style": "parallel"}):
+        model = make_model("llama4", fresh=True)
+        plain, delta = model(make_ids(2, 5)).logits, build(model, settings)
+        assert not any("router" in name for name in delta.named())
+        undo = delta.insert()
+        assert torch.allclose(model(make_ids(2, 5)).logits, plain, rtol=0, atol=1e-12)
+        undo()
+    message = refusal(
+        ConfigError, lambda: build(make_model("llama4", fresh=True), {"kind": "lora", "targets": ["router"]})
+    )
+    assert message.endswith("is a Llama4Router, which does more than a linear layer; leave router out")
+
+
+def test_the_targets_that_peft_chose_are_saved(make_model: Make) -> None:
+    model = make_model("llama", fresh=True)
+    delta = build(model, "lora")
+    assert delta.settings["targets"] == ["q_proj", "v_proj"]
+    again = restore_delta(model, delta.materialise())
+    assert again.named().keys() == delta.named().keys()
 
 
 @pytest.mark.parametrize(("name", "layer"), [("full", 1), ("top-layers", 2)])

@@ -55,7 +55,7 @@ class TrainConfig(Section):
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay, of a prefix and of matrices: biases, norms' scales and IA3's factors have none."""
+    """AdamW's decoupled weight decay, of a prefix and of matrices; biases, norms and IA3's factors have none."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
     autocast: bool = False

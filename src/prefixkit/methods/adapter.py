@@ -81,7 +81,8 @@ class BottleneckAdapter(DeltaModule):
         read = next(iter((*args, *kwargs.values()))) if self._is_parallel else hidden
         down, down_bias, up, up_bias = (number.to(hidden.device, hidden.dtype) for number in numbers)
         inner = nn.functional.relu(nn.functional.linear(read, down, down_bias))
-        changed = hidden + self._scale * nn.functional.linear(inner, up, up_bias)
+        added = nn.functional.linear(inner, up, up_bias).view_as(hidden)  # experts give the rows of all texts in one
+        changed = hidden + self._scale * added
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 

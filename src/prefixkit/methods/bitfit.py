@@ -18,15 +18,18 @@ from prefixkit.methods.layers import linear_layers
 from prefixkit.methods.overlay import OverlaidParameters
 from prefixkit.models.weights import input_device
 
+_CHOOSING = ("correction_bias", "expert_bias")
+"""Added to the scores by which tokens choose their experts, and to nothing else: no loss has a gradient to them."""
+
 
 def own_biases(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the bias terms of a model's stacks; those of its output layer are left alone."""
+    """Return the bias terms of a model's stacks, without those of its output layer and those that choose experts."""
     head = model.get_output_embeddings()
     kept_out = set() if head is None else {id(parameter) for parameter in head.parameters()}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] == "bias" and id(parameter) not in kept_out
+        if name.endswith("bias") and not name.endswith(_CHOOSING) and id(parameter) not in kept_out
     }
 
 

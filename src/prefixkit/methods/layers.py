@@ -12,10 +12,14 @@ from prefixkit.models.inspect import Kind, inspect_model
 _NETWORKS = ("mlp", "feed_forward", "block_sparse_moe")
 
 
-def layers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+def layers_of(model: PreTrainedModel, *, every_stack: bool = False) -> dict[str, nn.Module]:
     """Return the layers of the stack that writes (of an encoder, those it has), by name, the first one first.
 
     A layer is the member of the outermost list of modules that an attention module stands in.
+
+    Args:
+        model: the base model.
+        every_stack: of an encoder-decoder, those of both stacks.
 
     Raises:
         UnsupportedModelError: the model has no such list.
@@ -25,7 +29,7 @@ def layers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
     names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, nn.Module] = {}
     for site, attention in zip(anatomy.geometry.sites, anatomy.attention, strict=True):
-        if site.placement is wanted:
+        if every_stack or site.placement is wanted:
             name = _layer_name(model, names[id(attention)])
             found[name] = model.get_submodule(name)
     return found
@@ -66,10 +70,15 @@ def network_in(model: PreTrainedModel, name: str, layer: nn.Module) -> tuple[nn.
 
 
 def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, int]]:
-    """Yield the linear layers inside the layers of a model: name, module and width of the output."""
-    for name, layer in layers_of(model).items():
+    """Yield the linear layers inside the layers of a model's stacks: name, module and width of the output."""
+    for name, layer in layers_of(model, every_stack=True).items():
         for inner, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
+            if is_linear(module):
                 yield f"{name}.{inner}", module, module.out_features
             elif isinstance(module, Conv1D):
                 yield f"{name}.{inner}", module, module.nf
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module does what torch's linear layer does; a model's own kind of it, such as a router, need not."""
+    return isinstance(module, nn.Linear) and not type(module).__module__.startswith("transformers.models.")

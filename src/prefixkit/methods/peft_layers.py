@@ -14,6 +14,7 @@ from transformers import Conv1D, PreTrainedModel
 from prefixkit.config import Method
 from prefixkit.errors import ConfigError, UnsupportedModelError
 from prefixkit.methods.delta import DeltaModule, Undo, training_dtype, undo_all
+from prefixkit.methods.layers import is_linear
 from prefixkit.models.adapters import has_adapters
 
 _NAME = "default"
@@ -44,6 +45,11 @@ class PeftLayers(DeltaModule):
             raise self._refusal(model, config, error) from None
         named: dict[str, nn.Parameter] = {}
         for name, wrapper in wrappers.items():
+            if isinstance(own := model.get_submodule(name), nn.Linear) and not is_linear(own):
+                raise ConfigError(
+                    f"method.targets: {name} is a {type(own).__name__}, which does more than a linear layer; leave "
+                    f"{name.rpartition('.')[2]} out"
+                )
             for inner, parameter in wrapper.named_parameters():
                 if not inner.startswith("base_layer."):
                     if parameter.is_meta:  # as the weight beside it is until its layer runs
@@ -142,8 +148,11 @@ class Lora(PeftLayers):
                 )
         alpha = 2.0 * rank if alpha is None else alpha
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
-        settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets}
-        super().__init__(model, config, settings)
+        super().__init__(model, config, {"rank": rank, "alpha": alpha, "dropout": dropout})
+        chosen = config.target_modules  # by PEFT, where none were given: another version may choose others
+        if targets is None and chosen is not None and not isinstance(chosen, str):
+            targets = sorted(chosen)
+        self.settings["targets"] = targets
 
 
 class Ia3(PeftLayers):
