@@ -13,11 +13,14 @@ from peft import get_peft_model as peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from prefixkit.config import MethodConfig, PrefixConfig
 from prefixkit.errors import ArtefactError, ConfigError
 from prefixkit.injection import attach
+from prefixkit.methods import build_delta
 from prefixkit.models.fingerprint import fingerprint, weights_hash
+from prefixkit.models.inspect import inspect_model
 from prefixkit.peft import HybridModel, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
-from prefixkit.prefix import BaseCard, Prefix
+from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder
 
 Make = Callable[..., Any]
 PREFIX = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
@@ -82,6 +85,52 @@ def test_parts_are_turned_off_at_run_time_and_the_base_model_comes_back(base: Pr
     assert model.unload() is base
     assert torch.equal(base(ids).logits, before)
     assert weights_hash(base) == weights
+
+
+def test_turning_a_part_off_puts_nothing_back_in(base: PreTrainedModel, ids: Tensor) -> None:
+    before = base(ids).logits
+    model = make(base).eval()
+    both = model(ids).logits
+    with model.disable_adapter():
+        with model.disable_part("lora"):
+            assert torch.equal(model(ids).logits, before)
+        assert torch.equal(model(ids).logits, before)
+    with model.disable_part("lora", "prefix"), model.disable_adapter():
+        assert torch.equal(model(ids).logits, before)
+    assert torch.equal(model(ids).logits, both)
+    model.unload()
+    with model.disable_part("lora"):
+        assert torch.equal(base(ids).logits, before)
+    assert torch.equal(base(ids).logits, before)
+
+
+@pytest.mark.parametrize("method", ["prefix+bitfit", "prefix+full"])
+def test_a_hybrid_in_another_format_has_the_numbers_it_trains(
+    method: str, make_tiny_gpt2: Make, tmp_path: Path
+) -> None:
+    base = make_tiny_gpt2().to(torch.bfloat16)
+    config = PrefixConfig(num_virtual_tokens=3)
+    encoder = PrefixEncoder(inspect_model(base).geometry, [config.num_virtual_tokens] * 2)
+    delta = build_delta(base, MethodConfig.model_validate(method), torch.Generator().manual_seed(0))
+    model = HybridModel(base, encoder, delta)
+    expected = encoder.num_parameters() + delta.num_parameters()
+    assert model.get_nb_trainable_parameters()[0] == expected
+    optimiser = torch.optim.AdamW(model.parameters())
+    assert sum(n.numel() for group in optimiser.param_groups for n in group["params"] if n.requires_grad) == expected
+    model.unload()
+
+
+def test_a_hybrid_in_float64_stays_in_it(make_tiny_llama: Make, ids: Tensor, tmp_path: Path) -> None:
+    base = make_tiny_llama().double()
+    states = make(make_tiny_llama()).encoder.materialise().map(lambda tensor: tensor.double() / 3)
+    delta = build_delta(base, MethodConfig.model_validate("lora"), torch.Generator().manual_seed(0)).materialise()
+    prefix = Prefix.from_states(states, base=BaseCard(id="tiny", fingerprint=fingerprint(base)), deltas=[delta])
+    prefix.save(tmp_path)
+    with attach(base, prefix):
+        expected = base(ids).logits
+    again = HybridModel.from_pretrained(base, tmp_path)
+    assert torch.equal(again(ids).logits, expected)
+    assert again.prefix.states.equals(states)
 
 
 def test_each_part_has_its_own_rate_and_learns(base: PreTrainedModel, ids: Tensor) -> None:

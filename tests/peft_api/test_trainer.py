@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from prefixkit import PeftModel, Prefix, PrefixStates, PrefixTuningConfig, get_peft_model
-from prefixkit.errors import ArtefactError
+from prefixkit.errors import ArtefactError, BaseMismatchError
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, SiteStates
@@ -67,7 +69,7 @@ def test_a_projected_run_that_was_stopped_resumes_exactly(
     assert not torch.equal(begun.prefix.states.to_rows(), whole.prefix.states.to_rows())
     with safe_open(tmp_path / "cut" / "checkpoint-2" / "model.safetensors", "pt") as file:
         parameters = {"table", "hidden.0.weight", "hidden.0.bias", "last.weight", "last.bias"}
-        assert set(file.keys()) == parameters | {"position_offset"}
+        assert set(file.keys()) == parameters | {"position_offset", "base_fingerprint"}
 
 
 @pytest.mark.parametrize("projection", [False, True])
@@ -134,6 +136,21 @@ def test_a_quantised_base_trains(base: PreTrainedModel, batch: dict[str, Tensor]
     expected = fit(get_peft_model(copy.deepcopy(base), config), batch, tmp_path / "plain")
     base.is_quantized, base.hf_quantizer, base.quantization_method = True, Quantiser(), "none"
     assert fit(get_peft_model(base, config), batch, tmp_path / "quantised") == expected
+
+
+def test_a_trainers_checkpoint_goes_onto_no_other_base_model(
+    base: PreTrainedModel, make_tiny_llama: Callable[..., PreTrainedModel], batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    fit(get_peft_model(base, PrefixTuningConfig(**SETTINGS)), batch, tmp_path)
+    other = make_tiny_llama()
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.1)
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on another base model"):
+        PeftModel.from_pretrained(other, tmp_path / "checkpoint-4")
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on another base model"):
+        get_peft_model(other, PrefixTuningConfig(**SETTINGS)).load_state_dict(
+            load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+        )
 
 
 def test_a_trainers_checkpoint_names_no_base_model(

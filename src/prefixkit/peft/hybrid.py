@@ -65,9 +65,8 @@ class HybridModel(WrappedModel):
         self.encoder = encoder
         self._base_id, self._revision = base_id, revision
         self._position = encoder.text_position(position_offset)
-        self._off: frozenset[str] = frozenset()
         self._handle: Handle | None = None
-        self._attach()
+        self._put(frozenset(), is_in=True)
 
     @classmethod
     def from_pretrained(
@@ -90,9 +89,9 @@ class HybridModel(WrappedModel):
         if not any(prefix.states.lengths) or len(prefix.deltas) != 1 or not is_plain:
             found = "an infix" if prefix.is_infix else " and ".join(prefix.parts) or "nothing"
             raise ArtefactError(f"{folder}: expected a prefix and one other part, found {found}; see prefixkit.attach")
-        encoder, delta = encoder_of(model, prefix), restore_delta(model, prefix.deltas[0])
-        for part in () if is_trainable else (encoder, delta):
-            part.requires_grad_(False)
+        encoder, delta = encoder_of(model, prefix), restore_delta(model, prefix.deltas[0]).requires_grad_(is_trainable)
+        if not is_trainable:
+            encoder.requires_grad_(False)
         base = prefix.card.base
         made = cls(
             model, encoder, delta, base_id=base.id, revision=base.revision, position_offset=prefix.position_offset
@@ -133,15 +132,11 @@ class HybridModel(WrappedModel):
         if unknown:
             raise ConfigError(f"disable_part: no part {unknown[0]} here, only {' and '.join(known)}")
         before = self._off
-        self._detach()
-        self._off = before | set(parts)
-        self._attach()
+        self._put(before | set(parts), is_in=self._is_in)
         try:
             yield
         finally:
-            self._detach()
-            self._off = before
-            self._attach()
+            self._put(before, is_in=self._is_in)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -159,7 +154,7 @@ class HybridModel(WrappedModel):
 
     def unload(self) -> PreTrainedModel:
         """Take both parts out and return the base model as it was, but for its parameters' `requires_grad`."""
-        self._detach()
+        self._put(self._off, is_in=False)
         return self.base_model
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
@@ -178,26 +173,24 @@ class HybridModel(WrappedModel):
         self.delta.load(behind("delta."))
         return self.encoder.load_state_dict(behind("encoder."), strict=strict)
 
-    def _attach(self) -> None:
-        deltas = () if self.delta.method in self._off else (self.delta,)
-        encoder = None if "prefix" in self._off else self.encoder
-        if encoder is not None or deltas:
-            self._handle = attach(self.base_model, encoder, position_offset=self._position, deltas=deltas)
-
-    def _detach(self) -> None:
+    def _put(self, off: frozenset[str], *, is_in: bool) -> None:
+        """Let the base model read the parts that are not off, or, out of it, none."""
         if self._handle is not None:
             self._handle.detach()
-            self._handle = None
+        self._handle, self._off, self._is_in = None, off, is_in
+        deltas = () if self.delta.method in off else (self.delta,)
+        encoder = None if "prefix" in off else self.encoder
+        if is_in and (encoder is not None or deltas):
+            self._handle = attach(self.base_model, encoder, position_offset=self._position, deltas=deltas)
 
     @contextmanager
     def _detached(self) -> Iterator[None]:
-        is_attached = self._handle is not None
-        self._detach()
+        was_in = self._is_in
+        self._put(self._off, is_in=False)
         try:
             yield
         finally:
-            if is_attached:
-                self._attach()
+            self._put(self._off, is_in=was_in)
 
 
 def make_hybrid(

@@ -24,6 +24,8 @@ log = get_logger(__name__)
 POSITION = "position_offset"
 #: Likewise, behind an MLP that does not serve all sites alike: virtual tokens per site.
 LENGTHS = "lengths"
+#: Likewise, the bytes of the base model's fingerprint.
+FINGERPRINT = "base_fingerprint"
 
 
 def save_prefix(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> None:
@@ -99,7 +101,8 @@ def base_card(model: PreTrainedModel, name: str | None = None, revision: str | N
 def encoder_of(model: PreTrainedModel, prefix: Prefix) -> PrefixEncoder:
     """Return an encoder that gives a trained prefix's keys and values, to train on, on the model's device."""
     states = prefix.states
-    encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate).to(input_device(model))
+    dtype = torch.promote_types(states.sites[0].key.dtype, torch.float32)
+    encoder = PrefixEncoder(states.geometry, states.lengths, gated=states.has_gate, dtype=dtype).to(input_device(model))
     reproduce(encoder, states)
     return encoder
 
@@ -115,6 +118,7 @@ def _from_trainer(path: Path, model: PreTrainedModel) -> Prefix:
         state = load(path.read_bytes())
         offset = int(state.pop(POSITION)) if POSITION in state else None
         given: Tensor | None = state.pop(LENGTHS, None)
+        base: Tensor | None = state.pop(FINGERPRINT, None)
         table, gated = state.get("table"), any(name.startswith("gates.") for name in state)
         if table is None:
             lengths = tuple(state[f"states.{index}"].shape[2] for index in range(len(geometry.sites)))
@@ -130,7 +134,23 @@ def _from_trainer(path: Path, model: PreTrainedModel) -> Prefix:
         raise ArtefactError(
             f"{path}: holds no prefix for this model; expected what Trainer.save_model or a checkpoint left of one"
         ) from None
+    check_fingerprint(model, base)
     return Prefix.from_states(encoder.materialise(), base=base_card(model), position_offset=offset)
+
+
+def as_fingerprint(model: PreTrainedModel) -> Tensor:
+    """Return a base model's fingerprint as a Trainer's checkpoint keeps it."""
+    return torch.tensor(list(bytes.fromhex(fingerprint(model))), dtype=torch.uint8)
+
+
+def check_fingerprint(model: PreTrainedModel, saved: Tensor | None) -> None:
+    """Refuse a checkpoint of another base model's; older ones do not say whose they are.
+
+    Raises:
+        BaseMismatchError: it is.
+    """
+    if saved is not None:
+        check_base(model, BaseCard(id="another base model", fingerprint=bytes(saved.tolist()).hex()))
 
 
 def _is_same(states: PrefixStates, rows: Tensor) -> bool:

@@ -21,7 +21,17 @@ from prefixkit.errors import ConfigError
 from prefixkit.peft.arguments import LOADING, SAVING, check_others
 from prefixkit.peft.calls import Wanted, calls_of
 from prefixkit.peft.config import PrefixTuningConfig, require_own
-from prefixkit.peft.loading import LENGTHS, POSITION, base_card, encoder_of, load_prefix, save_prefix
+from prefixkit.peft.loading import (
+    FINGERPRINT,
+    LENGTHS,
+    POSITION,
+    as_fingerprint,
+    base_card,
+    check_fingerprint,
+    encoder_of,
+    load_prefix,
+    save_prefix,
+)
 from prefixkit.peft.lookup import look_up, one_prefix
 from prefixkit.peft.wrapped import WrappedModel
 from prefixkit.prefix import Prefix, PrefixEncoder
@@ -194,6 +204,7 @@ class PeftModel(WrappedModel):
         state[where + POSITION] = torch.tensor(self.encoder.text_position(self._position_offset))
         if self.encoder.depth and len(set(self.encoder.lengths)) > 1:
             state[where + LENGTHS] = torch.tensor(self.encoder.lengths)
+        state[where + FINGERPRINT] = as_fingerprint(self.base_model)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -203,7 +214,8 @@ class PeftModel(WrappedModel):
         lengths = state_dict.get(LENGTHS)
         if lengths is not None and tuple(lengths.tolist()) != self.encoder.lengths:
             raise ConfigError("placement: the saved prefix stands in other attention stacks; make this one like it")
-        own = {name: value for name, value in state_dict.items() if name not in (POSITION, LENGTHS)}
+        check_fingerprint(self.base_model, state_dict.get(FINGERPRINT))
+        own = {name: value for name, value in state_dict.items() if name not in (POSITION, LENGTHS, FINGERPRINT)}
         if POSITION in state_dict:
             self._position_offset = int(state_dict[POSITION])
         return self.encoder.load_state_dict(own, strict=strict, assign=assign)

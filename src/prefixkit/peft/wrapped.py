@@ -1,6 +1,6 @@
 """What `PeftModel` and `HybridModel` have in common: a frozen base model as the part of a module that is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -64,6 +64,11 @@ class WrappedModel(nn.Module):
     @generation_config.setter
     def generation_config(self, config: Any) -> None:
         self.base_model.generation_config = config
+
+    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield parameters, but not what stands in their place in the base model: trained numbers in another format."""
+        found = super().named_parameters(*args, **options)
+        return ((name, parameter) for name, parameter in found if parameter.is_leaf)
 
     def get_base_model(self) -> PreTrainedModel:
         """Return the base model."""
