@@ -13,13 +13,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import processes
 from lab import hold
 from prefixkit.config import Recipe, dump_recipe, validate_recipe
-from prefixkit.data import longest_first
+from prefixkit.data import Collator, longest_first
 from prefixkit.errors import ConfigError
 from prefixkit.files import read_json
+from prefixkit.lab import memory
 from prefixkit.lab.folder import read_recipe
 from prefixkit.lab.loading import load_for
-from prefixkit.lab.memory import Footprint, fit_to_budget, parse_bytes, sized_like
+from prefixkit.lab.memory import (
+    Footprint,
+    fit_to_budget,
+    measure_footprint,
+    mixed_precision,
+    parse_bytes,
+    sized_like,
+)
 from prefixkit.lab.run import train_run
+from prefixkit.training.start import build_model
 
 MB = 10**6
 FOOTPRINT = Footprint(held=1000 * MB, loading=1060 * MB, kept=(4 * MB,) * 24, elsewhere=0, inputs=(MB // 2,) * 24,
@@ -194,3 +203,32 @@ def test_of_a_stream_a_row_as_long_as_any_can_be_is_measured(recipe: Recipe) -> 
     assert tuple(others) == data.train
     _, plain = load_for(recipe)
     assert longest_first(plain, 30) == plain.train
+
+
+@pytest.mark.parametrize(
+    ("dtype", "method", "autocast"),
+    [
+        ("bfloat16", "full", False),
+        ("bfloat16", "prefix", False),
+        ("float32", "full", False),
+        ("float32", "prefix", True),
+    ],
+)
+def test_what_rows_take_is_told_from_weights_in_another_format(
+    dtype: str, method: str, autocast: bool, recipe: Recipe, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    values = recipe_of_wide(recipe, tiny_llama_dir, tmp_path)
+    values["model"]["dtype"], values["method"] = dtype, {"kind": method}
+    values["train"] |= {"autocast": autocast}
+    changed = validate_recipe(values)
+    base, data = load_for(changed)
+    footprint = measure_footprint(base, data.train, changed, ())
+    longest = max(data.train, key=lambda example: example.num_tokens)
+    model = build_model(base, data.train, changed, ())
+    found = []
+    for rows in (4, 8):
+        batch = Collator(base.tokenizer.pad_token_id)([longest] * rows)
+        with memory._saved(model.train(), []) as saved, mixed_precision(base, changed.train):
+            model(**batch)
+        found.append(saved.elsewhere)
+    assert 4 * (sum(footprint.kept) + footprint.elsewhere) == pytest.approx(found[1] - found[0], rel=0.02)

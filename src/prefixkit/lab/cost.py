@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefixkit.compat import cpu_attention_flops
 from prefixkit.config import Recipe
 from prefixkit.data import Collator, Example, LengthGroupedSampler
-from prefixkit.lab.memory import measure_footprint
+from prefixkit.lab.memory import measure_footprint, mixed_precision
 from prefixkit.models import Base
 from prefixkit.models.weights import input_device, is_plain
 from prefixkit.training.model import PrefixModel
@@ -90,7 +90,7 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
     try:
         if train.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        optimiser = torch.optim.AdamW(trained, lr=0.0)
+        optimiser, mixed = torch.optim.AdamW(trained, lr=0.0), mixed_precision(base, train)
         flops, seconds, tokens = 0.0, 0.0, 0
         for number in range(_STEPS + 1):
             rows = list(islice(order, train.batch_size))
@@ -98,9 +98,9 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
             batch = {name: tensor.to(input_device(base.model)) for name, tensor in tensors.items()}
             read = sum(lengths[row] for row in rows)
             if number == 0:  # slower, as it counts
-                flops = _flops(model.train(), optimiser, batch) / read
+                flops = _flops(model.train(), optimiser, batch, mixed) / read
                 continue
-            seconds += _seconds(model, optimiser, batch)
+            seconds += _seconds(model, optimiser, batch, mixed)
             tokens += read
     finally:
         model.close()
@@ -119,22 +119,30 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
     )
 
 
-def _step(model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    model(**batch)["loss"].backward()
+def _step(
+    model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor], mixed: torch.autocast
+) -> None:
+    with mixed:
+        loss = model(**batch)["loss"]
+    loss.backward()
     optimiser.step()
     optimiser.zero_grad()
 
 
-def _flops(model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]) -> int:
+def _flops(
+    model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor], mixed: torch.autocast
+) -> int:
     with FlopCounterMode(display=False, custom_mapping=cpu_attention_flops()) as counter:
-        _step(model, optimiser, batch)
+        _step(model, optimiser, batch, mixed)
     return int(counter.get_total_flops())
 
 
-def _seconds(model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]) -> float:
+def _seconds(
+    model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor], mixed: torch.autocast
+) -> float:
     _synchronise(batch["input_ids"])
     started = time.perf_counter()
-    _step(model, optimiser, batch)
+    _step(model, optimiser, batch, mixed)
     _synchronise(batch["input_ids"])
     return time.perf_counter() - started
 

@@ -162,15 +162,19 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     weights_hash(base.model)  # reads every byte, as training will: weights that are mapped count once they were read
     give_back_memory()  # that loading let go, or it would count as held
     longest = max(examples, key=lambda example: example.num_tokens)
-    model = build_model(base, examples, recipe, classes)
-    batch = {
-        name: tensor.to(input_device(base.model))
-        for name, tensor in Collator(base.tokenizer.pad_token_id)([longest]).items()
-    }
+    model, collate = build_model(base, examples, recipe, classes), Collator(base.tokenizer.pad_token_id)
     recomputable = recomputable_layers(base.model)
-    try:
-        with _saved(model.train(), recomputable) as saved:
+
+    def run(rows: int) -> _Saved:
+        batch = {name: tensor.to(input_device(base.model)) for name, tensor in collate([longest] * rows).items()}
+        with _saved(model.train(), recomputable) as saved, mixed_precision(base, recipe.train):
             model(**batch)
+        return saved
+
+    try:
+        saved = run(1)
+        if recipe.train.autocast or (model.delta is not None and base.dtype.itemsize < 4):
+            saved = saved.of_a_row(run(2))
     finally:
         model.close()
     vocabulary, size = base.model.config.get_text_config().vocab_size, base.dtype.itemsize
@@ -183,8 +187,8 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
     trained = sum(number.nbytes for own in model.parts().values() for number in own)
     return Footprint(
-        held=held_memory_bytes()
-        + _OPTIMISING * trained,  # what this pass leaves behind included: training finds it there
+        # What this pass leaves behind included: training finds it there.
+        held=held_memory_bytes() + _OPTIMISING * trained + saved.fixed,
         loading=peak_memory_bytes(),
         kept=tuple(saved.kept),
         elsewhere=saved.elsewhere,
@@ -277,11 +281,31 @@ def _gigabytes(size: int, *, up: bool = False) -> str:
 
 @dataclass
 class _Saved:
-    """What autograd saves of a forward pass, by layer, and what each layer is given to read; in bytes."""
+    """What autograd saves of a forward pass, by layer, and what each layer is given to read; in bytes.
+
+    Attributes:
+        kept: by each layer.
+        inputs: what each reads.
+        elsewhere: by everything else.
+        fixed: of all that, however many rows there are: weights in another number format.
+    """
 
     kept: list[int]
     inputs: list[int]
     elsewhere: int = 0
+    fixed: int = 0
+
+    def of_a_row(self, of_two: "_Saved") -> "_Saved":
+        """Tell what a row takes from what is fixed, by what two rows take; this is what one row took."""
+        kept = [two - one for one, two in zip(self.kept, of_two.kept, strict=True)]
+        elsewhere = of_two.elsewhere - self.elsewhere
+        fixed = sum(self.kept) + self.elsewhere - sum(kept) - elsewhere
+        return _Saved(kept, self.inputs, elsewhere, max(0, fixed))
+
+
+def mixed_precision(base: Base, config: TrainConfig) -> torch.autocast:
+    """Compute as training does: in bfloat16 where that is safe, if a recipe asks for it."""
+    return torch.autocast(input_device(base.model).type, torch.bfloat16, enabled=config.autocast)
 
 
 @contextmanager
