@@ -88,6 +88,7 @@ def test_a_setting_that_nothing_would_read_is_refused(overrides: list[str], mess
 @pytest.mark.parametrize(
     "overrides",
     [["prefix.init.kind=random", "prefix.init.std=0.5"], ["prefix.reparam_depth=1", "prefix.reparam_width=64"],
+     ["prefix.init.kind=words", "prefix.init.text=null"],
      ["data.format=classes", "data.label_column=l", "head.pooling=mean"], ["train.divergence.max_rollbacks=5"]],
 )  # fmt: skip
 def test_a_setting_that_is_read_is_taken(overrides: list[str]) -> None:

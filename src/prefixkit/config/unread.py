@@ -18,6 +18,8 @@ def unread(recipe: Recipe, setting: str) -> str | None:
     if (refusal := recipe.method.refusal(setting)) is not None:
         return refusal
     reader = {"prefix.init.text": InitKind.TEXT, "prefix.init.std": InitKind.RANDOM}.get(setting)
+    if setting == "prefix.init.text" and init.text is None:  # taken out, which is always right
+        return None
     if reader is not None and init.kind is not reader:
         return f"is of a start of kind {reader}, and prefix.init.kind is {init.kind}"
     if setting in _OF_THE_MLP and not prefix.reparam_depth:
