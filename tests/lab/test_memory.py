@@ -226,9 +226,9 @@ def test_what_rows_take_is_told_from_weights_in_another_format(
     longest = max(data.train, key=lambda example: example.num_tokens)
     model = build_model(base, data.train, changed, ())
     found = []
-    for rows in (4, 8):
+    for rows in (1, 3):
         batch = Collator(base.tokenizer.pad_token_id)([longest] * rows)
         with memory._saved(model.train(), []) as saved, mixed_precision(base, changed.train):
             model(**batch)
         found.append(saved.elsewhere)
-    assert 4 * (sum(footprint.kept) + footprint.elsewhere) == pytest.approx(found[1] - found[0], rel=0.02)
+    assert 2 * (sum(footprint.kept) + footprint.elsewhere) == pytest.approx(found[1] - found[0], rel=0.02)

@@ -52,11 +52,13 @@ def judge(result: StudyResult) -> list[Verdict]:
     count = sum(claim.test is not ClaimTest.NONE for claim in result.study.claims)
     verdicts = []
     for claim in result.study.claims:
-        alone = _judge(claim, result, LEVEL)
-        together = _judge(claim, result, 1 - (1 - LEVEL) / max(1, count))
-        if alone.ruling is not together.ruling:
-            alone = replace(alone, why=f"{alone.why}; alone: with all {count} claims taken together it is not decided")
-        verdicts.append(alone)
+        found = _judge(claim, result, LEVEL)
+        if found.ruling in (Ruling.CONFIRMED, Ruling.REFUTED):
+            together = _judge(claim, result, 1 - (1 - LEVEL) / count)
+            if together.ruling is Ruling.UNDECIDED:
+                words = f"{found.why}; alone: with all {count} claims taken together it is not decided"
+                found = replace(found, why=words)
+        verdicts.append(found)
     return verdicts
 
 
