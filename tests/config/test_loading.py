@@ -66,7 +66,7 @@ def test_an_empty_section_is_no_section() -> None:
     ("overrides", "message"),
     [
         (["prefix.init.path=runs/first"],
-         "prefix.init: path is of kind prefix, and kind is text; set kind to prefix, or leave path out"),
+         "prefix.init.path: is of a start of kind prefix, and prefix.init.kind is text"),
         (["prefix.init.kind=words", "prefix.init.text=the film"],
          "prefix.init.text: is of a start of kind text, and prefix.init.kind is words"),
         (["prefix.init.std=0.5"], "prefix.init.std: is of a start of kind random, and prefix.init.kind is text"),

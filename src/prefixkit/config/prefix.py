@@ -58,8 +58,6 @@ class InitConfig(Section):
     def _needs_what_the_kind_reads(self) -> "InitConfig":
         if self.kind is InitKind.PREFIX and not self.path:
             raise ValueError("kind prefix needs path, the run or artefact folder to start from")
-        if self.kind is not InitKind.PREFIX and self.path is not None:
-            raise ValueError(f"path is of kind prefix, and kind is {self.kind}; set kind to prefix, or leave path out")
         if self.scaled and self.kind in (InitKind.RANDOM, InitKind.ZERO):
             raise ValueError(f"scaled needs a start that has sizes, kind text, words or prefix; {self.kind} has none")
         if self.text is not None and not self.text.strip():

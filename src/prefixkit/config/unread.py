@@ -4,6 +4,9 @@ from prefixkit.config.prefix import InitKind
 from prefixkit.config.recipe import Recipe
 from prefixkit.config.train import OnDivergence
 
+_OF_A_START = {
+    "prefix.init.text": InitKind.TEXT, "prefix.init.std": InitKind.RANDOM, "prefix.init.path": InitKind.PREFIX,
+}  # fmt: skip
 _OF_THE_MLP = {f"prefix.{name}" for name in ("reparam_width", "reparam_activation", "init.orthogonal")}
 
 
@@ -15,11 +18,11 @@ def unread(recipe: Recipe, setting: str) -> str | None:
         setting: its path.
     """
     prefix, init = recipe.prefix, recipe.prefix.init
+    if (setting, None) in (("prefix.init.text", init.text), ("prefix.init.path", init.path)):
+        return None  # taken out, which is always right
     if (refusal := recipe.method.refusal(setting)) is not None:
         return refusal
-    reader = {"prefix.init.text": InitKind.TEXT, "prefix.init.std": InitKind.RANDOM}.get(setting)
-    if setting == "prefix.init.text" and init.text is None:  # taken out, which is always right
-        return None
+    reader = _OF_A_START.get(setting)
     if reader is not None and init.kind is not reader:
         return f"is of a start of kind {reader}, and prefix.init.kind is {init.kind}"
     if setting in _OF_THE_MLP and not prefix.reparam_depth:

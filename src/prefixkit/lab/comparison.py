@@ -192,7 +192,7 @@ def format_value(value: float, unit: Unit) -> str:
         case Unit.BYTES:
             return f"{value / 1e9:.2f} GB" if abs(value) >= 1e9 else f"{value / 1e6:,.2f} MB"
         case Unit.NATS:
-            return f"{value:.3f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.1g}"  # never "-0.000"
+            return f"{value + 0.0:.3f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.1g}"  # never "-0.000"
         case Unit.RATIO:
             return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 

@@ -143,10 +143,12 @@ def is_measured(folder: Path, recipe: Recipe) -> bool:
 def _clear(folder: Path) -> None:
     """Empty a folder that `check_run` found to hold a run and nothing else.
 
-    Checkpoints first, the recipe last: stopped at any point, what is left is the old run, or is thrown away next time.
+    Scores and checkpoints first, the recipe last: stopped at any point, what is left is the old run, not measured, or
+    is thrown away next time.
     """
-    order = {TRAINING: 0, RUN: 1, METRICS: 2, RECIPE: 4}
-    for path in sorted(folder.iterdir(), key=lambda path: order.get(path.name, 3)) if folder.is_dir() else ():
+    order = [SCORES, TRAINING, RUN, METRICS, "", RECIPE]  # what is not named goes before the recipe
+    places = {name: place for place, name in enumerate(order)}
+    for path in sorted(folder.iterdir(), key=lambda path: places.get(path.name, places[""])) if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
         else:

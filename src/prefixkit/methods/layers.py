@@ -10,6 +10,8 @@ from prefixkit.errors import UnsupportedModelError
 from prefixkit.models.inspect import Kind, inspect_model
 
 _NETWORKS = ("mlp", "feed_forward", "block_sparse_moe")
+#: Linear layers that a model defines itself, and which do what torch's does.
+_PLAIN = ("FalconLinear", "EsmFoldLinear")
 
 
 def layers_of(model: PreTrainedModel, *, every_stack: bool = False) -> dict[str, nn.Module]:
@@ -81,4 +83,5 @@ def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, int]
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module does what torch's linear layer does; a model's own kind of it, such as a router, need not."""
-    return isinstance(module, nn.Linear) and not type(module).__module__.startswith("transformers.models.")
+    is_own = type(module).__module__.startswith("transformers.models.") and type(module).__name__ not in _PLAIN
+    return isinstance(module, nn.Linear) and not is_own

@@ -1,6 +1,6 @@
 """Building what a recipe trains, at the place it starts from: a prefix, another method, a head for labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,11 +95,15 @@ def build_method(base: Base, recipe: Recipe) -> DeltaModule:
         prefix = Prefix.load(config.start)
         check_base(base.model, prefix.card.base)
         saved = next((each for each in prefix.deltas if each.method is config.kind), None)
-        if saved is None or dict(saved.settings) != delta.settings:
+        if saved is None or _in_any_order(saved.settings) != _in_any_order(delta.settings):
             found = "none" if saved is None else f"it with {dict(saved.settings)}, the recipe asks for {delta.settings}"
             raise ArtefactError(f"method.start: {config.start}: expected a trained {config.kind}, found {found}")
         delta.load(saved.tensors)
     return delta.requires_grad_(rate_of(config) > 0)
+
+
+def _in_any_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
 def build_soft_prompt(

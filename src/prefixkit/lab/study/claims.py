@@ -46,8 +46,9 @@ def judge(result: StudyResult) -> list[Verdict]:
 
     A claim is confirmed where the whole 95% interval agrees with it, refuted where none of it does, and not decided
     otherwise, with fewer than three repeats, where runs were lost that it would have to be about, or where the arm that
-    is behind was used at the least or greatest rate that was tried for it: it may be ahead at one beyond. One that is
-    decided alone, and would not be were all claims of the study to hold together (Bonferroni), is said to be.
+    is behind (of a spread, any arm) was used at the least or greatest rate that was tried for it: it may be ahead at
+    one beyond. One that is decided alone, and would not be were all claims of the study to hold together (Bonferroni),
+    is said to be.
     """
     count = sum(claim.test is not ClaimTest.NONE for claim in result.study.claims)
     verdicts = []
