@@ -258,6 +258,13 @@ def test_an_artefact_of_another_run_is_not_measured(run: Run, recipe: Recipe, tm
         evaluate_run(run.folder, recipe, report=quiet)
 
 
+def test_an_artefact_without_its_record_is_not_measured(run: Run, recipe: Recipe) -> None:
+    shutil.rmtree(run.folder / "training")
+    (run.folder / "run.json").unlink()
+    with pytest.raises(ArtefactError, match=r": holds no run.json, so that it is not known what the run learned; rest"):
+        evaluate_run(run.folder, recipe, report=quiet)
+
+
 def test_a_measuring_that_was_killed_is_done_again(run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = (run.folder / "scores.json").read_text()
 

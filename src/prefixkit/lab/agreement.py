@@ -52,5 +52,7 @@ def check_unchanged(folder: Path, base: Base, data: PreparedData) -> None:
 
 def check_artefact(folder: Path, prefix: Prefix) -> None:
     """A run that is measured must still hold the artefact that it ended in."""
-    if prefix.card.content_hash != read_record(folder / RUN).get("content_hash"):
+    if not (record := read_record(folder / RUN)):
+        raise ArtefactError(f"{folder}: holds no {RUN}, so that it is not known what the run learned; restore it")
+    if prefix.card.content_hash != record.get("content_hash"):
         raise ArtefactError(f"{folder}: its prefix is not the one that {RUN} tells of; start again with --overwrite")

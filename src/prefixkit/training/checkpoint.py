@@ -4,7 +4,7 @@ checkpoint-N/
     encoder.safetensors   the encoder's parameters and its units, and the classification head's parameters
     best.safetensors      the same at the best held-out loss so far
     progress.json         best loss, patience, monitor, rollbacks
-    sums.json             SHA-256 of every other file
+    sums.json             SHA-256 of every file beside it
     optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json      transformers' Trainer's own
 """
 

@@ -162,12 +162,12 @@ class PrefixTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Leave out what does not decay in a change of layers, whose names transformers' Trainer does not know."""
-        names, delta = set(super().get_decay_parameter_names(model)), self._trained().delta
+        names, delta = super().get_decay_parameter_names(model), self._trained().delta
         if delta is None:
-            return list(names)
-        decaying = {id(number) for number in delta.decaying}
-        standing = {id(number) for number in delta.numbers} - decaying
-        return [name for name, number in model.named_parameters() if name in names and id(number) not in standing]
+            return names
+        standing = set(map(id, delta.numbers)) - set(map(id, delta.decaying))
+        left_out = {name for name, number in model.named_parameters() if id(number) in standing}
+        return [name for name in names if name not in left_out]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Go on with this process's random numbers; one that was not there before, with the first one's.
