@@ -3,16 +3,16 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from prefixkit.cli.trials import Address, Cores, Gpus, On, Where, Workers, runner_of
-from prefixkit.config.study import Size
 
 app = typer.Typer(help="Studies: arms that differ in a few settings, held against claims.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A shipped study, or a study file.")]
+Sizes = Literal["tiny", "teaching", "full"]  # prefixkit.config.Size, whose import would take help a quarter of a second
 HOME = Path("studies")
 
 
@@ -52,7 +52,7 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings for all arms, such as model.base=gpt2 or train.steps=50.")
     ] = None,
-    size: Annotated[Size, typer.Option("--size", help="How much of it is run.")] = Size.TEACHING,
+    size: Annotated[Sizes, typer.Option("--size", help="How much of it is run.")] = "teaching",
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Another recipe than the study's, for arms without one.")
     ] = None,
@@ -66,7 +66,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print arms and trials, and stop.")] = False,
 ) -> None:
     """Run a study, or what of it is missing, and write its page."""
-    from prefixkit.config import load_study
+    from prefixkit.config import Size, load_study
     from prefixkit.errors import ConfigError, SweepError
     from prefixkit.processes import count
 
@@ -77,7 +77,7 @@ def run(
     home = (folder or own).absolute()  # for workers of Ray, which are elsewhere
     from prefixkit.lab.study.plan import plan_study
 
-    plan = plan_study(study, home, size=size, recipe=recipe, overrides=overrides or (), seeds=seeds)
+    plan = plan_study(study, home, size=Size(size), recipe=recipe, overrides=overrides or (), seeds=seeds)
     if dry_run:
         for arm in plan.arms:
             rates = ", ".join(f"{key} {rate:g}" for key, rate in arm.rates.items())
@@ -131,7 +131,7 @@ def _folders_of(name: str, results: str) -> list[Path]:
     return found or [path.parent for path in HOME.glob(f"{name}-*/{results}")]
 
 
-def _folder_name(study: str, size: Size, recipe: str | None, overrides: list[str]) -> str:
+def _folder_name(study: str, size: str, recipe: str | None, overrides: list[str]) -> str:
     """Name a folder so that what was run with other settings stays where it is."""
     changed = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6] if overrides else ""
-    return "-".join(filter(None, (study, Path(recipe).stem if recipe else "", str(size), changed)))
+    return "-".join(filter(None, (study, Path(recipe).stem if recipe else "", size, changed)))
