@@ -17,7 +17,7 @@ from typing import Any
 from prefixkit.config import validate_recipe
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.run import estimate_run
+from prefixkit.lab.cost import estimate_run
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.training import read_metrics
 

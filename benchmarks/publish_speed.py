@@ -27,7 +27,9 @@ from time_to_quality import QUALITY, Race, races
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RESULT, RESIDENT = RESULTS / "speed.json", RESULTS / "resident.json"
-CURVES, PADDING, COMPILING = (RESULTS / f"{name}.json" for name in ("curves", "padding", "compiling"))
+CURVES, PADDING, COMPILING, ATTENTION = (
+    RESULTS / f"{name}.json" for name in ("curves", "padding", "compiling", "attention")
+)
 PAGE = ROOT / "docs" / "performance.md"
 FIGURE, CURVES_FIGURE = ROOT / "docs" / "results" / "speed.svg", ROOT / "docs" / "results" / "curves.svg"
 SUITES = {
@@ -96,6 +98,17 @@ full one, and then a step takes {compiled:.2f} [{compiled_low:.2f}, {compiled_hi
 and highest of {compiling_rounds} rounds: no gain was found in {compiling_dtype}, and rounds differ by more than there
 is to gain. Where matrix products are faster, in bfloat16 or on a GPU, the rest is more of a step; that was not
 measured. A model that you compile yourself reads its prefix as any other ([conformance](conformance.md)).
+
+## Which attention is faster
+
+[Measured](../benchmarks/attention.py) on {attention_machine}: one layer's attention forwards and backwards, by torch's
+fused kernel (sdpa, the default) and by the model's own matrix products (eager), which keep the scores of all pairs of
+tokens in memory; medians of {attention_rounds} rounds, lowest and highest in brackets.
+
+{attention_table}
+
+`model.attention=fastest` times the two for a run's own shape before it trains, and trains with eager where that takes
+less than 0.9 of the time; the choice is kept for `--resume` ([why](adr/0013-attention-chosen-by-measurement.md)).
 
 ## Padding, and why texts are not packed
 
@@ -172,7 +185,9 @@ _MOST_WRITTEN_OUT = 1000
 Json = Mapping[str, Any]
 
 
-def render(result: Json, resident: Json, curves: Json, padding: Json, quality: Json, compiling: Json) -> str:
+def render(
+    result: Json, resident: Json, curves: Json, padding: Json, quality: Json, compiling: Json, attention: Json
+) -> str:
     """Return the page."""
     machine, versions = result["machine"], result["machine"]["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -208,6 +223,9 @@ def render(result: Json, resident: Json, curves: Json, padding: Json, quality: J
         compiled=compiling["time_beside_plain"]["median"],
         compiled_low=compiling["time_beside_plain"]["low"],
         compiled_high=compiling["time_beside_plain"]["high"],
+        attention_machine=f"{attention['machine']['cores']} cores of {attention['machine']['cpu']}",
+        attention_rounds=attention["rounds"],
+        attention_table=_attention_table(attention),
         padding_table=_padding_table(padding),
         resident_machine=f"{resident['machine']['cores']} cores of {resident['machine']['cpu']}, one thread",
         virtual_tokens=resident["num_virtual_tokens"],
@@ -284,6 +302,21 @@ def _slope(fit: Json, *, is_power: bool) -> str:
     if is_power:
         return f"exponent {fit['slope']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
     return f"{100 * fit['slope']:.3f}% [{100 * fit['low']:.3f}%, {100 * fit['high']:.3f}%] each"
+
+
+def _attention_table(attention: Json) -> str:
+    lines = [
+        "| number format | rows | tokens | virtual tokens | sdpa | eager | eager beside sdpa |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in attention["measured"]:
+        times = [f"{each['seconds'][name]['median'] * 1000:.1f} ms" for name in ("sdpa", "eager")]
+        ratio = each["eager_beside_sdpa"]
+        lines.append(
+            f"| {each['dtype']} | {each['rows']} | {each['tokens']} | {each['virtual_tokens']} | {' | '.join(times)} "
+            f"| {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] |"
+        )
+    return "\n".join(lines)
 
 
 def _padding_table(padding: Json) -> str:
@@ -391,7 +424,8 @@ def main() -> None:
     curves, resident, quality = read_json(CURVES), read_json(RESIDENT), read_json(QUALITY)
     draw(result, FIGURE)
     draw_curves(curves, CURVES_FIGURE)
-    write_text(PAGE, render(result, resident, curves, read_json(PADDING), quality, read_json(COMPILING)))
+    others = read_json(PADDING), quality, read_json(COMPILING), read_json(ATTENTION)
+    write_text(PAGE, render(result, resident, curves, *others))
     for name in WORDS:
         before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)

@@ -105,7 +105,15 @@ def test_the_page_on_performance_says_what_the_result_says(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = load_publish("publish_speed")
     page = publish.PAGE.read_text(encoding="utf-8")
-    files = (publish.RESULT, publish.RESIDENT, publish.CURVES, publish.PADDING, publish.QUALITY, publish.COMPILING)
+    files = (
+        publish.RESULT,
+        publish.RESIDENT,
+        publish.CURVES,
+        publish.PADDING,
+        publish.QUALITY,
+        publish.COMPILING,
+        publish.ATTENTION,
+    )
     assert page == publish.render(*map(read_json, files))
     result, resident, *_ = map(read_json, files)
     for name in ("README.md", "README.zh-TW.md"):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from prefixkit.errors import PrefixkitError as PrefixkitError
     from prefixkit.evaluation import heldout_loss as heldout_loss
     from prefixkit.generation import generate_texts as generate_texts
-    from prefixkit.injection import Handle as Handle
-    from prefixkit.injection import attach as attach
+    from prefixkit.injection.attach import Handle as Handle
+    from prefixkit.injection.attach import attach as attach
     from prefixkit.lab.diagnosis_run import diagnose_run as diagnose_run
     from prefixkit.lab.doctor import examine as examine
     from prefixkit.lab.run import Run as Run

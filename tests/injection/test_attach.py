@@ -1,15 +1,16 @@
 """Attaching changes nothing that detaching does not restore, and refuses what it cannot do exactly."""
 
-import inspect
+from pathlib import Path
 
 import pytest
 import torch
 
 from prefixkit.errors import BaseMismatchError, InjectionError
 from prefixkit.injection import attach
-from prefixkit.injection.attached import from_prefixes
+from prefixkit.injection.attached import require_attachable
+from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import fingerprint, weights_hash
-from prefixkit.models.inspect import inspect_model
+from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix, PrefixEncoder
 
 
@@ -136,9 +137,35 @@ def test_changing_the_attention_implementation_under_a_prefix_is_refused(make_mo
             model(ids)
 
 
-@pytest.mark.parametrize("rows", [["positive", None], [3]])
-def test_rows_that_are_no_prefixes_are_refused(make_model, rows):
-    """Users have no type checker at run time, as the tests do."""
-    unchecked = inspect.unwrap(from_prefixes)
-    with pytest.raises(InjectionError, match=f"expected a Prefix or None per row, got {type(rows[0]).__name__}"):
-        unchecked(make_model("llama"), inspect_model(make_model("llama")), rows)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["positive", None],
+            r"^expected a Prefix or None per row, got str; Prefix.load\('positive'\) reads one from there$",
+        ),
+        ([3], r"^expected a Prefix or None per row, got int$"),
+        (
+            "runs/it",
+            r"^expected a Prefix, one per row, a PrefixEncoder or None, got str; Prefix.load\('runs/it'\) reads",
+        ),
+        (Path("it"), r"^expected a Prefix, .* or None, got PosixPath; Prefix.load\('it'\) reads one from there$"),
+        ({}, r"^expected a Prefix, one per row, a PrefixEncoder or None, got dict$"),
+    ],
+)
+def test_what_is_no_prefix_is_refused(given, message):
+    with pytest.raises(InjectionError, match=message):
+        require_attachable(given)
+
+
+def test_states_are_no_prefix_yet_and_a_loaded_base_will_do(make_model, make_prefix, tiny_llama_dir, ids):
+    base = load_base_model(str(tiny_llama_dir))
+    states = text_states(base.model, ids[0])
+    message = r"got PrefixStates; Prefix.from_states\(states, base=...\) makes one of them$"
+    with pytest.raises(InjectionError, match=message):
+        require_attachable(states)
+    prefix = Prefix.from_states(states, base=BaseCard(id=base.id, fingerprint=fingerprint(base.model)))
+    with attach(base, prefix):
+        found = base.model(ids).logits
+    with attach(base.model, prefix):
+        assert torch.equal(base.model(ids).logits, found)

@@ -10,9 +10,8 @@ from torch import nn
 from prefixkit.cli.estimate import less_memory
 from prefixkit.config import Recipe
 from prefixkit.lab import cost as cost_module
-from prefixkit.lab.cost import Cost, matmul_rate, measure_cost
+from prefixkit.lab.cost import Cost, estimate_run, matmul_rate, measure_cost
 from prefixkit.lab.loading import load_for
-from prefixkit.lab.run import estimate_run
 from processes import prefixkit
 
 

@@ -68,11 +68,11 @@ def test_dtype_is_that_of_every_weight(tiny_llama_dir, dtype):
 @pytest.mark.parametrize("attention", list(Attention))
 def test_attention_is_the_one_asked_for(tiny_llama_dir, attention):
     base = load_base_model(str(tiny_llama_dir), attention=attention)
-    assert base.model.config._attn_implementation == attention.value
+    assert base.model.config._attn_implementation == attention.loaded
 
 
 def test_unknown_attention_and_dtype_are_configuration_errors(tiny_llama_dir):
-    with pytest.raises(ConfigError, match=r"^model.attention: expected sdpa or eager, got 'flashy'$"):
+    with pytest.raises(ConfigError, match=r"^model.attention: expected sdpa, eager or fastest, got 'flashy'$"):
         load_base_model(str(tiny_llama_dir), attention="flashy")
     message = r"^model.dtype: expected auto, .*, float16, got 'bfloat'; did you mean \"bfloat16\"\?$"
     with pytest.raises(ConfigError, match=message):

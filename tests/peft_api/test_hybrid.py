@@ -147,6 +147,7 @@ def test_each_part_has_its_own_rate_and_learns(base: PreTrainedModel, ids: Tenso
         if len(losses) == 1:
             far = {key: float((value - start[key]).abs().max()) for key, value in model.state_dict().items()}
     assert losses[1] < losses[0]
+    assert far.pop("encoder.units") == 0
     assert {round(far[key], 4) for key in far if key.startswith("encoder.")} == {1e-2}
     assert {round(far[key], 5) for key in far if key.startswith("delta.")} == {1e-3}
     trained, _ = model.get_nb_trainable_parameters()

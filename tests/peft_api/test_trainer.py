@@ -68,8 +68,8 @@ def test_a_projected_run_that_was_stopped_resumes_exactly(
     assert torch.equal(resumed.prefix.states.to_rows(), whole.prefix.states.to_rows())
     assert not torch.equal(begun.prefix.states.to_rows(), whole.prefix.states.to_rows())
     with safe_open(tmp_path / "cut" / "checkpoint-2" / "model.safetensors", "pt") as file:
-        parameters = {"table", "hidden.0.weight", "hidden.0.bias", "last.weight", "last.bias"}
-        assert set(file.keys()) == parameters | {"position_offset", "base_fingerprint"}
+        state = {"table", "units", "hidden.0.weight", "hidden.0.bias", "last.weight", "last.bias"}
+        assert set(file.keys()) == state | {"position_offset", "base_fingerprint"}
 
 
 @pytest.mark.parametrize("projection", [False, True])

@@ -1,5 +1,6 @@
 """The prefix starts where the recipe says."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from prefixkit.errors import BaseMismatchError, ConfigError, DataError
 from prefixkit.injection import attach
 from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import fingerprint
+from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix
 from prefixkit.training import build_encoder
-from prefixkit.training.model import PrefixModel
 
 
 def config(**values: Any) -> PrefixConfig:
@@ -55,21 +56,32 @@ def test_a_scaled_prefix_starts_at_the_same_place_in_units_of_its_layers(tiny_ll
             torch.testing.assert_close(part, expected, atol=0 if depth == 0 else 1e-6, rtol=0)
 
 
-def test_a_checkpoint_from_before_there_were_units_goes_on_as_it_was(tiny_llama_dir: Any) -> None:
+@pytest.mark.parametrize(
+    ("init", "apart"),
+    [({"kind": "zero"}, 1), ({"kind": "random"}, 4), ({"text": "i loved this film"}, 4), ({"path": "of two"}, 2)],
+)
+def test_virtual_tokens_that_can_only_learn_the_same_are_told_of(
+    tiny_llama_dir: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, init: dict[str, Any], apart: int
+) -> None:
     base = load_base_model(str(tiny_llama_dir), dtype="float32")
-    scaled = config(init={"text": "i loved this film", "scaled": True})
-    with torch.no_grad():
-        base.model.model.layers[1].self_attn.v_proj.weight.mul_(100)
-    model = PrefixModel(base.model, build_encoder(base, scaled, seed=0, texts=[]), None)
-    state = {name: tensor.clone() for name, tensor in model.trained_state().items()}
-    assert state["units"][1, 1] > 8
-    older = {name: tensor for name, tensor in state.items() if name != "units"}
-    model.load_trained_state(older)
-    assert (model.encoder.units == 1).all()
-    assert torch.equal(model.encoder.materialise().sites[1].value, older["states.1"][1])
-    model.load_trained_state(state)
-    assert torch.equal(model.encoder.units, state["units"])
-    assert torch.equal(model.encoder.materialise().sites[1].value, older["states.1"][1] * state["units"][1, 1])
+    if "path" in init:  # half as long as what starts from it
+        text = base.tokenizer("loved film", return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+        card = BaseCard(id=base.id, fingerprint=fingerprint(base.model))
+        Prefix.from_states(text_states(base.model, text), base=card, position_offset=4).save(tmp_path)
+        init = {"kind": "prefix", "path": str(tmp_path)}
+    encoder = build_encoder(base, config(init=init), seed=0, texts=[])
+    assert [len(site.key[0]) for site in encoder().sites] == [4, 4]
+    optimiser = torch.optim.Adam(encoder.parameters(), lr=0.1)
+    ids = torch.arange(12).view(2, 6)
+    for _ in range(3):
+        with attach(base.model, encoder):
+            base.model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    key = encoder.materialise().sites[1].key[0]  # [p, d]
+    assert len(torch.unique(key, dim=0)) == apart
+    message = f"only {apart} of 4 virtual tokens will learn apart"
+    assert (message in caplog.text) == (apart < 4)
 
 
 def test_a_short_text_is_repeated_and_a_missing_one_taken_from_the_training_texts(

@@ -23,7 +23,7 @@ def estimate(
     """Take a few of a recipe's steps, and tell what training it costs in time and memory."""
     from prefixkit.config import load_recipe
     from prefixkit.errors import ConfigError
-    from prefixkit.lab.run import estimate_run
+    from prefixkit.lab.cost import estimate_run
 
     if flops is not None and not flops > 0:
         raise ConfigError(f"--flops: expected more than 0 FLOP/s, such as 300e12, got {flops:g}")

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefixkit.config.section import Section
 
@@ -22,6 +22,12 @@ class Attention(StrEnum):
 
     SDPA = "sdpa"
     EAGER = "eager"
+    FASTEST = "fastest"
+
+    @property
+    def loaded(self) -> str:
+        """What a model is loaded with, in transformers' name; the fastest is only known once it is there."""
+        return Attention.SDPA.value if self is Attention.FASTEST else self.value
 
 
 class ModelConfig(Section):
@@ -34,6 +40,13 @@ class ModelConfig(Section):
     dtype: Dtype = Field(Dtype.AUTO, strict=False)
     """auto takes bfloat16 where the hardware computes it natively, else float32."""
     attention: Attention = Field(Attention.SDPA, strict=False)
-    """sdpa is faster; eager also returns attention weights."""
+    """sdpa takes the least memory; eager also returns attention weights; fastest times both before training, at the
+    length of the recipe's texts, and trains with the faster."""
     shard: bool = False
     """Spread the layers over the processes of the run, each of which holds its part; alone, a process holds all."""
+
+    @model_validator(mode="after")
+    def _can_be_timed(self) -> "ModelConfig":
+        if self.shard and self.attention is Attention.FASTEST:
+            raise ValueError("attention=fastest is timed in one process, and shard spreads layers; give sdpa or eager")
+        return self

@@ -40,7 +40,8 @@ class InitConfig(Section):
 
     kind: InitKind = Field(InitKind.TEXT, strict=False)
     """text: the model's own keys and values of a text; words: of random vocabulary words; random: normal numbers;
-    zero: zeros (not neutral: zeros still take attention); prefix: another saved prefix."""
+    zero: zeros (not neutral: zeros still take attention; and without an MLP all virtual tokens of a layer stay alike);
+    prefix: another saved prefix."""
     text: str | None = None
     """For kind text: the text. Left out, the run takes the beginning of its own training texts. A text longer than
     the prefix is cut at its end, a shorter one is repeated."""

@@ -39,6 +39,7 @@ from prefixkit.injection.attached import (
     from_encoder,
     from_prefixes,
     from_prompt,
+    require_attachable,
     require_own,
 )
 from prefixkit.injection.attention import NAMES
@@ -46,6 +47,7 @@ from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, forget, has_slot, leave_out, place
 from prefixkit.methods import DeltaModule, SoftPrompt, Undo, restore_delta, undo_all
 from prefixkit.models.adapters import plain_model
+from prefixkit.models.base import Base
 from prefixkit.models.inspect import Anatomy, inspect_model
 from prefixkit.models.weights import all_modules
 from prefixkit.prefix import Delta, Prefix, PrefixEncoder
@@ -57,7 +59,7 @@ _changing = RLock()
 
 
 def attach(
-    model: nn.Module,
+    model: nn.Module | Base,
     prefix: Attachable,
     *,
     position_offset: int | None = None,
@@ -68,8 +70,9 @@ def attach(
     """Make a frozen model read a prefix, and change its layers if the artefact has a LoRA, say, beside it.
 
     Args:
-        model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder; or a
-            `PeftModel` around one, whose LoRA or other adapters then work beside the prefix.
+        model: a transformers model with nothing attached: decoder-only, encoder-decoder, or an encoder; what
+            `load_base_model` returned; or a `PeftModel` around one, whose LoRA or other adapters then work beside the
+            prefix.
         prefix: one prefix for every row; a sequence with one prefix (or None) per row of the coming batches; an
             encoder to train, or a soft prompt; or None, which leaves the model alone.
         position_offset: for what is trained, the position of the first text token; left out,
@@ -85,10 +88,10 @@ def attach(
     Raises:
         UnsupportedModelError: the model cannot take a prefix, or passes an encoder no gradient.
         BaseMismatchError: a prefix was trained on another base model.
-        InjectionError: something is attached already, or a prefix has another geometry.
+        InjectionError: something is attached already, a prefix has another geometry, or what is given is none.
         ConfigError: a position offset for a model whose text keeps its positions.
     """
-    base: PreTrainedModel = plain_model(model)
+    base = plain_model(model.model if isinstance(model, Base) else model)
     with _changing:
         if any(map(has_slot, all_modules(base))):
             raise InjectionError("a prefix is attached to this model already; detach it first")
@@ -116,6 +119,7 @@ def _to_attach(
     infix: bool = False,
 ) -> tuple[Attached | None, int | None]:
     """Return what is to be read, None if that is nothing, and how many rows it is for, None if for any."""
+    require_attachable(prefix)
     base, anatomy = passes.model, passes.anatomy
     require_own(deltas, base)
     rows = len(prefix) if isinstance(prefix, Sequence) else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -239,6 +240,27 @@ def from_prompt(
     return Prompted(prompt, anatomy.geometry.text_position(prompt.lengths, is_gated=False, asked=offset), states)
 
 
+def require_attachable(given: object) -> None:
+    """Raise if something cannot be attached, and say what makes a prefix of it.
+
+    Raises:
+        InjectionError: it is neither a prefix, one per row, an encoder, nor None.
+    """
+    rows = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    is_rows = rows is given
+    known = (Prefix,) if is_rows else (Prefix, PrefixEncoder, SoftPrompt)
+    for each in rows:
+        if each is None or isinstance(each, known):
+            continue
+        hint = ""
+        if isinstance(each, str | PathLike):
+            hint = f"; Prefix.load({str(each)!r}) reads one from there"
+        elif isinstance(each, PrefixStates):
+            hint = "; Prefix.from_states(states, base=...) makes one of them"
+        expected = "a Prefix or None per row" if is_rows else "a Prefix, one per row, a PrefixEncoder or None"
+        raise InjectionError(f"expected {expected}, got {type(each).__name__}{hint}")
+
+
 def from_prefixes(
     model: PreTrainedModel, anatomy: Anatomy, prefix: Prefix | Sequence[Prefix | None] | None
 ) -> Saved | None:
@@ -246,15 +268,13 @@ def from_prefixes(
 
     Raises:
         BaseMismatchError: a prefix was trained on another base model.
-        InjectionError: a prefix has another geometry, an entry is no prefix, or there is none.
+        InjectionError: a prefix has another geometry, or there are no rows.
     """
     rows = [prefix] if isinstance(prefix, Prefix) or prefix is None else list(prefix)
     if not rows:
         raise InjectionError("no rows: give one prefix (or None) per row of the batch")
     bases: dict[str | None, BaseCard] = {}
     for each in rows:
-        if not isinstance(each, Prefix | None):
-            raise InjectionError(f"expected a Prefix or None per row, got {type(each).__name__}")
         if each is not None:
             if each.states.geometry != anatomy.geometry:
                 raise InjectionError(
@@ -265,7 +285,7 @@ def from_prefixes(
         check_base(model, base)
     if all(each is None for each in rows):
         return None
-    distinct = list({id(each): each for each in rows}.values())
+    distinct = list(dict.fromkeys(rows))
     states = [None if each is None else each.states for each in distinct]
     infixes = {each.is_infix for each in rows if each is not None and any(each.states.lengths)}
     if len(infixes) > 1:
@@ -277,8 +297,8 @@ def from_prefixes(
     deltas = deltas_of(prefix)
     bank = stack(states, offsets, (deltas, is_infix))
     if len(distinct) < len(rows):
-        places = {id(each): place for place, each in enumerate(distinct)}
-        bank = bank.rows(torch.tensor([places[id(each)] for each in rows]))
+        places = {each: place for place, each in enumerate(distinct)}
+        bank = bank.rows(torch.tensor([places[each] for each in rows]))
     return Saved(bank, is_infix, deltas)
 
 

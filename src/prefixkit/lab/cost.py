@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefixkit.compat import cpu_attention_flops
 from prefixkit.config import Recipe
 from prefixkit.data import Collator, Example, LengthGroupedSampler
+from prefixkit.lab.loading import load_for
 from prefixkit.lab.memory import measure_footprint, mixed_precision
 from prefixkit.models import Base
+from prefixkit.models.hardware import finish_computing, prepare_processor
 from prefixkit.models.weights import input_device, is_plain
 from prefixkit.training.model import PrefixModel
 from prefixkit.training.start import build_model
@@ -69,6 +71,17 @@ class Cost:
     def seconds_at(self, rate: float) -> float:
         """Return what all steps take on hardware of so many FLOP/s, if the same share of it is reached."""
         return self.steps * self.flops / (rate * self.reached)
+
+
+def estimate_run(recipe: Recipe) -> tuple[Base, Cost]:
+    """Tell what training a recipe costs on this machine, from a few of its steps.
+
+    Raises:
+        PrefixkitError: the base model or the data cannot be loaded.
+    """
+    prepare_processor(recipe.train.threads)
+    base, data = load_for(recipe)
+    return base, measure_cost(base, data.train, recipe, data.classes)
 
 
 def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classes: Sequence[str]) -> Cost:
@@ -140,16 +153,12 @@ def _flops(
 def _seconds(
     model: PrefixModel, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor], mixed: torch.autocast
 ) -> float:
-    _synchronise(batch["input_ids"])
+    device = batch["input_ids"].device
+    finish_computing(device)
     started = time.perf_counter()
     _step(model, optimiser, batch, mixed)
-    _synchronise(batch["input_ids"])
+    finish_computing(device)
     return time.perf_counter() - started
-
-
-def _synchronise(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
 
 
 def linear_products(base: Base, *, most: int) -> Callable[[int], int]:
@@ -188,5 +197,5 @@ def matmul_rate(base: Base, *, tokens: int) -> float:
     done, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < _TRIED or not done:
         done += multiply(tokens)
-        _synchronise(somewhere)
+        finish_computing(somewhere.device)
     return done / spent

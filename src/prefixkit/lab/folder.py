@@ -21,6 +21,8 @@ ROW_LOSSES = "row_losses.json"
 """Held-out losses row by row: nats and tokens."""
 LIKELIEST = "likeliest.json"
 """In the folder ``training``: which examples `data.likeliest` chose."""
+ATTENTION = "attention.json"
+"""Likewise: which attention is the fastest."""
 DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
 _OWN = {
     RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, ROW_LOSSES, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE,

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import save
 
 from prefixkit import processes
-from prefixkit.config import Method, Recipe, validate_recipe
+from prefixkit.config import Attention, Method, Recipe, validate_recipe
 from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, DivergedError, TrainingError
 from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
 from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.agreement import check_alike, check_artefact, check_shared, check_unchanged
-from prefixkit.lab.cost import Cost, measure_cost
+from prefixkit.lab.attending import training_attention
 from prefixkit.lab.folder import (
+    ATTENTION,
     LIKELIEST,
     PREDICTIONS,
     RECIPE,
@@ -106,6 +107,8 @@ def train_run(
     if resume and memory_budget is not None and (folder / RECIPE).is_file():
         recipe, memory_budget = sized_like(recipe, read_recipe(folder)), None
     check_batch_size(recipe.train.batch_size, processes.count())
+    if memory_budget is not None and recipe.model.attention is Attention.FASTEST:
+        raise ConfigError("--memory-budget saves memory and model.attention=fastest time; set it to sdpa, or eager")
     if memory_budget is not None and recipe.model.shard and processes.count() > 1:
         raise ConfigError("--memory-budget measures a whole base model; leave it out, or set model.shard to false")
     processes.join()
@@ -162,17 +165,6 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     return _finished(folder)
 
 
-def estimate_run(recipe: Recipe) -> tuple[Base, Cost]:
-    """Tell what training a recipe costs on this machine, from a few of its steps.
-
-    Raises:
-        PrefixkitError: the base model or the data cannot be loaded.
-    """
-    prepare_processor(recipe.train.threads)
-    base, data = load_for(recipe)
-    return base, measure_cost(base, data.train, recipe, data.classes)
-
-
 def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
     """Load what is needed to use a run, an artefact that a run left, or one that was imported.
 
@@ -217,16 +209,17 @@ def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report:
         return float(measured.mean)
 
     try:
-        outcome = train_prefix(
-            base,
-            data.train,
-            recipe,
-            folder,
-            stream=data.stream,
-            classes=data.classes,
-            measure=measure,
-            report=lambda step, steps, words: report("training", step, steps, words),
-        )
+        with training_attention(folder, base, data.train, recipe):
+            outcome = train_prefix(
+                base,
+                data.train,
+                recipe,
+                folder,
+                stream=data.stream,
+                classes=data.classes,
+                measure=measure,
+                report=lambda step, steps, words: report("training", step, steps, words),
+            )
     except DivergedError as error:
         if processes.is_first():
             write_json(folder / RUN, read_record(folder / RUN) | {"diverged": str(error)})
@@ -260,6 +253,8 @@ def _save(
     record = _record(recipe, base, data, outcome, prefix)
     if "seconds" in (chosen := read_record(folder / TRAINING / LIKELIEST)):
         record["choosing_seconds"] = chosen["seconds"]
+    if timed := read_record(folder / TRAINING / ATTENTION):
+        record["attention"] = timed
     write_json(folder / RUN, record | {"base_weights_hash": {"before": weights, "after": weights}})
 
 

@@ -36,13 +36,6 @@ class SoftPrompt(nn.Module):
         self.geometry, self.length = geometry, length
         self.lengths = (length,) * len(geometry.sites)
         self.source = source
-        self._own_units: Float[Tensor, "1 2"]
-        self.register_buffer("_own_units", torch.ones(1, 2), persistent=False)
-
-    @property
-    def units(self) -> Float[Tensor, "1 2"]:
-        """What the encoder counts in, where there is one (`PrefixEncoder.units`)."""
-        return self.source.units if isinstance(self.source, PrefixEncoder) else self._own_units
 
     def forward(self) -> Float[Tensor, "p e"]:
         """Return the embeddings, with gradients to the trained numbers."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from prefixkit.compat import keeps_keys_and_values
 from prefixkit.errors import UnsupportedModelError
-from prefixkit.models.probe import Watched, first_query
+from prefixkit.models.probe import Watched, first_call
 from prefixkit.models.weights import input_device
 
 #: Tensors an attention function may be given besides the mask: a number per head, the positions, and T5's bias by
@@ -77,7 +77,7 @@ def counts_by_mask(model: PreTrainedModel) -> bool:
 
     def query(**positions: Tensor) -> Tensor:
         inputs = {"input_ids": tokens, "attention_mask": mask} | positions
-        return first_query(model, inputs)[0, :, 1:].double()  # the first token is padding
+        return first_call(model, inputs).query[0, :, 1:].double()  # the first token is padding
 
     own = query()
     scale = float(own.abs().max()) * 1e-3

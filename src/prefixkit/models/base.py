@@ -126,7 +126,7 @@ def load_base_model(
         base: a packaged model (``smollm2-135m``), a folder, a .gguf file, or a hub id, tried in this order.
         revision: branch, tag or commit of a hub model.
         dtype: number format of the weights; ``auto`` takes bfloat16 where the hardware computes it natively.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; ``fastest``, which is for training, loads sdpa.
         on_cpu: leave it in the machine's memory, for `shard` to put its parts where they run.
 
     Raises:
@@ -167,7 +167,7 @@ def _load(
                 location.where,
                 **location.options,
                 dtype=dtype,
-                attn_implementation=attention.value,
+                attn_implementation=attention.loaded,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -192,7 +192,7 @@ def _automodel(config: PretrainedConfig) -> Any:
 def _require_attention(attention: Attention | str) -> Attention:
     names = [item.value for item in Attention]
     if attention not in names:
-        raise ConfigError(f"model.attention: expected {' or '.join(names)}, got {str(attention)!r}")
+        raise ConfigError(f"model.attention: expected {', '.join(names[:-1])} or {names[-1]}, got {str(attention)!r}")
     return Attention(attention)
 
 

@@ -96,6 +96,12 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def finish_computing(device: torch.device) -> None:
+    """Wait for what a GPU was asked to compute, which goes on behind the program's back."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def choose_threads(requested: int | None = None) -> int:
     """Return how many threads to compute with.
 

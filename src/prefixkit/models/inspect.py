@@ -24,7 +24,8 @@ from prefixkit.models.quantised import keep_unpacked
 from prefixkit.models.weights import all_modules, input_device, is_offloaded
 from prefixkit.prefix import Geometry, Site
 
-_IMPLEMENTATIONS = ("sdpa", "eager")
+#: transformers' attention implementations that a prefix can be prepended for.
+IMPLEMENTATIONS = ("sdpa", "eager")
 #: Tokens of the probe. They differ, so that the length of its keys tells a cross-attention from a self-attention.
 _SOURCE_TOKENS, _TARGET_TOKENS = 3, 2
 
@@ -147,7 +148,7 @@ def _check_implementation(model: PreTrainedModel) -> None:
     name, implementation = type(model).__name__, implementation_of(model)
     if runs_ours(model):
         return
-    if implementation not in _IMPLEMENTATIONS:
+    if implementation not in IMPLEMENTATIONS:
         raise UnsupportedModelError(
             f"{name}: attention implementation {implementation!r} is not supported; "
             'load the model with attn_implementation="sdpa" or "eager"'

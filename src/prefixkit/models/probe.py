@@ -64,11 +64,11 @@ class Watched:
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose answer is known
-    """Carries the query of the first attention layer out of a forward pass."""
+    """Carries the first call of attention out of a forward pass."""
 
-    def __init__(self, query: Tensor) -> None:
+    def __init__(self, call: AttentionCall) -> None:
         super().__init__()
-        self.query = query
+        self.call = call
 
 
 @torch.no_grad()
@@ -98,17 +98,19 @@ def watch_attention(model: PreTrainedModel, inputs: dict[str, Tensor], *, use_ca
 
 
 @torch.no_grad()
-def first_query(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Return the query of the first attention layer, `[b, h, t, d]`; no later layer runs."""
+def first_call(model: PreTrainedModel, inputs: dict[str, Tensor]) -> AttentionCall:
+    """Return the call of the first attention layer; no later layer runs."""
 
-    def leave(module: nn.Module, query: Tensor, *_: Any, **__: Any) -> None:
-        raise _Enough(query)
+    def leave(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> None:
+        raise _Enough(AttentionCall(module, query, key, value, attention_mask, options))
 
     with _standing_in(model, leave):
         try:
             model(**inputs)
         except _Enough as seen:
-            return seen.query
+            return seen.call
     raise AssertionError("no attention layer was called")
 
 

@@ -10,7 +10,7 @@ from prefixkit.prefix.delta import Delta
 from prefixkit.prefix.encoder import PrefixEncoder
 from prefixkit.prefix.geometry import Geometry, Site
 from prefixkit.prefix.head import ClassificationHead, Head, HeadKind
-from prefixkit.prefix.init import init_mlp, init_random, init_zero, match_units, reproduce
+from prefixkit.prefix.init import distinct_tokens, init_mlp, init_random, init_zero, match_units, reproduce
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "SiteCard",
     "SiteStates",
     "TrainingCard",
+    "distinct_tokens",
     "init_mlp",
     "init_random",
     "init_zero",

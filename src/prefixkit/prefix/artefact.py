@@ -34,7 +34,7 @@ CARD_NAME = "prefix.json"
 PREFIX_FILES = (TENSORS_NAME, CARD_NAME)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prefix:
     """A materialised prefix: its states, and the card that says what they are.
 
@@ -97,6 +97,11 @@ class Prefix:
             licence=licence,
         )
         return cls(states.detach(), card, head, tuple(deltas))
+
+    def __repr__(self) -> str:
+        parts = " + ".join(self.parts) or "nothing"
+        tokens, numbers = self.states.num_virtual_tokens, self.num_parameters
+        return f"Prefix({parts} for {self.card.base.id}, {tokens} virtual tokens, {numbers:,} numbers)"
 
     @property
     def position_offset(self) -> int:

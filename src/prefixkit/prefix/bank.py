@@ -18,7 +18,7 @@ from prefixkit.errors import InjectionError
 from prefixkit.prefix.states import PrefixStates, SiteStates
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteBank:
     """What one site prepends for a batch.
 
@@ -84,7 +84,7 @@ class SiteBank:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bank:
     """Several prefixes stacked, ready to be prepended.
 

@@ -40,9 +40,14 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     Activation.SILU: nn.SiLU,
 }
 
+#: Standard deviation of the numbers an encoder is born with. Not 0: equal virtual tokens get equal gradients for ever.
+_SMALL = 0.02
+
 
 class PrefixEncoder(nn.Module):
     """The trainable prefix; calling it returns the prefix states of the present step.
+
+    It starts from small random numbers of torch's global generator; `prefix.init` has the starts that are worth having.
 
     Args:
         geometry: the sites of the base model.
@@ -55,8 +60,7 @@ class PrefixEncoder(nn.Module):
         dtype: number format of the parameters; float32 keeps small updates even for a bfloat16 base model.
 
     Attributes:
-        units: what the keys (column 0) and values (column 1) of each site are counted in, [sites, 2]; not trained, and
-            no part of the state dict, which holds what is.
+        units: what the keys (column 0) and values (column 1) of each site are counted in, [sites, 2]; not trained.
 
     Raises:
         ConfigError: depth is outside 0-3, or every length is 0.
@@ -86,11 +90,12 @@ class PrefixEncoder(nn.Module):
         self.depth = depth
         self.dropout = dropout
         self.units: Float[Tensor, "s 2"]
-        self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype), persistent=False)
+        self.register_buffer("units", torch.ones(len(sites), 2, dtype=dtype))
         if depth == 0:
-            self.states = _parameters(torch.zeros(2, site.kv_heads, p, site.head_dim, dtype=dtype) for site, p in sites)
+            shapes = [(2, site.kv_heads, p, site.head_dim) for site, p in sites]
+            self.states = _parameters(_SMALL * torch.randn(shape, dtype=dtype) for shape in shapes)
         else:
-            self.table = nn.Parameter(torch.zeros(max(self.lengths), width, dtype=dtype))
+            self.table = nn.Parameter(torch.randn(max(self.lengths), width, dtype=dtype))
             hidden = [
                 layer
                 for _ in range(depth - 1)

@@ -30,7 +30,7 @@ class HeadKind(StrEnum):
     TOKEN = "token"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """A trained head: plain tensors and the names of its labels.
 

@@ -56,9 +56,25 @@ def init_random(encoder: PrefixEncoder, generator: torch.Generator, *, std: floa
 
 @torch.no_grad()
 def init_zero(encoder: PrefixEncoder) -> None:
-    """Start from zeros. Not neutral: zero keys still take a share of every softmax (use a gate for that)."""
+    """Start from zeros. Not neutral: zero keys still take a share of every softmax (use a gate for that).
+
+    At depth 0 the virtual tokens of a site then stay alike, as their gradients are the same; `distinct_tokens` tells.
+    """
     for parameter in list(encoder.states) if encoder.depth == 0 else list(encoder.last.parameters()):
         parameter.zero_()
+
+
+@torch.no_grad()
+def distinct_tokens(encoder: PrefixEncoder) -> int:
+    """Return how many virtual tokens can learn apart, where they do most.
+
+    Attention is blind to the order of keys, so that at depth 0 two virtual tokens that start alike at a site get the
+    same gradients there, and stay alike; through an MLP each has a row of the table to itself.
+    """
+    if encoder.depth > 0:
+        return len(encoder.table)
+    rows = (pair.permute(2, 0, 1, 3).flatten(1) for pair in encoder.states)  # [p, 2 g d]
+    return max(len(torch.unique(each, dim=0)) if len(each) else 0 for each in rows)
 
 
 @torch.no_grad()

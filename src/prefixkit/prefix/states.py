@@ -11,7 +11,7 @@ from prefixkit.errors import InjectionError
 from prefixkit.prefix.geometry import Geometry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteStates:
     """Keys and values of one site.
 
@@ -35,7 +35,7 @@ class SiteStates:
         return {name: _on_its_own(part) for name, part in vars(self).items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrefixStates:
     """Keys and values of every site of a model; lengths may differ from site to site and may be 0."""
 
@@ -58,6 +58,9 @@ class PrefixStates:
                 raise InjectionError(
                     f"{site.name}.gate: expected shape [{site.query_heads}], got {list(states.gate.shape)}"
                 )
+
+    def __repr__(self) -> str:
+        return f"PrefixStates({self.num_virtual_tokens} virtual tokens at {len(self.sites)} sites)"
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -158,8 +157,8 @@ class PrefixModel(nn.Module):
         return {"loss": total / count}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name: the encoder's and its ``units``, then ``head.``, ``delta.``."""
-        state = {} if self.encoder is None else self.encoder.state_dict() | {_UNITS: self.encoder.units}
+        """Return what training goes on with, by name: the encoder's state, then ``head.``, ``delta.``."""
+        state = {} if self.encoder is None else dict(self.encoder.state_dict())
         if self.head is not None:
             state |= {f"{_HEAD}{name}": tensor for name, tensor in self.head.state_dict().items()}
         if self.delta is not None:
@@ -169,9 +168,8 @@ class PrefixModel(nn.Module):
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `trained_state` returned."""
         if self.encoder is not None:
-            others = (_UNITS, _HEAD, _DELTA)
+            others = (_HEAD, _DELTA)
             self.encoder.load_state_dict({name: t for name, t in state.items() if not name.startswith(others)})
-            self.encoder.units.copy_(state.get(_UNITS, torch.ones_like(self.encoder.units)))  # older ones have no units
         if self.head is not None:
             self.head.load_state_dict(_behind(_HEAD, state))
         if self.delta is not None:

@@ -26,6 +26,7 @@ from prefixkit.prefix import (
     Prefix,
     PrefixEncoder,
     PrefixStates,
+    distinct_tokens,
     init_mlp,
     init_random,
     init_zero,
@@ -199,6 +200,13 @@ def build_encoder(base: Base, config: PrefixConfig, *, seed: int, texts: Sequenc
             if config.init.scaled:
                 match_units(encoder, target)
             reproduce(encoder, target)
+    if config.dropout == 0 and (apart := distinct_tokens(encoder)) < max(lengths):
+        log.warning(
+            "only %d of %d virtual tokens will learn apart: those that start alike get the same gradients and stay "
+            "alike; take another prefix.init.kind, fewer tokens, or prefix.reparam_depth=1",
+            apart,
+            max(lengths),
+        )
     return encoder.to(input_device(base.model))
 
 
