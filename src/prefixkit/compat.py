@@ -38,9 +38,14 @@ sdpa_attention: AttentionFunction = sdpa_attention_forward
 def attention_and_logsumexp(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return torch's attention on a processor, [b, h, t, d], and the logarithm of each softmax's sum, [b, h, t]."""
+    """Return torch's attention on a processor, [b, h, t, d], and the logarithm of each softmax's sum, [b, h, t].
+
+    Hidden keys get the smallest finite score: with -inf throughout, the kernel would say that a sum of nothing is 1.
+    """
     if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    elif mask is not None:
+        mask = mask.clamp_min(torch.finfo(query.dtype).min)
     output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, attn_mask=mask, scale=scale
     )

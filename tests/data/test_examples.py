@@ -8,7 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from prefixkit.config import DataConfig, Format
-from prefixkit.data import NO_LOSS, Example, Message, Row, build_examples
+from prefixkit.data import NO_LOSS, Example, Message, Row, ask, build_examples
+from prefixkit.data.clean import clean_row
 from prefixkit.errors import DataError
 
 TEXT = "I loved this film, it was wonderful"
@@ -147,6 +148,46 @@ def test_conversation_has_loss_on_the_assistants_turns_only(
     assert list(example.input_ids).count(tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize("template", [STABLE, MARKED])
+def test_a_conversation_has_the_tokenizers_bos_where_its_template_writes_none(
+    bos_tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    """As TinyLlama's: what generation reads of the prompt is what the example begins with."""
+    tokenizer = with_template(bos_tokenizer, template.removeprefix("{{ bos_token }}"))
+    example = one(Row(1, messages=TALK), tokenizer, format=Format.MESSAGES)
+    begin = tokenizer(example.prompt)["input_ids"]
+    assert begin[0] == tokenizer.bos_token_id
+    assert list(example.input_ids[: len(begin)]) == begin
+    assert tokenizer.decode(learned(example)) == "My name is Ada.<eos>it was good<eos>"
+
+
+@pytest.mark.parametrize("template", [STABLE, MARKED])
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(
+    bytes_tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    """As Llama 3's does: data would be others the next day, and a prefix meet a system prompt it never saw."""
+    tokenizer = with_template(bytes_tokenizer, "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + template)
+    example = one(Row(1, messages=TALK), tokenizer, format=Format.MESSAGES)
+    assert example.prompt.startswith("26 Jul 2024 00:00:00.000000")
+    assert ask("Hello", config(format=Format.MESSAGES), tokenizer).startswith("26 Jul 2024 00:00:00.000000")
+
+
+@pytest.mark.parametrize("format_", [Format.INPUT_TARGET, Format.MESSAGES])
+@pytest.mark.parametrize("cleans", [True, False])
+def test_what_a_person_asks_is_cleaned_as_the_data_were(
+    bos_tokenizer: PreTrainedTokenizerFast, format_: Format, cleans: bool
+) -> None:
+    tokenizer = with_template(bos_tokenizer, STABLE)
+    given = "it was<br />\n good &amp;  wonderful"
+    settings = config(format=format_, clean_html=cleans)
+    row = Row(1, input=given, target="good")
+    if format_ is Format.MESSAGES:
+        row = Row(1, messages=(Message("user", given), Message("assistant", "good")))
+    (example,) = build_examples([clean_row(row) if cleans else row], settings, tokenizer).examples
+    assert ask(given, settings, tokenizer) == example.prompt
+    assert ("it was good & wonderful" in example.prompt) == cleans
+
+
 def test_both_ways_of_finding_turns_agree(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     talk = Row(1, messages=TALK)
     stable = one(talk, with_template(bytes_tokenizer, STABLE), format=Format.MESSAGES)
@@ -168,6 +209,17 @@ def test_refusal_of_the_template_is_passed_on(bytes_tokenizer: PreTrainedTokeniz
     template = mark + "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match=r"^row 2: the chat template refuses this conversation: roles must alternate$"):
         one(Row(2, messages=TALK), with_template(bytes_tokenizer, template), format=Format.MESSAGES)
+
+
+def test_a_tokenizer_with_templates_of_which_none_is_the_default_is_refused(
+    bytes_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    several = copy.deepcopy(bytes_tokenizer)
+    several.chat_template = {"rag": STABLE, "tools": STABLE}  # type: ignore[assignment]
+    with pytest.raises(
+        DataError, match="has 2 chat templates, and none of them is called default; set tokenizer.chat_"
+    ):
+        one(Row(1, messages=TALK), several, format=Format.MESSAGES)
 
 
 def test_tokenizer_without_template_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -94,6 +94,12 @@ def test_empty_file_has_no_rows(tmp_path: Path, name: str) -> None:
         ("a.csv.gz", gzip.compress(b"text\nhello\n" * 99, mtime=0)[:-12], "not a complete gzip file"),
         ("a.parquet", b"plain", "not a readable Parquet file"),
         ("a.jsonll", b"", "unknown extension '.jsonll'; did you mean \".jsonl\"?"),
+        ("a.csv", b"text,label,text\nfirst,1,second\n", "has two columns called 'text'; rename one"),
+        (
+            "a.tsv",
+            b'text\tlabel\n"Oh no\t0\nfine film\t1\ngood "\t1\n',
+            "line 4: a field holds tabs and line breaks, as if a quote at its beginning were no part of the text",
+        ),
         ("a.xlsx", b"", "unknown extension '.xlsx'; expected .jsonl, .json, .csv, .tsv, .parquet, .txt"),
         ("a.parquet.gz", b"", "unknown extension '.parquet.gz'"),
     ],
@@ -121,3 +127,14 @@ def test_a_file_that_may_not_be_read_is_said_to_be_one(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match="secret.txt: no permission to read it"):
         list(read_records(path))
+
+
+def test_two_files_with_long_fields_are_read_by_turns(tmp_path: Path) -> None:
+    """The csv module's limit on a field is global."""
+    long = "x" * 200_000
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(f"text\n{long}\n{long}\n", encoding="utf-8")
+    one, other = read_records(tmp_path / "a.csv"), read_records(tmp_path / "b.csv")
+    assert next(one) == next(other) == {"text": long}
+    assert list(one) == [{"text": long}]
+    assert list(other) == [{"text": long}]

@@ -39,6 +39,43 @@ def slow_reference(base, prompt, settings, *, seed, place, prefix=None):
     return whole[len(base.tokenizer.decode(ids[:start], skip_special_tokens=True)) :]
 
 
+def test_a_models_own_defaults_come_back_when_threads_overlap(base, monkeypatch):
+    """The second call begins before the first one ends, and ends after it."""
+    model = copy.deepcopy(base.model)
+    model.generation_config = own = transformers.GenerationConfig(eos_token_id=[2, 5], temperature=0.3)
+    shared = dataclasses.replace(base, model=model)
+    generate, first_is_in, second_is_in, first_is_out = type(model).generate, *(threading.Event() for _ in range(3))
+    asked = []
+
+    def slow(self, *args, generation_config, **kwargs):
+        asked.append(generation_config.eos_token_id)
+        if threading.current_thread() is first:
+            first_is_in.set()
+            assert second_is_in.wait(60)
+        else:
+            second_is_in.set()
+            assert first_is_out.wait(60)
+        return generate(self, *args, generation_config=generation_config, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", slow)
+    texts = {}
+
+    def run(name):
+        texts[name] = generate_texts(shared, PROMPTS[:2], SHORT, seed=7)
+
+    first, second = (threading.Thread(target=run, args=(name,)) for name in ("first", "second"))
+    first.start()
+    assert first_is_in.wait(60)
+    second.start()
+    first.join()
+    assert model.generation_config is not own  # somebody generates still
+    first_is_out.set()
+    second.join()
+    assert model.generation_config is own
+    assert asked == [[2, 5], [2, 5]]
+    assert texts["first"] == texts["second"]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("has_prefix", [False, True])
 def test_batches_give_what_a_slow_loop_gives(base, prefix, temperature, has_prefix):

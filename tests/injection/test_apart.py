@@ -42,6 +42,10 @@ def by_loops(query, key, value, prefix, mask, scale):
 MASKS = {
     "none": None,
     "boolean": torch.arange(S) >= torch.tensor([0, 2, 5])[:, None, None, None],
+    "nothing of a row": torch.arange(S) >= torch.tensor([S, 2, 0])[:, None, None, None],
+    "nothing of a row, added": torch.where(
+        torch.arange(S) >= torch.tensor([S, 0, 1])[:, None, None, None], 0.0, -torch.inf
+    ).double(),
     "added": torch.where(torch.arange(S) >= torch.tensor([3, 0, 1])[:, None, None, None], 0.0, -1e30).double(),
 }
 
@@ -103,20 +107,23 @@ def test_whatever_else_there_is_goes_the_plain_way(changes):
     query, key = query.to(changes.get("device", "cpu")), draw(B, G, S, D)
     options = {"dropout": 0.0, "scaling": 0.3, "is_causal": False, "sliding_window": 4, "position_bias": None}
     with torch.set_grad_enabled(changes.get("grad", False)):
-        assert not can_attend_apart(query, key, key, shared(), options | changes.get("options", {}))
+        assert not can_attend_apart(query, key, key, shared(), None, options | changes.get("options", {}))
     with torch.no_grad():
-        assert can_attend_apart(draw(B, G * R, 1, D), key, key, shared(), options)
+        assert can_attend_apart(draw(B, G * R, 1, D), key, key, shared(), None, options)
         by_token = shared().seen_by(torch.tensor([[False]] * B))  # an infix the token does not see
-        assert not can_attend_apart(draw(B, G * R, 1, D), key, key, by_token, options)
+        assert not can_attend_apart(draw(B, G * R, 1, D), key, key, by_token, None, options)
+        by_head = torch.ones(B, G * R, 1, S, dtype=torch.bool)
+        assert not can_attend_apart(draw(B, G * R, 1, D), key, key, shared(), by_head, options)
+        assert can_attend_apart(draw(B, G * R, 1, D), key, key, shared(), by_head[:, :1], options)
 
 
 def test_short_texts_go_the_plain_way_too(monkeypatch):
     query, key = draw(B, G * R, 1, D), draw(B, G, S, D)
     with torch.no_grad():
         monkeypatch.setattr(apart, "WORTHWHILE", key.numel())
-        assert can_attend_apart(query, key, key, shared(), {})
+        assert can_attend_apart(query, key, key, shared(), None, {})
         monkeypatch.setattr(apart, "WORTHWHILE", key.numel() + 1)
-        assert not can_attend_apart(query, key, key, shared(), {})
+        assert not can_attend_apart(query, key, key, shared(), None, {})
 
 
 def test_generate_goes_this_way_and_writes_the_same(make_model, make_prefix, make_ids, monkeypatch):

@@ -63,6 +63,31 @@ def test_detaching_under_a_running_thread_is_refused_and_the_thread_keeps_its_pr
     assert torch.equal(run(), plain)
 
 
+def test_leaving_a_block_waits_for_a_thread_that_generates_and_lets_the_blocks_own_error_through(
+    held, make_prefix, make_ids, monkeypatch, caplog
+):
+    """A stream that is left half-way: the model must not stay steered, with no handle left to detach it."""
+    monkeypatch.setattr(importlib.import_module("prefixkit.injection.attach"), "_PATIENCE", 0.05)
+    model, inside, go = held
+    ids, prefix = make_ids(1, 5), make_prefix(model, 3)
+    plain = model(ids).logits
+    with ThreadPoolExecutor(1) as pool:
+
+        def leave():
+            with attach(model, prefix):
+                future.append(pool.submit(model.generate, ids, max_new_tokens=3, do_sample=False))
+                assert inside.wait(60)
+                threading.Timer(0.3, go.set).start()
+                raise ValueError("mine")
+
+        future = []
+        with pytest.raises(ValueError, match="mine"):
+            leave()
+        assert future[0].done()
+    assert "another thread is running the model; the prefix is detached when it has finished" in caplog.text
+    assert torch.equal(model(ids).logits, plain)
+
+
 def test_a_thread_generating_beams_neither_moves_nor_excuses_the_rows_of_another(held, make_prefix, make_ids):
     model, inside, go = held
     ids, rows = make_ids(2, 5), [make_prefix(model, 3, seed=1), make_prefix(model, 2, seed=2)]

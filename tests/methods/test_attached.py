@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -283,3 +284,20 @@ def test_encoder_outputs_belong_to_the_delta_they_were_computed_under() -> None:
         torch.testing.assert_close(model(encoder_outputs=own, decoder_input_ids=ones).logits, whole)
     with attach(model, other), pytest.raises(InjectionError, match="encoder_outputs"):
         model(encoder_outputs=own, decoder_input_ids=ones)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_base_model_is_not_saved_with_changed_layers(
+    name: str, model: PreTrainedModel, make_hybrid: Make, make_ids: Make, tmp_path: Path
+) -> None:
+    ids = make_ids(2, 6)
+    before, kind = model(ids).logits, config_of(name).kind
+    with attach(model, make_hybrid(model, name)):
+        message = rf"^save_pretrained: {kind} has changed this model's layers, and would be saved as its own weights"
+        with pytest.raises(InjectionError, match=message):
+            model.save_pretrained(tmp_path / "base")
+        assert not (tmp_path / "base").exists()
+    with attach(model, make_hybrid(model, name).without(kind)):  # a prefix alone changes no layer
+        model.save_pretrained(tmp_path / "base")
+    assert "save_pretrained" not in vars(model)
+    assert torch.equal(type(model).from_pretrained(tmp_path / "base", dtype=model.dtype)(ids).logits, before)

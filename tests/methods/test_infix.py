@@ -182,3 +182,17 @@ def test_models_that_do_not_read_in_order_are_refused() -> None:
     geometry = inspect_model(bert).geometry
     with pytest.raises(UnsupportedModelError, match="infix: BertModel is no decoder-only model"):
         attach(bert, PrefixEncoder(geometry, geometry.lengths(2)), infix=True)
+
+
+@pytest.mark.parametrize("asked", [{"guidance_scale": 2.0}, {"assistant_early_exit": 1}])
+def test_what_reads_other_prompts_beside_is_refused(
+    make_model: Make, make_states: Make, make_ids: Make, asked: dict[str, Any]
+) -> None:
+    """The unconditional branch of guidance has a shorter prompt, behind which the infix would not stand."""
+    model = make_model("llama", fresh=True)
+    ids = make_ids(1, 6)
+    with attach(model, as_infix(model, make_states(model, P))):
+        with pytest.raises(InjectionError, match=rf"^{next(iter(asked))}: reads other prompts, or fewer"):
+            model.generate(ids, max_new_tokens=2, do_sample=False, **asked)
+        assert model.config.num_hidden_layers == 3
+        model.generate(ids, max_new_tokens=2, do_sample=False, guidance_scale=1)

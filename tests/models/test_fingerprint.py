@@ -14,7 +14,7 @@ from conformance.families import FAMILIES, build_model
 from conformance.test_all_of_transformers import build_tiny
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models import fingerprint as fingerprints
-from prefixkit.models.fingerprint import check_base, fingerprint
+from prefixkit.models.fingerprint import check_base, fingerprint, sample
 from prefixkit.models.older_fingerprints import older_settings_of
 from prefixkit.models.packaged import SMOLLM2_135M
 from prefixkit.models.settings import settings_of
@@ -29,6 +29,25 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 def test_it_does_not_depend_on_the_number_format(make_tiny_llama, dtype):
     model = make_tiny_llama().bfloat16()  # numbers that every format here holds
     assert fingerprint(copy.deepcopy(model).to(dtype)) == fingerprint(model.float())
+
+
+@pytest.mark.parametrize("columns", [slice(1, None), slice(64, None), slice(0, 64)])
+def test_what_changed_in_some_columns_of_a_wide_weight_is_seen(make_tiny_llama, columns):
+    """Heads that were silenced, say: even steps through a weight of 512 columns met the first of them only."""
+    model = make_tiny_llama(hidden_size=512, num_attention_heads=8, num_key_value_heads=8, num_hidden_layers=1)
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight[:, columns] = 0
+    assert fingerprint(model) != before
+
+
+def test_numbers_are_sampled_all_over_a_weight_and_each_once():
+    for rows, columns in ((512, 512), (1000, 576), (513, 1), (49152, 576), (7, 3)):
+        places = sample(torch.arange(rows * columns))
+        assert len(set(places.tolist())) == len(places) == min(512, rows * columns)
+        tenths = torch.bincount(places % columns * 10 // columns, minlength=10)
+        if columns > 100:
+            assert tenths.min() > 30
 
 
 @pytest.mark.parametrize(

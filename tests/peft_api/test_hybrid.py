@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from prefixkit.config import MethodConfig, PrefixConfig
-from prefixkit.errors import ArtefactError, ConfigError
+from prefixkit.errors import ArtefactError, BaseMismatchError, ConfigError
 from prefixkit.injection import attach
 from prefixkit.methods import build_delta
 from prefixkit.models.fingerprint import fingerprint, weights_hash
@@ -133,6 +133,19 @@ def test_a_hybrid_in_float64_stays_in_it(make_tiny_llama: Make, ids: Tensor, tmp
     assert again.prefix.states.equals(states)
 
 
+def test_a_state_goes_onto_its_own_base_model_alone_and_brings_its_position(make_tiny_llama: Make, ids: Tensor) -> None:
+    model = make(make_tiny_llama())
+    plain = model(ids).logits
+    model = HybridModel(model.unload(), model.encoder, model.delta, position_offset=0)
+    expected = model(ids).logits
+    assert not torch.equal(expected, plain)
+    fresh = make(make_tiny_llama())
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(ids).logits, expected)
+    with pytest.raises(BaseMismatchError, match="this artefact was trained on another base model"):
+        make(make_tiny_llama(seed=1)).load_state_dict(model.state_dict())
+
+
 def test_each_part_has_its_own_rate_and_learns(base: PreTrainedModel, ids: Tensor) -> None:
     model = make(base).train()
     start = copy.deepcopy(model.state_dict())
@@ -239,7 +252,8 @@ def test_transformers_trainer_trains_both_and_resumes(
     train(make(make_tiny_llama()), "half", 2)
     resumed = train(make(make_tiny_llama()), "half", 4, resume=True)
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
-    assert all((whole[key] - start[key]).abs().max() > 1e-3 for key in whole)
+    trained = whole.keys() - {"encoder.units", "base_fingerprint", "position_offset"}
+    assert all((whole[key] - start[key]).abs().max() > 1e-3 for key in trained)
 
 
 @pytest.mark.parametrize(

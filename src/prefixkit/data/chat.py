@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,6 +13,9 @@ from prefixkit.data.rows import ASSISTANT, Message, Row
 from prefixkit.errors import DataError
 from prefixkit.models.specials import Ids
 
+#: What templates that write today's date (Llama 3) are told: those of one prefix must not change from day to day.
+_DAY = datetime(2024, 7, 26)
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -19,13 +23,20 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise if the tokenizer cannot render conversations.
 
     Raises:
-        DataError: it has no chat template.
+        DataError: it has no chat template, or several and none of them is the default.
     """
     if not tokenizer.chat_template:
         raise DataError(
             "data.format: messages needs a chat template, and the tokenizer of this base model has none; "
             "use an instruction-tuned model, or format text or input_target"
         )
+    try:
+        tokenizer.get_chat_template()
+    except ValueError:
+        raise DataError(
+            f"data.format: the tokenizer of this base model has {len(tokenizer.chat_template)} chat templates, and "
+            "none of them is called default; set tokenizer.chat_template to one in its files"
+        ) from None
 
 
 def template_marks_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -41,7 +52,10 @@ def encode_marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, tu
     """
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            _plain(row.messages[: _last_reply(row) + 1]), return_dict=True, return_assistant_tokens_mask=True
+            _plain(row.messages[: _last_reply(row) + 1]),
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            chat_template=_template(tokenizer),
         )
     except TemplateError as error:
         raise _refused(row, error) from None
@@ -93,11 +107,19 @@ def _render(row: Row, turns: int, tokenizer: PreTrainedTokenizerBase, *, asks_fo
     try:
         return str(
             tokenizer.apply_chat_template(
-                _plain(row.messages[:turns]), tokenize=False, add_generation_prompt=asks_for_reply
+                _plain(row.messages[:turns]),
+                tokenize=False,
+                add_generation_prompt=asks_for_reply,
+                chat_template=_template(tokenizer),
             )
         )
     except TemplateError as error:
         raise _refused(row, error) from None
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the chat template, with a day of its own in place of the date on which it is rendered."""
+    return _TODAY.sub(lambda found: repr(_DAY.strftime(found[2])), tokenizer.get_chat_template())
 
 
 def _last_reply(row: Row) -> int:

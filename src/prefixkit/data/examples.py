@@ -24,6 +24,7 @@ from prefixkit.data.pairs import encode_pairs
 from prefixkit.data.rows import ASSISTANT, Message, Row
 from prefixkit.errors import DataError
 from prefixkit.models.specials import Ids, opening_ids
+from prefixkit.texts import clean_text
 
 NO_LOSS = -100
 """Label of a position without loss."""
@@ -179,12 +180,14 @@ def text_pieces(row: Row, config: DataConfig) -> tuple[Piece, Piece]:
 def ask(text: str, config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, has_encoder: bool = False) -> str:
     """Return a person's prompt as the prefix met its like in training: with the separator, or as a user's turn.
 
-    An encoder reads it as it is.
+    It is cleaned as the data's inputs were (`data.clean_html`). A text to continue stays as it is.
 
     Raises:
         DataError: the data are conversations, and the tokenizer has no chat template or one that refuses this; or
             labels were learned.
     """
+    if config.clean_html and config.format is not Format.TEXT:
+        text = clean_text(text)
     if has_encoder:
         return text
     match config.format:
@@ -217,7 +220,7 @@ def _encode_conversations(
     prompts = [chat_prompt(row, tokenizer, opening) for row in rows]
     if template_marks_turns(tokenizer):
         for row, prompt in zip(rows, prompts, strict=True):
-            yield _Encoded(prompt, *encode_marked(row, tokenizer))
+            yield _opened(_Encoded(prompt, *encode_marked(row, tokenizer)), opening)
         return
     pieces = [conversation_pieces(row, tokenizer) for row in rows]
     for row_pieces, parts, prompt in zip(pieces, encode_pieces(pieces, tokenizer), prompts, strict=True):
@@ -227,7 +230,14 @@ def _encode_conversations(
             used = _until_stop(part, tokenizer.eos_token_id) if piece.is_learned else 0
             ids += part
             learned += [True] * used + [False] * (len(part) - used)
-        yield _Encoded(prompt, tuple(ids), tuple(learned))
+        yield _opened(_Encoded(prompt, tuple(ids), tuple(learned)), opening)
+
+
+def _opened(encoded: _Encoded, opening: Ids) -> _Encoded:
+    """Put the tokenizer's opening (BOS) before a conversation whose template writes none, as before any other text."""
+    if encoded.ids[: len(opening)] == opening:
+        return encoded
+    return _Encoded(encoded.prompt, opening + encoded.ids, (False,) * len(opening) + encoded.is_learned)
 
 
 def _until_stop(ids: Ids, eos_token_id: int | None) -> int:

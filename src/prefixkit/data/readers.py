@@ -5,7 +5,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -108,28 +107,27 @@ def _object(record: Any, where: str) -> dict[str, Any]:
 
 
 def _read_csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any]]:
-    with _open_text(path, newline="") as file, _long_fields():
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))  # global: another file may be read meanwhile
+    with _open_text(path, newline="") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
+            names = reader.fieldnames or []
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"{path}: has two columns called {twice!r}; rename one")
             for record in reader:
                 if None in record:
                     raise DataError(
                         f"{path}, line {reader.line_num}: more fields than the "
-                        f"header's {len(reader.fieldnames or [])}; quote a text that holds the delimiter"
+                        f"header's {len(names)}; quote a text that holds the delimiter"
+                    )
+                if delimiter == "\t" and any("\n" in text and "\t" in text for text in record.values() if text):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: a field holds tabs and line breaks, as if a quote at its "
+                        "beginning were no part of the text; write the table as .csv or .jsonl"
                     )
                 yield record
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Lift the csv module's limit on the length of a field, which is global, while a file is read."""
-    before = csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 def _read_tsv(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,9 @@ make the same recipe mean different things for different models, so they are set
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import transformers
 from jaxtyping import Int
@@ -40,18 +42,18 @@ def generate_ids(
     """
     batch = pad(base, rows)
     dice = roll(seed, places, settings.max_new_tokens).to(input_device(base.model))
-    ours = transformers.GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,  # the dice choose, see dice.py
-        eos_token_id=_end_ids(base) if ends else None,
-        pad_token_id=base.tokenizer.pad_token_id,
-        use_cache=True,
-        decoder_start_token_id=base.start_token_id,
-        forced_bos_token_id=getattr(base.model.generation_config, "forced_bos_token_id", None),  # mBART's language
-    )
     # An encoder-decoder's texts begin with its start token alone; what it read stands elsewhere.
     begun = batch.is_text if base.start_token_id is None else batch.is_text.new_zeros(len(rows), 1)
-    with _only(base.model, ours), _contiguous_head(base.model):
+    with _set_aside(base.model) as own, _contiguous_head(base.model):
+        ours = transformers.GenerationConfig(
+            max_new_tokens=settings.max_new_tokens,
+            do_sample=False,  # the dice choose, see dice.py
+            eos_token_id=_end_ids(base, own) if ends else None,
+            pad_token_id=base.tokenizer.pad_token_id,
+            use_cache=True,
+            decoder_start_token_id=base.start_token_id,
+            forced_bos_token_id=getattr(own, "forced_bos_token_id", None),  # mBART's language
+        )
         out = base.model.generate(  # type: ignore[operator]
             input_ids=batch.input_ids,
             attention_mask=batch.is_text.long(),
@@ -63,15 +65,31 @@ def generate_ids(
     return new
 
 
+#: Models whose own generation defaults are set aside, those defaults, and how many calls want them to be.
+_aside: WeakKeyDictionary[PreTrainedModel, tuple[Any, int]] = WeakKeyDictionary()
+_changing = Lock()
+
+
 @contextmanager
-def _only(model: PreTrainedModel, config: transformers.GenerationConfig) -> Iterator[None]:
-    """Set the model's own generation defaults aside; transformers fills what ours leaves open from them."""
-    own = model.generation_config
-    model.generation_config = config
+def _set_aside(model: PreTrainedModel) -> Iterator[Any]:
+    """Set the model's own generation defaults aside, from which transformers fills what ours leave open; yields them.
+
+    Threads may generate at the same time: the last one brings them back.
+    """
+    with _changing:
+        own, calls = _aside.get(model, (model.generation_config, 0))
+        _aside[model] = own, calls + 1
+        start = getattr(own, "decoder_start_token_id", None)  # `Base` asks for it meanwhile
+        model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
     try:
-        yield
+        yield own
     finally:
-        model.generation_config = own
+        with _changing:
+            own, calls = _aside.pop(model)
+            if calls > 1:
+                _aside[model] = own, calls - 1
+            else:
+                model.generation_config = own
 
 
 @contextmanager
@@ -92,9 +110,9 @@ def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
         hook.remove()
 
 
-def _end_ids(base: Base) -> list[int] | None:
-    """Tokens that end a text: the tokenizer's EOS, and those the model's files name."""
-    named = getattr(base.model.generation_config, "eos_token_id", None)
+def _end_ids(base: Base, own: Any) -> list[int] | None:
+    """Tokens that end a text: the tokenizer's EOS, and those the model's own defaults name."""
+    named = getattr(own, "eos_token_id", None)
     ids = [base.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     return sorted({token for token in ids if token is not None}) or None
 

@@ -30,12 +30,15 @@ WORTHWHILE = 250_000
 _CHANGING = ("position_bias", "softcap")
 
 
-def can_attend_apart(query: Tensor, key: Tensor, value: Tensor, prefix: SiteBank, options: Mapping[str, Any]) -> bool:
+def can_attend_apart(
+    query: Tensor, key: Tensor, value: Tensor, prefix: SiteBank, mask: Tensor | None, options: Mapping[str, Any]
+) -> bool:
     """Whether this is one new token per row behind long texts, on a processor, with no gradient and nothing special."""
     return (
         query.shape[2] == 1
         and key.numel() >= WORTHWHILE
         and (prefix.mask is None or prefix.mask.dim() == 2)
+        and (mask is None or mask.shape[1] == 1)  # heads that see different tokens are not asked together
         and query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
         and not torch.is_grad_enabled()

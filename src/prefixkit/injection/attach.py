@@ -18,6 +18,8 @@ artefact holds a LoRA or another change of layers (`methods`), those layers. The
 pass of the whole model: for that an encoder-decoder has hooks on the module that runs both stacks.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -45,6 +47,7 @@ from prefixkit.injection.attached import (
 from prefixkit.injection.attention import NAMES
 from prefixkit.injection.passes import Passes
 from prefixkit.injection.slots import Slot, clear, forget, has_slot, leave_out, place
+from prefixkit.logs import get_logger
 from prefixkit.methods import DeltaModule, SoftPrompt, Undo, restore_delta, undo_all
 from prefixkit.models.adapters import plain_model
 from prefixkit.models.base import Base
@@ -54,6 +57,10 @@ from prefixkit.prefix import Delta, Prefix, PrefixEncoder
 
 Attachable = Prefix | PrefixEncoder | SoftPrompt | Sequence[Prefix | None] | None
 
+log = get_logger(__name__)
+
+#: Seconds between looks at whether other threads have left a model, and until they are waited for aloud.
+_PAUSE, _PATIENCE = 0.01, 5.0
 #: Held while a model is changed or restored, so that of two threads that attach to it at once one is refused.
 _changing = RLock()
 
@@ -269,7 +276,13 @@ class Handle(AbstractContextManager["Handle"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Detach."""
+        """Detach; where another thread is running the model, such as one that generates a stream, once it is done."""
+        told = time.monotonic() + _PATIENCE
+        while self._passes is not None and self._passes.are_elsewhere():
+            if time.monotonic() > told:
+                log.warning("another thread is running the model; the prefix is detached when it has finished")
+                told = math.inf
+            time.sleep(_PAUSE)
         self.detach()
 
     def _undo(self) -> None:
@@ -304,11 +317,22 @@ class Handle(AbstractContextManager["Handle"]):
             self._hook(root, passes.before_pass, passes.after_pass)
         self._shadow("generate", partial(passes.generate, vars(model).get("generate")))
         self._shadow("init_continuous_batching", _refuse_batching)
+        self._shadow("save_pretrained", partial(self._save_base, vars(model).get("save_pretrained")))
 
     def _hook(self, module: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> None:
         """Call one function before each of a module's forward passes and the other after it, failed or not."""
         self._restore.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._restore.append(module.register_forward_hook(after, always_call=True).remove)
+
+    def _save_base(self, own: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `save_pretrained`, which would write changed layers down as the base model's own."""
+        if self._inserted:
+            raise InjectionError(
+                f"save_pretrained: {self._inserted[0].method} has changed this model's layers, and would be saved as "
+                "its own weights, or lost; save the Prefix instead, or detach first"
+            )
+        save = own or partial(PreTrainedModel.save_pretrained, self._model)
+        return save(*args, **kwargs)
 
     def _shadow(self, name: str, replacement: Callable[..., Any]) -> None:
         """Put an attribute in front of a method of the model, or of what a caller has put there already."""

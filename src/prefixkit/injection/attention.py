@@ -72,7 +72,7 @@ def attend(
     if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
     prefix = prefix.to(key.device, key.dtype)
-    if slot.implementation == "sdpa" and can_attend_apart(query, key, value, prefix, options):
+    if slot.implementation == "sdpa" and can_attend_apart(query, key, value, prefix, attention_mask, options):
         with_prefix: Output = attend_apart(query, key, value, prefix, attention_mask, options.get("scaling")), None
     else:
         bias = options.get("position_bias")  # [1, h, t, s] -> [1, h, t, p + s]

@@ -283,7 +283,7 @@ class Passes:
                 the settings ask for what cannot be had.
         """
         source, rows = self._read()
-        check_request(self.model, args, kwargs, rows=rows)
+        check_request(self.model, args, kwargs, rows=rows, is_infix=source.is_infix)
         names = ("inputs", self.model.main_input_name, "inputs_embeds", "decoder_input_ids")
         outputs = kwargs.get("encoder_outputs")
         for inputs in (*args[:1], *(kwargs.get(name) for name in names), *([] if outputs is None else outputs[:1])):

@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 from prefixkit.errors import InjectionError
 
 
-def check_request(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[str, Any], *, rows: int | None) -> None:
+def check_request(
+    model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[str, Any], *, rows: int | None, is_infix: bool
+) -> None:
     """Refuse settings of `generate` with which it would fail half-way, or answer what nobody asked.
 
     Args:
@@ -17,10 +19,12 @@ def check_request(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[s
         args: of `generate`.
         kwargs: of `generate`.
         rows: how many prefixes are attached, one per row; None for one that all rows read.
+        is_infix: it stands behind the prompt.
 
     Raises:
-        InjectionError: guidance of an encoder-decoder, times of Whisper's words, rows of their own under a decoding of
-            the caller's, or a cache that is offloaded where there is no CUDA device.
+        InjectionError: guidance of an encoder-decoder or under an infix, early exit under one, times of Whisper's
+            words, rows of their own under a decoding of the caller's, or a cache that is offloaded where there is no
+            CUDA device.
     """
     cache = _setting(model, args, kwargs, "cache_implementation")
     if "offloaded" in str(cache) and not torch.cuda.is_available():
@@ -33,6 +37,12 @@ def check_request(model: PreTrainedModel, args: Sequence[Any], kwargs: Mapping[s
             "guidance_scale: transformers gives the encoder each new token in place of the source, under a mask for "
             "all of them, which no prefix can be put before; leave it out"
         )
+    for name, nothing in (("guidance_scale", 1), ("assistant_early_exit", None)):
+        if is_infix and _setting(model, args, kwargs, name) not in (None, nothing):
+            raise InjectionError(
+                f"{name}: reads other prompts, or fewer layers, beside the model's own, and an infix would stand at "
+                "the wrong place there; leave it out"
+            )
     if _setting(model, args, kwargs, "return_token_timestamps"):
         raise InjectionError(
             "return_token_timestamps: they are read off the attention to the recording, in which the prefix stands in "

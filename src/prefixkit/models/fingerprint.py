@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import gcd
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from prefixkit.compat import is_encoder
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models.adapters import base_weights, is_merged
-from prefixkit.models.older_fingerprints import older_settings_of
+from prefixkit.models.older_fingerprints import older_sample, older_settings_of
 from prefixkit.models.quantised import is_quantised
 from prefixkit.models.settings import settings_of
 from prefixkit.models.watch import Watch
@@ -21,6 +22,7 @@ from prefixkit.prefix import BaseCard
 
 #: Numbers sampled from each weight for the fingerprint.
 _SAMPLES = 512
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     beside a prefix) do not count, unless they are merged into its weights. Of an encoder its layers and embeddings
     count: one prefix fits it with any head, or with none.
 
-    Weights are sampled evenly and rounded to bfloat16, so a model has one fingerprint in float64, float32 and
+    Weights are sampled all over and rounded to bfloat16, so a model has one fingerprint in float64, float32 and
     bfloat16 (float16 rounds differently, and differs), and a 70B model is fingerprinted in seconds. Fine-tuned copies
     differ, and so does a quantised model: it computes something else. Where weights are offloaded to does not count.
     """
@@ -51,7 +53,9 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def _look(model: PreTrainedModel) -> _Known:
     """Take a model's fingerprints, and remember them."""
-    newest, *older = _digests(model, [settings_of(model), *older_settings_of(model)])
+    settings = settings_of(model)
+    ways = [(settings, sample), *((each, older_sample) for each in (settings, *older_settings_of(model)))]
+    newest, *older = _digests(model, ways)
     known = _known[model] = _Known(Watch(model), newest, frozenset(older))
     return known
 
@@ -62,18 +66,33 @@ def _fingerprints(model: PreTrainedModel) -> _Known:
     return known if known is not None and known.watch.holds(model) else _look(model)
 
 
-def _digests(model: PreTrainedModel, settings: Sequence[str]) -> list[str]:
-    """Return a fingerprint per way to write the settings; the weights are read once."""
-    digests = [hashlib.sha256(written.encode()) for written in settings]
+def _digests(model: PreTrainedModel, ways: Sequence[tuple[str, Callable[[Tensor], Tensor]]]) -> list[str]:
+    """Return a fingerprint per way to write the settings and to sample a weight; the weights are read once."""
+    digests = [hashlib.sha256(settings.encode()) for settings, _ in ways]
     for name, get in sorted(_weights(model).items()):
         for part, weight in plain_parts(name, get()):
             flat = weight.flatten()
-            step = max(1, flat.numel() // _SAMPLES)
-            sample = flat[::step].to("cpu", torch.bfloat16).contiguous()
-            for digest in digests:
+            for digest, (_, choose) in zip(digests, ways, strict=True):
                 digest.update(f"{part}{tuple(weight.shape)}".encode())
-                digest.update(sample.view(torch.uint8).numpy().tobytes())
+                numbers = choose(flat).to("cpu", torch.bfloat16).contiguous()
+                digest.update(numbers.view(torch.uint8).numpy().tobytes())
     return [digest.hexdigest() for digest in digests]
+
+
+def sample(flat: Tensor) -> Tensor:
+    """Return numbers of a weight that lie all over its rows and columns: each a golden section of it behind the last.
+
+    A step that the number of columns divides would see one column only, and a model whose other columns changed would
+    pass for the same.
+    """
+    size = flat.numel()
+    if size <= _SAMPLES:
+        return flat
+    step = int(size * _GOLDEN)
+    while gcd(step, size) > 1:  # so that no place comes twice
+        step += 1
+    places = torch.arange(_SAMPLES, device=flat.device) * step % size
+    return flat[places]
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:

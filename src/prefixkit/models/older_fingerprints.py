@@ -1,8 +1,10 @@
 """How fingerprints were made before: prefixes that carry one are still accepted. What stands here is never changed.
 
 Until all settings counted (`settings`), those listed here did, first in the order their keys stood in, then sorted.
+Weights are sampled all over now; they were at even steps, which mostly lie in one column.
 """
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixkit.compat import layer_overrides
@@ -21,6 +23,14 @@ _MORE_SETTINGS = (
     "scale_embedding", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance",
     "encoder_attention_heads", "decoder_attention_heads", "num_heads",
 )  # fmt: skip
+
+
+_SAMPLES = 512
+
+
+def older_sample(flat: Tensor) -> Tensor:
+    """Return the numbers of a flat weight that older fingerprints looked at."""
+    return flat[:: max(1, flat.numel() // _SAMPLES)]
 
 
 def older_settings_of(model: PreTrainedModel) -> list[str]:

@@ -121,6 +121,7 @@ class Calls:
         finally:
             self._lock.release()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # bookkeeping, no arithmetic worth a graph
     def _begin(self, owner: nn.Module, base: PreTrainedModel, wanted: Wanted) -> None:
         if owner not in self._owners:
             self._owners.add(owner)
@@ -132,6 +133,7 @@ class Calls:
             self._handle = attach(base, wanted.prefix, position_offset=offset, guard=self._refuse_others)
         self._wanted = wanted
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _end(self, base: PreTrainedModel) -> None:
         self._wanted = Wanted(None)
         if self._handle is not None:

@@ -20,7 +20,7 @@ from prefixkit.injection import Handle, attach
 from prefixkit.methods import DeltaModule, build_delta, restore_delta
 from prefixkit.models.fingerprint import check_base
 from prefixkit.peft.config import PrefixTuningConfig
-from prefixkit.peft.loading import base_card, encoder_of
+from prefixkit.peft.loading import FINGERPRINT, POSITION, as_fingerprint, base_card, check_fingerprint, encoder_of
 from prefixkit.peft.start import new_encoder
 from prefixkit.peft.wrapped import WrappedModel
 from prefixkit.prefix import Prefix, PrefixEncoder
@@ -162,14 +162,25 @@ class HybridModel(WrappedModel):
         where: str = options.pop("prefix", "")
         state = self.encoder.state_dict(*args, prefix=f"{where}encoder.", **options)
         state |= {f"{where}delta.{name}": number.detach() for name, number in self.delta.named().items()}
+        state[where + POSITION] = torch.tensor(self.encoder.text_position(self._position))
+        with self._detached():
+            state[where + FINGERPRINT] = as_fingerprint(self.base_model)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave."""
+        """Load what `state_dict` gave, the text's position too.
+
+        Raises:
+            BaseMismatchError: it was trained on another base model.
+        """
 
         def behind(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(name): value for key, value in state_dict.items() if key.startswith(name)}
 
+        with self._detached():
+            check_fingerprint(self.base_model, state_dict.get(FINGERPRINT))
+            if POSITION in state_dict:
+                self._position = int(state_dict[POSITION])
         self.delta.load(behind("delta."))
         return self.encoder.load_state_dict(behind("encoder."), strict=strict)
 
