@@ -80,9 +80,9 @@ ENGLISH = Language(
         "in brackets; *people* are held-out reviews, cut to the length of the generated texts.",
     quality="The same number of parameters on the same batches ({steps} steps of {rows}, seed {seed}, {threads} "
             "thread{plural} of {cpu}, PEFT {peft}), each method at the best of its rates on validation rows "
-            "([how](benchmarks/README.md)). Which rows to learn from, for how many steps and the prefix's rate came "
-            "out of looks at these held-out texts, which favours the prefix: with 8% of the rows instead of 5.5% the "
-            "two end level "
+            "([how](benchmarks/README.md)), on another choice of 128 held-out reviews than above. Which rows to learn "
+            "from, for how many steps and the prefix's rate were chosen while looking at held-out texts, which favours "
+            "the prefix: with 8% of the rows instead of 5.5% the two end level "
             "([every look](docs/adr/0010-learning-from-the-likeliest-rows.md)).",
     headings="| | rates tried | best | held-out loss | prefixkit's prefix minus it |",
     chosen=" after {} of choosing examples",
@@ -97,8 +97,9 @@ CHINESE = Language(
         "{numbers:,} 個數字，費時 {trained}{chosen}，評量費時 {measured}，記憶體尖峰 {memory}。"
         "方括號內是 95% 區間；「真人」是沒有拿來訓練的影評，截到與生成文字相同的長度。",
     quality="參數量相同、批次相同（{steps} 步，每步 {rows} 則，亂數種子 {seed}，{threads} 個執行緒，{cpu}，"
-            "PEFT {peft}），各方法都取驗證資料上最好的學習率（[做法](benchmarks/README.md)）。"
-            "用哪些列、幾步、前綴的學習率，都是看過這些保留資料後才定的，對前綴有利："
+            "PEFT {peft}），各方法都取驗證資料上最好的學習率（[做法](benchmarks/README.md)）；"
+            "這裡的 128 則保留影評與上表不是同一批。"
+            "用哪些列、幾步、前綴的學習率，都是看過保留資料後才定的，對前綴有利："
             "列數取 8% 而不是 5.5% 時，兩者不分上下"
             "（[每次的嘗試](docs/adr/0010-learning-from-the-likeliest-rows.md)）。",
     headings="| | 試過的學習率 | 最好的 | 保留資料損失 | prefixkit 的前綴減去它 |",
@@ -207,7 +208,7 @@ def _draw_curves(axes: Axes, quality: Json) -> None:
         steps, losses = zip(*((p["step"], p["validation_loss"]) for p in trial["curve"]), strict=True)
         note = f" (above, ends at {losses[-1]:.2f})" if min(losses) > top else ""
         axes.plot(steps, losses, marker="o", markersize=4, color=COLOURS[method], label=METHODS[method] + note)
-    axes.set(title="Held-out loss while training", xlabel="step", ylabel="nats per token", ylim=(None, top))
+    axes.set(title="Validation loss while training", xlabel="step", ylabel="nats per token", ylim=(None, top))
     axes.legend(frameon=False)
 
 

@@ -107,6 +107,7 @@ tokens in memory; medians of {attention_rounds} rounds, lowest and highest in br
 
 {attention_table}
 
+Attention is {attention:.0%} of a step (above), so a third less of it is about {third:.0%} of a step.
 `model.attention=fastest` times the two for a run's own shape before it trains, and trains with eager where that takes
 less than 0.9 of the time; the choice is kept for `--resume` ([why](adr/0013-attention-chosen-by-measurement.md)).
 
@@ -216,6 +217,7 @@ def render(
         compiling_rounds=compiling["rounds"],
         products=compiling["spent"]["matrix products"],
         attention=compiling["spent"]["attention"],
+        third=compiling["spent"]["attention"] / 3,
         rest=compiling["spent"]["everything else"],
         parts=compiling["parts"],
         first=compiling["seconds_to_compile"]["first"],

@@ -125,10 +125,10 @@ def eager_mask(*args: Any, **options: Any) -> Tensor:
     """
     options |= {"allow_is_bidirectional_skip": False}
     mask: Tensor = masking_utils.eager_mask(*args, **options)
-    return mask.clamp_min(hidden(mask.dtype))
+    return mask.clamp_min(hidden_score(mask.dtype))
 
 
-def hidden(dtype: torch.dtype) -> float:
+def hidden_score(dtype: torch.dtype) -> float:
     """Return what an additive mask of this dtype holds where nothing may be seen."""
     return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 

@@ -9,7 +9,8 @@ attention to both is attention to each, weighted,
 
     softmax(q [P_K; K]^T) [P_V; V] = λ softmax(q P_K^T) P_V + (1 - λ) softmax(q K^T) V
 
-and the second term is torch's own attention to the text, as if there were no prefix.
+and the second term is torch's own attention to the text, as if there were no prefix. Engines put parts of one attention
+together in the same way, by the logarithms of their sums (Flash-Decoding; cascade inference).
 """
 
 from collections.abc import Mapping

@@ -10,12 +10,10 @@
     ...
     handle.detach()
 
-Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. Four things are changed and
-restored: the name of the attention implementation; a slot on each attention layer; a pair of hooks on each stack, which
-choose the rows' prefixes, mark caches and, in a decoder-only model, move the positions past the prefix; and `generate`,
-which may repeat rows for beams (a plain forward may not), and under which no other thread may detach. And where an
-artefact holds a LoRA or another change of layers (`methods`), those layers. The prefix encoder runs once per forward
-pass of the whole model: for that an encoder-decoder has hooks on the module that runs both stacks.
+Inside, everything is plain transformers: forward, generate, gradient checkpointing, caches. ARCHITECTURE.md lists what
+is changed meanwhile, and why: the name of the attention implementation, a slot on each attention layer, hooks around
+each stack, and what stands in front of `generate` and `save_pretrained`. The prefix encoder runs once per forward pass
+of the whole model: for that an encoder-decoder has hooks on the module that runs both stacks.
 """
 
 import math

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from prefixkit.compat import eager_attention, eager_mask, hidden, sdpa_attention, sdpa_mask
+from prefixkit.compat import eager_attention, eager_mask, hidden_score, sdpa_attention, sdpa_mask
 from prefixkit.errors import InjectionError
 from prefixkit.injection.apart import attend_apart, can_attend_apart
 from prefixkit.injection.slots import BANK, slot_of
@@ -67,7 +67,7 @@ def attend(
     own = eager_attention(module) if slot.implementation == "eager" else sdpa_attention
     prefix = slot.read(key.shape[0], options.pop(BANK, None))
     if prefix.length == 0:
-        slot.keep(key, value)
+        slot.keep(key, value)  # where a soft prompt is being read
         return own(module, query, key, value, attention_mask, **options)
     if attention_mask is None and slot.is_causal:
         raise InjectionError(f"{type(module).__name__} gave no attention mask; a prefix would be masked wrongly")
@@ -98,20 +98,24 @@ def _per_row(states: Float[Tensor, "n g p d"], like: Float[Tensor, "b g s d"]) -
 def _with_columns(prefix: SiteBank, mask: Tensor | None, key: Tensor, implementation: str) -> Tensor | None:
     """Put the prefix's columns before the mask's, [b, 1, t, p + s], in the kind of mask the implementation takes."""
     if mask is None and prefix.mask is None:
-        return None
-    if mask is None:  # all of the text is visible
+        return None  # all is visible
+    if mask is None:
         mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
         mask = mask if implementation == "sdpa" else torch.zeros_like(mask, dtype=key.dtype)
-    seen: Bool[Tensor, "n *t p"] = torch.ones(1, prefix.length, dtype=torch.bool, device=mask.device)
-    if prefix.mask is not None:
-        seen = prefix.mask
-    rows = max(mask.shape[0], len(seen))  # either may speak for all rows
-    seen = seen[:, None] if seen.dim() == 2 else seen  # an infix: [n, t, p], or else [n, 1, p]
-    seen = seen[:, None].expand(rows, mask.shape[1], mask.shape[2], -1)  # [b, 1, t, p]
-    columns = seen
+    seen = _seen(prefix).to(mask.device)  # [n, 1, t or 1, p]
+    rows = max(len(mask), len(seen))  # either may speak for all rows
+    columns = seen.expand(rows, *mask.shape[1:3], -1)  # [b, 1, t, p]
     if mask.dtype != torch.bool:
-        columns = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, hidden(mask.dtype))
+        columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, hidden_score(mask.dtype))
     return torch.cat([columns, mask.expand(rows, -1, -1, -1)], dim=3)
+
+
+def _seen(prefix: SiteBank) -> Bool[Tensor, "n 1 t p"]:
+    """Which virtual tokens a row's tokens see: its own, all of them, or none before an infix."""
+    if prefix.mask is None:
+        return torch.ones(1, 1, 1, prefix.length, dtype=torch.bool, device=prefix.key.device)
+    by_token = prefix.mask if prefix.mask.dim() == 3 else prefix.mask[:, None]  # an infix: [n, t, p]; else [n, 1, p]
+    return by_token[:, None]
 
 
 def _blend(plain: Output, prefixed: Output, gate: Float[Tensor, "n h"]) -> Output:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from prefixkit.compat import hidden
+from prefixkit.compat import hidden_score
 from prefixkit.injection.attention import NAMES, Output, attend
 from prefixkit.injection.slots import BANK, slot_of
 from prefixkit.prefix import Bank, SiteBank
@@ -132,5 +132,5 @@ def _visible(mask: Tensor | None, key: Tensor, tokens: int) -> Int[Tensor, "b t"
     batch, _, keys, _ = key.shape
     if mask is None:
         return torch.full((batch, tokens), keys, device=key.device)
-    seen = mask if mask.dtype == torch.bool else mask > hidden(mask.dtype) / 2
+    seen = mask if mask.dtype == torch.bool else mask > hidden_score(mask.dtype) / 2
     return seen[:, 0].sum(dim=-1).expand(batch, tokens)

@@ -108,19 +108,20 @@ class PrefixEncoder(nn.Module):
 
     def forward(self) -> PrefixStates:
         """Return the prefix states, with gradients to the encoder's parameters."""
-        pairs = list(self.states) if self.depth == 0 else self._split(self.last(self.hidden(self.table)))
-        units = self.units[:, :, None, None, None]  # [s, 2, 1, 1, 1]
-        pairs = [pair * unit for pair, unit in zip(pairs, units, strict=True)]
-        pairs = [nn.functional.dropout(pair, self.dropout, self.training) for pair in pairs]
-        gates = [gate if len(gate) else None for gate in self.gates] if self.gates is not None else [None] * len(pairs)
-        return PrefixStates(
-            self.geometry,
-            tuple(SiteStates(pair[0], pair[1], gate) for pair, gate in zip(pairs, gates, strict=True)),
-        )
+        sites = []
+        for place, (pair, units) in enumerate(zip(self._pairs(), self.units, strict=True)):
+            in_full = pair * units[:, None, None, None]  # [2, g, p, d]
+            key, value = nn.functional.dropout(in_full, self.dropout, self.training)
+            gate = self.gates[place] if self.gates is not None and key.shape[1] else None
+            sites.append(SiteStates(key, value, gate))
+        return PrefixStates(self.geometry, tuple(sites))
 
-    def _split(self, rows: Float[Tensor, "p o"]) -> list[Float[Tensor, "2 g q d"]]:
-        """Cut the MLP's output into keys and values per site; a site of length q < p takes the first q rows."""
-        parts = rows.split(self._widths, dim=1)
+    def _pairs(self) -> list[Float[Tensor, "2 g q d"]]:
+        """Return each site's keys and values, in its units; a site of length q < p takes the MLP's first q rows."""
+        if self.depth == 0:
+            return list(self.states)
+        rows = self.last(self.hidden(self.table))  # [p, w] -> [p, o]
+        parts = rows.split(self._widths, dim=1)  # [p, 2gd] per site
         return [
             part[:q].view(q, 2, site.kv_heads, site.head_dim).permute(1, 2, 0, 3)  # [q, 2gd] -> [2, g, q, d]
             for part, site, q in zip(parts, self.geometry.sites, self.lengths, strict=True)
@@ -154,5 +155,5 @@ class PrefixEncoder(nn.Module):
 
 
 def _parameters(tensors: Iterable[Tensor]) -> nn.ParameterList:
-    """Make them parameters; one of a site without virtual tokens has no gradient that processes could wait for."""
+    """Make them parameters; an empty one, of a site without virtual tokens, has no gradient that DDP could wait for."""
     return nn.ParameterList(nn.Parameter(each, requires_grad=each.numel() > 0) for each in tensors)

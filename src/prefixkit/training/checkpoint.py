@@ -1,7 +1,7 @@
 """Checkpoints: written aside and renamed, so that a folder named checkpoint-N is always a whole one.
 
 checkpoint-N/
-    encoder.safetensors   the encoder's parameters and its units, and the classification head's parameters
+    encoder.safetensors   the encoder's parameters and its units, the classification head's and other methods'
     best.safetensors      the same at the best held-out loss so far
     progress.json         best loss, patience, monitor, rollbacks
     sums.json             SHA-256 of every file beside it
