@@ -100,6 +100,14 @@ def test_a_long_text_is_cut_and_says_so(base):
     close(found[0].probabilities, slow(base, " ".join(TEXTS[2].split()[:kept]), prefix))
 
 
+def test_probabilities_of_a_head_in_bfloat16_sum_to_one(base):
+    prefix = make_prefix(base, 1, ("a", "b", "c", "d", "e", "f", "g"))
+    head = prefix.head
+    rough = Head(head.kind, head.labels, head.weight.bfloat16(), head.bias.bfloat16(), head.pooling)
+    for own in classify(base, TEXTS, dataclasses.replace(prefix, head=rough)):
+        assert sum(own.probabilities.values()) == pytest.approx(1, abs=1e-6)
+
+
 def test_no_texts_have_no_labels(base):
     assert classify(base, [], make_prefix(base, 1)) == []
 

@@ -251,6 +251,13 @@ def test_other_labels_are_learned_too_and_tested_on_nothing(run: Callable[..., P
     assert both.hash != alone.hash
 
 
+@pytest.mark.parametrize(("also", "twice"), [(["negative", "negative "], "negative"), ([" positive"], "positive")])
+def test_a_label_is_not_learned_twice(run: Callable[..., PreparedData], also: list[str], twice: str) -> None:
+    """Written in two ways, as 1 and "1" are: its rows would be read twice."""
+    message = failure(run, ROWS, learn_also=also)
+    assert message == f'data.learn_also: "{twice}" is learned already; name each label once'
+
+
 def test_a_label_to_learn_also_that_is_not_there_is_refused(run: Callable[..., PreparedData]) -> None:
     message = failure(run, ROWS, learn_also=["neutral"])
     assert message.startswith("data.learn_also: no row of ")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import threading
 
 import pytest
@@ -267,3 +268,9 @@ def test_bytes_of_one_character_are_not_sent_before_they_are_complete(base, monk
     for item in (5, 6, 7, 8, None):
         queue.put(item)
     assert list(sampling._pieces(base, [1], queue)) == ["a", "é", "!"]
+
+
+def test_a_single_prompt_is_not_taken_for_a_list_of_letters(base):
+    """Users have no type checker at run time, as the tests do."""
+    with pytest.raises(DataError, match=r"^prompts: expected a list of prompts, got one text; write \[prompt\]$"):
+        inspect.unwrap(generate_texts)(base, "hello", SHORT, seed=0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,7 @@ def test_leaving_a_block_waits_for_a_thread_that_generates_and_lets_the_blocks_o
 ):
     """A stream that is left half-way: the model must not stay steered, with no handle left to detach it."""
     monkeypatch.setattr(importlib.import_module("prefixkit.injection.attach"), "_PATIENCE", 0.05)
+    monkeypatch.setattr(logging.getLogger("prefixkit"), "propagate", True)  # a test of commands may have said no
     model, inside, go = held
     ids, prefix = make_ids(1, 5), make_prefix(model, 3)
     plain = model(ids).logits

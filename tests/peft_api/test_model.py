@@ -266,6 +266,8 @@ def test_it_starts_from_the_text_it_is_given(base: PreTrainedModel) -> None:
     expected = text_states(base, torch.tensor([9, 20, 33, 9, 20]))
     for ours, theirs in zip(model.prefix.states.sites, expected.sites, strict=True):
         torch.testing.assert_close(ours.key.double(), theirs.key, rtol=0, atol=1e-6)  # float32
+    with pytest.raises(ConfigError, match=r"^init_token_ids: this model has tokens 0 to \d+, got 100000$"):
+        get_peft_model(base, config, init_token_ids=[1, 100000])
     with pytest.raises(ConfigError, match="init_token_ids: holds no tokens; give at least one, or leave it out"):
         get_peft_model(base, config, init_token_ids=[])
     zero = PrefixTuningConfig(task_type="CAUSAL_LM", init_weights="zero")
@@ -310,11 +312,14 @@ def test_a_windowed_model_is_saved_as_an_artefact_only_and_says_so(
     keep = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     base = MistralForCausalLM(MistralConfig(**{k: settings[k] for k in keep}, num_key_value_heads=2, sliding_window=4))
     model = perturbed(base.double())
+    perturbed(make_tiny_llama().double()).save_pretrained(tmp_path)  # whose files PEFT would load
+    assert list(tmp_path.glob("adapter_*"))
     with caplog.at_level(logging.WARNING, "prefixkit"):
         logging.getLogger("prefixkit").addHandler(caplog.handler)
         model.save_pretrained(tmp_path)
         logging.getLogger("prefixkit").removeHandler(caplog.handler)
     assert "saved as a prefixkit artefact only: MistralForCausalLM has a sliding window of 4 tokens" in caplog.text
+    assert not list(tmp_path.glob("adapter_*"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prefix.json", "prefix.safetensors"]
     loaded = PeftModel.from_pretrained(base, tmp_path)
     torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=1e-10)

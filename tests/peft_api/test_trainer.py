@@ -18,7 +18,7 @@ from prefixkit import PeftModel, Prefix, PrefixStates, PrefixTuningConfig, get_p
 from prefixkit.errors import ArtefactError, BaseMismatchError
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
-from prefixkit.prefix import BaseCard, SiteStates
+from prefixkit.prefix import BaseCard, SiteStates, reproduce
 
 SETTINGS: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
 
@@ -45,6 +45,10 @@ def test_the_trainer_logs_the_losses_it_logs_for_peft(
 ) -> None:
     theirs = peft.get_peft_model(copy.deepcopy(base), peft.PrefixTuningConfig(**SETTINGS, init_weights="zero"))
     ours = get_peft_model(base, PrefixTuningConfig(**SETTINGS, init_weights="zero"))
+    table = theirs.prompt_encoder["default"].embedding.weight
+    rows = 0.3 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0))  # no two virtual tokens alike
+    table.data.copy_(rows)
+    reproduce(ours.encoder, PrefixStates.from_rows(ours.encoder.geometry, rows))
     expected, found = fit(theirs, batch, tmp_path / "theirs"), fit(ours, batch, tmp_path / "ours")
     assert len(found) == 4
     assert found == pytest.approx(expected, abs=1e-4)  # the Trainer rounds what it logs

@@ -1,5 +1,6 @@
 """The prefix starts where the recipe says."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,14 @@ def test_a_scaled_prefix_starts_at_the_same_place_in_units_of_its_layers(tiny_ll
     [({"kind": "zero"}, 1), ({"kind": "random"}, 4), ({"text": "i loved this film"}, 4), ({"path": "of two"}, 2)],
 )
 def test_virtual_tokens_that_can_only_learn_the_same_are_told_of(
-    tiny_llama_dir: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, init: dict[str, Any], apart: int
+    tiny_llama_dir: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    init: dict[str, Any],
+    apart: int,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("prefixkit"), "propagate", True)  # a test of commands may have said no
     base = load_base_model(str(tiny_llama_dir), dtype="float32")
     if "path" in init:  # half as long as what starts from it
         text = base.tokenizer("loved film", return_tensors="pt", add_special_tokens=False)["input_ids"][0]

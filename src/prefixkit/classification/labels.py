@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from prefixkit.classification.hidden import OnTexts, hidden_at
 from prefixkit.config import Pooling
 from prefixkit.errors import ArtefactError, DataError
@@ -174,9 +178,14 @@ def _probabilities(
         on_progress=on_progress,
     )
     return [
-        [dict(zip(head.labels, each.tolist(), strict=True)) for each in head(states).softmax(-1)]
+        [dict(zip(head.labels, each.tolist(), strict=True)) for each in _softmax(head(states))]
         for head, states in zip(heads, hidden, strict=True)
     ]
+
+
+def _softmax(logits: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
+    """Return probabilities that sum to 1: in bfloat16 they would not."""
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _places(head: Head, reading: Reading) -> list[int] | None:

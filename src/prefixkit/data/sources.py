@@ -212,6 +212,9 @@ def _check_label(config: DataConfig, rows: list[Row]) -> None:
         return
     labels = sorted({row.label for row in rows if row.label is not None})
     also = [("learn_also", label_name(label)) for label in config.learn_also]
+    named = [wanted, *(label for _, label in also)]
+    if twice := next((label for label in named if named.count(label) > 1), None):
+        raise DataError(f'data.learn_also: "{twice}" is learned already; name each label once')
     for setting, label in (("keep_label", wanted), *also):
         if label not in labels:
             shown = ", ".join(labels[:_MOST_LABELS_SHOWN])

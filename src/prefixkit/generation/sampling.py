@@ -11,6 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from prefixkit.config import GenerationConfig
+from prefixkit.errors import DataError
 from prefixkit.generation.decoding import decode, generate_ids
 from prefixkit.generation.prompts import check_length, encode_prompts
 from prefixkit.injection import attach
@@ -48,10 +49,12 @@ def generate_texts(
         The continuations, in the order of the prompts, without the prompt and without special tokens.
 
     Raises:
-        DataError: a prompt is empty and there is no BOS token, or prefix, prompt and new tokens exceed the
-            context.
+        DataError: a single text was given, a prompt is empty and there is no BOS token, or prefix, prompt and new
+            tokens exceed the context.
         ModelError: the model's logits are not finite, or the tokenizer cannot pad.
     """
+    if isinstance(prompts, str):
+        raise DataError("prompts: expected a list of prompts, got one text; write [prompt]")
     if not prompts:
         return []
     encoded = encode_prompts(base, prompts, source_tokens=source_tokens)

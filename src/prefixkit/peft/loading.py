@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from prefixkit.errors import ArtefactError, ConfigError, ExportError, UnsupportedModelError
 from prefixkit.export import from_peft, to_peft
-from prefixkit.export.adapter import CONFIG_NAME, TaskType, read_adapter
+from prefixkit.export.adapter import CONFIG_NAME, PEFT_FILES, TaskType, read_adapter
 from prefixkit.logs import get_logger
 from prefixkit.models.fingerprint import check_base, fingerprint
 from prefixkit.models.inspect import inspect_model
@@ -38,6 +38,8 @@ def save_prefix(prefix: Prefix, folder: str | Path, model: PreTrainedModel) -> N
     try:
         to_peft(prefix, folder, model)
     except ExportError as error:
+        for name in PEFT_FILES:  # of a prefix that was saved here before
+            (Path(folder) / name).unlink(missing_ok=True)
         log.warning("%s: saved as a prefixkit artefact only: %s", folder, error)
 
 

@@ -10,7 +10,7 @@ from prefixkit.config import InitKind, Placement
 from prefixkit.errors import ConfigError
 from prefixkit.models.inspect import inspect_model
 from prefixkit.models.text_states import text_states
-from prefixkit.models.weights import input_device
+from prefixkit.models.weights import embedding_table, input_device
 from prefixkit.peft.config import DEFAULT_PLACEMENT, PrefixTuningConfig
 from prefixkit.peft.loading import require_task
 from prefixkit.prefix import PrefixEncoder, init_mlp, init_zero, reproduce
@@ -83,6 +83,9 @@ def _tokens(model: PreTrainedModel, given: Sequence[int] | Tensor | None, p: int
         tokens = torch.as_tensor(given, dtype=torch.long).flatten().cpu()
         if not len(tokens):
             raise ConfigError("init_token_ids: holds no tokens; give at least one, or leave it out")
+        known = len(embedding_table(model))
+        if unknown := [token for token in tokens.tolist() if not 0 <= token < known]:
+            raise ConfigError(f"init_token_ids: this model has tokens 0 to {known - 1}, got {unknown[0]}")
         return tokens[torch.arange(p) % len(tokens)]
     config = model.config.get_text_config()
     named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
