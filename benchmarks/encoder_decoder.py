@@ -32,7 +32,8 @@ from prefixkit.data import NO_LOSS
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_json
 from prefixkit.generation import generate_texts
-from prefixkit.lab.run import load_run_base, train_run
+from prefixkit.lab.loaded import load_run
+from prefixkit.lab.run import train_run
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive
 
@@ -139,7 +140,7 @@ def run_prefix(name: str, work: Path, pairs: Path, steps: int, references: dict[
     ]  # fmt: skip
     recipe = load_recipe("e2e-t5-small", overrides)
     run = train_run(recipe, work / name.replace(" ", "-"), overwrite=True, report=lambda *_: None)
-    base, prefix, _ = load_run_base(run.folder)
+    base, prefix, _ = load_run(run.folder)
     scores = read_json(run.folder / "scores.json")
     keys = ("heldout_nll", "heldout_nll.low", "heldout_nll.high", "base.heldout_nll", "trainable_parameters")
     record = read_json(run.folder / "run.json")

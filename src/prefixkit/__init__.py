@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefixkit.classification import classify as classify
     from prefixkit.classification import tag as tag
+    from prefixkit.config import GenerationConfig as GenerationConfig
     from prefixkit.config import Recipe as Recipe
     from prefixkit.config import load_recipe as load_recipe
     from prefixkit.errors import PrefixkitError as PrefixkitError
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from prefixkit.injection.attach import attach as attach
     from prefixkit.lab.diagnosis_run import diagnose_run as diagnose_run
     from prefixkit.lab.doctor import examine as examine
+    from prefixkit.lab.loaded import LoadedRun as LoadedRun
+    from prefixkit.lab.loaded import load_run as load_run
     from prefixkit.lab.run import Run as Run
+    from prefixkit.lab.run import evaluate_run as evaluate_run
     from prefixkit.lab.run import train_run as train_run
     from prefixkit.models import Base as Base
     from prefixkit.models import load_base_model as load_base_model
@@ -40,7 +44,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Base": "models",
+    "GenerationConfig": "config",
     "Handle": "injection",
+    "LoadedRun": "lab.loaded",
     "PeftModel": "peft",
     "Prefix": "prefix",
     "PrefixEncoder": "prefix",
@@ -52,6 +58,7 @@ _HOMES = {
     "attach": "injection",
     "classify": "classification",
     "diagnose_run": "lab.diagnosis_run",
+    "evaluate_run": "lab.run",
     "examine": "lab.doctor",
     "generate_texts": "generation",
     "get_peft_model": "peft",
@@ -59,6 +66,7 @@ _HOMES = {
     "inspect_model": "models.inspect",
     "load_base_model": "models",
     "load_recipe": "config",
+    "load_run": "lab.loaded",
     "tag": "classification",
     "text_states": "models.text_states",
     "train_run": "lab.run",

@@ -16,6 +16,7 @@ from prefixkit.generation.dice import choose, roll
 from prefixkit.generation.prompts import encode_prompts
 from prefixkit.injection import attach
 from prefixkit.models.inspect import inspect_model
+from prefixkit.prefix import Prefix
 
 PROMPTS = ["review :", "the film was not", "i", "a truly great story with a", "the plot is", "review :"]
 SHORT = GenerationConfig(max_new_tokens=9, batch_size=4)
@@ -274,3 +275,14 @@ def test_a_single_prompt_is_not_taken_for_a_list_of_letters(base):
     """Users have no type checker at run time, as the tests do."""
     with pytest.raises(DataError, match=r"^prompts: expected a list of prompts, got one text; write \[prompt\]$"):
         inspect.unwrap(generate_texts)(base, "hello", SHORT, seed=0)
+
+
+def test_texts_with_prefixes_of_their_own_are_those_of_each_alone(base, prefix):
+    short = Prefix.from_states(prefix.states.slice((1,) * len(prefix.states.lengths)), base=prefix.card.base)
+    rows = [prefix, None, short, prefix, short, None]
+    found = generate_texts(base, PROMPTS, SHORT, seed=7, prefix=rows)
+    alone = {row: generate_texts(base, PROMPTS, SHORT, seed=7, prefix=row) for row in (prefix, None, short)}
+    assert found == [alone[row][place] for place, row in enumerate(rows)]
+    assert len({tuple(texts) for texts in alone.values()}) == 3
+    with pytest.raises(DataError, match=r"^prefix: expected one for each of 6 prompts, or one for all, got 2$"):
+        generate_texts(base, PROMPTS, SHORT, prefix=[prefix, None])

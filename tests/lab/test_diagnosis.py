@@ -19,7 +19,8 @@ from prefixkit.lab.diagnosis_page import render_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.diagnosis_summary import diagnose
 from prefixkit.lab.findings import lines
-from prefixkit.lab.run import load_run_base, train_run
+from prefixkit.lab.loaded import load_run
+from prefixkit.lab.run import train_run
 from prefixkit.models import load_base_model
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, Prefix, PrefixStates, SiteStates
@@ -163,7 +164,7 @@ def test_the_page_says_it_all_and_loads_nothing(base, changes):
 
 
 def test_a_run_is_diagnosed_on_its_own_held_out_texts(run):
-    base, prefix, recipe = load_run_base(run.folder)
+    base, prefix, recipe = load_run(run.folder)
     told = []
     done = diagnose_run(run.folder, rows=5, report=lambda *now: told.append(now))
     examples = heldout_texts(recipe.data, base.tokenizer, max_tokens=125, count=5)
@@ -243,6 +244,6 @@ def test_a_written_diagnosis_can_be_read_again(base, tmp_path):
 
 def test_a_file_where_a_folder_is_to_go_is_refused_before_anything_slow(run, tmp_path, monkeypatch):
     (tmp_path / "taken").touch()
-    monkeypatch.setattr("prefixkit.lab.diagnosis_run.load_run_base", lambda *_: pytest.fail("loaded the base model"))
+    monkeypatch.setattr("prefixkit.lab.diagnosis_run.load_run", lambda *_: pytest.fail("loaded the base model"))
     with pytest.raises(EvaluationError, match="--out: .*taken is a file; give a folder"):
         diagnose_run(run.folder, out=tmp_path / "taken", report=quiet)

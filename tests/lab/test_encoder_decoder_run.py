@@ -31,7 +31,8 @@ from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_page import render_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.findings import lines
-from prefixkit.lab.run import Run, load_run_base, train_run
+from prefixkit.lab.loaded import load_run
+from prefixkit.lab.run import Run, train_run
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.specials import opening_ids
 from prefixkit.prefix import Prefix
@@ -99,7 +100,7 @@ def test_a_prefix_learns_pairs_and_what_it_learned_is_saved(run: Run) -> None:
     scores = read_json(run.folder / "scores.json")
     assert scores["heldout_nll"] < scores["base.heldout_nll"] - 0.3
     assert {"instruction.heldout_nll", "fluency_ppl", "real.fluency_ppl", "novelty"} <= set(scores)
-    _, prefix, _ = load_run_base(run.folder)
+    _, prefix, _ = load_run(run.folder)
     assert {site.placement for site in prefix.states.geometry.sites} == {"encoder_self", "decoder_self", "cross"}
     assert prefix.position_offset == 0
     assert (run.folder / "report.html").is_file()
@@ -144,7 +145,7 @@ def test_generate_answers_through_the_command_line(run: Run) -> None:
 def test_a_run_is_diagnosed_in_every_placement(run: Run, recipe: Recipe) -> None:
     told = prefixkit("diagnose", str(run.folder), "--rows", "5").stdout
     found = read_diagnosis(run.folder / "diagnosis.json")
-    base, prefix, _ = load_run_base(run.folder)
+    base, prefix, _ = load_run(run.folder)
     texts = heldout_texts(recipe.data, base.tokenizer, max_tokens=64, count=5, start=base.start_token_id)
     mass = measure_mass(base, prefix, texts, within=recipe.data.max_tokens)
     assert {place.placement for place in found.placements} == set(Placement)
@@ -169,7 +170,7 @@ def test_the_length_asked_for_is_that_of_the_longer_text(run: Run) -> None:
     assert max(place.points[-1].last for place in found.placements) == 8
     with pytest.raises(EvaluationError, match=r"no held-out text of .*pairs.jsonl has 60 tokens, the longest has 1\d;"):
         diagnose_run(run.folder, tokens=60, report=quiet)
-    special = len(load_run_base(run.folder)[0].tokenizer("")["input_ids"])
+    special = len(load_run(run.folder)[0].tokenizer("")["input_ids"])
     if special > 1:  # BART's
         with pytest.raises(EvaluationError, match="--tokens: 2 leaves no room for text beside 2 special tokens; give"):
             diagnose_run(run.folder, tokens=2, report=quiet)

@@ -10,7 +10,7 @@ import torch
 from prefixkit import Prefix, load_base_model
 from prefixkit.errors import ArtefactError, ExportError, ModelError, PrefixkitError
 from prefixkit.lab.interchange import export_peft, import_peft
-from prefixkit.lab.run import load_run_base
+from prefixkit.lab.loaded import load_run
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, PrefixStates
@@ -37,7 +37,7 @@ def test_the_base_model_is_the_one_the_folder_names(
     artefact: Path, checkpoint: Path, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     made = Prefix.load(artefact)
-    assert load_run_base(artefact)[0].id == str(tiny_llama_dir)
+    assert load_run(artefact)[0].id == str(tiny_llama_dir)
     assert json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         tiny_llama_dir
     )
@@ -99,7 +99,7 @@ def test_a_taken_folder_is_refused_before_the_base_model_is_loaded(
         raise AssertionError("loaded a model")
 
     monkeypatch.setattr(interchange, "load_base_model", fail)
-    monkeypatch.setattr(interchange, "load_run_base", fail)
+    monkeypatch.setattr(interchange, "load_run", fail)
     with pytest.raises(ExportError, match="checkpoint: exists already; replace it with --overwrite"):
         export_peft(artefact, checkpoint)
     with pytest.raises(ExportError, match="made: exists already; replace it with --overwrite"):

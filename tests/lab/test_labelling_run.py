@@ -18,7 +18,8 @@ from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.files import read_json
 from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
-from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
+from prefixkit.lab.loaded import load_run
+from prefixkit.lab.run import Run, evaluate_run, train_run
 from prefixkit.prefix import HeadKind, Prefix
 from processes import prefixkit
 
@@ -103,7 +104,7 @@ def test_a_run_learns_to_tell_texts_apart(
     share = sum(line["labels"] == line["predicted"] for line in lines) / len(lines)
     assert share == pytest.approx(scores["accuracy"])
     assert not (run.folder / "samples.jsonl").exists()
-    base, prefix, _ = load_run_base(run.folder)
+    base, prefix, _ = load_run(run.folder)
     assert prefix.head is not None
     assert prefix.card.training is not None
     held = sum(4 * 2 * site.kv_heads * site.head_dim for site in prefix.states.geometry.sites)
@@ -199,7 +200,7 @@ def test_a_run_that_learned_labels_is_diagnosed(
     (place,) = found.placements
     assert (found.texts, found.without) == (6, ())
     assert place.placement == ("encoder_self" if kind == "bert" else "decoder_self")
-    base, prefix, recipe = load_run_base(run.folder)
+    base, prefix, recipe = load_run(run.folder)
     texts = heldout_texts(recipe.data, base.tokenizer, max_tokens=60, count=6, reads_both_ways=kind == "bert")
     assert all(example.input_ids[-1] == 2 and not example.loss_tokens for example in texts)  # whole, and closed
     (measured,) = measure_mass(base, prefix, texts, within=recipe.data.max_tokens).placements

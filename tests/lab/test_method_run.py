@@ -13,7 +13,8 @@ from prefixkit.errors import ArtefactError, ConfigError, ExportError
 from prefixkit.export import to_peft
 from prefixkit.files import read_json
 from prefixkit.injection import attach
-from prefixkit.lab.run import load_run_base, train_run
+from prefixkit.lab.loaded import load_run
+from prefixkit.lab.run import train_run
 from prefixkit.methods import registry
 from prefixkit.peft import PeftModel
 from prefixkit.prefix import Prefix
@@ -85,7 +86,7 @@ def test_a_lora_goes_to_peft(recipe: Recipe, tmp_path: Path) -> None:
     folder = train_run(parse_recipe(dump_recipe(recipe), overrides), tmp_path / "run", report=quiet).folder
     done = prefixkit("export", "peft", str(folder), "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    base, prefix, _ = load_run_base(folder)
+    base, prefix, _ = load_run(folder)
     model, ids = base.model.double(), torch.tensor([[1, 9, 30, 4]])
     plain = model(ids).logits
     with attach(model, prefix):
@@ -98,7 +99,7 @@ def test_a_lora_goes_to_peft(recipe: Recipe, tmp_path: Path) -> None:
 def test_what_has_no_words_for_a_delta_refuses_it(recipe: Recipe, tmp_path: Path) -> None:
     changed = parse_recipe(dump_recipe(recipe), ["method=prefix+adapter", "train.steps=1", "evaluation.samples=0"])
     run = train_run(changed, tmp_path / "run", report=quiet)
-    base, prefix, _ = load_run_base(run.folder)
+    base, prefix, _ = load_run(run.folder)
     with pytest.raises(ExportError, match=r"cannot say adapter.*prefix.without\(\"adapter\"\)"):
         to_peft(prefix, tmp_path / "peft", model=base.model)
     to_peft(prefix.without("adapter"), tmp_path / "peft", model=base.model)

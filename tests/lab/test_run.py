@@ -13,8 +13,9 @@ from prefixkit.config import Recipe, validate_recipe
 from prefixkit.errors import ArtefactError, ConfigError, DataError, DivergedError, ModelError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.folder import check_run, is_measured, locked, open_run, read_recipe
+from prefixkit.lab.loaded import load_run
 from prefixkit.lab.loading import load_for
-from prefixkit.lab.run import Run, evaluate_run, load_run_base, train_run
+from prefixkit.lab.run import Run, evaluate_run, train_run
 from prefixkit.prefix import Prefix
 from prefixkit.training import build_encoder, checkpoint_folder, checkpoints
 from prefixkit.training.checkpoint import newest_readable
@@ -230,7 +231,7 @@ def test_a_deployed_artefact_alone_can_be_generated_with(run: Run, recipe: Recip
     (tmp_path / "deployed").mkdir()
     for name in ("prefix.json", "prefix.safetensors"):
         shutil.copy(run.folder / name, tmp_path / "deployed" / name)
-    _, prefix, found = load_run_base(tmp_path / "deployed")
+    _, prefix, found = load_run(tmp_path / "deployed")
     assert prefix.card.content_hash == run.prefix.card.content_hash
     assert found == recipe
 

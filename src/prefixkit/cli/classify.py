@@ -25,9 +25,9 @@ def classify(
         raise ArtefactError(f"{folder}: this artefact learned text, and has no head; see `prefixkit generate`")
     given = texts or _lines()
     from prefixkit.classification import classify, tag
-    from prefixkit.lab.run import load_run_base
+    from prefixkit.lab.loaded import load_run
 
-    base, prefix, _ = load_run_base(folder)
+    base, prefix, _ = load_run(folder)
     with progress() as report:
 
         def told(done: int, total: int) -> None:

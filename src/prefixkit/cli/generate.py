@@ -31,25 +31,19 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
 ) -> None:
     """Continue a prompt with a trained prefix; a single text streams."""
-    from prefixkit.config import dump_recipe, parse_recipe
-    from prefixkit.data import ask
     from prefixkit.errors import ArtefactError
     from prefixkit.generation import generate_texts, stream_text
-    from prefixkit.lab.run import load_run_base
+    from prefixkit.lab.loaded import load_run
     from prefixkit.prefix import Prefix
 
-    if Prefix.load(folder).head is not None:
+    if Prefix.load(folder).head is not None:  # said before a base model is loaded
         raise ArtefactError(f"{folder}: this artefact learned labels, and writes no text; see `prefixkit classify`")
-    loaded, prefix, recipe = load_run_base(folder)
-    prefix = prefix.without(*(without or []))
+    run = load_run(folder)
+    loaded, prefix = run.base, run.prefix.without(*(without or []))
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
              "repetition_penalty": repetition_penalty}  # fmt: skip
-    changes = [f"generation.{key}={value}" for key, value in given.items() if value is not None]
-    settings = parse_recipe(dump_recipe(recipe), changes).generation
-    text = recipe.data.prompt if prompt is None else prompt
-    has_encoder = loaded.start_token_id is not None
-    if prompt is not None and not raw:
-        text = ask(prompt, recipe.data, loaded.tokenizer, has_encoder=has_encoder)
+    settings = run.generation(**{key: value for key, value in given.items() if value is not None})
+    text, has_encoder = run.prompt(prompt, raw=raw), loaded.start_token_id is not None
     lead = f"{text}\n" if has_encoder else text  # an encoder-decoder answers, it does not continue
     systems = [("prefix", prefix), ("base", None)] if base else [("prefix", prefix)]
     for name, each in systems:

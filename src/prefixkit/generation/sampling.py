@@ -22,10 +22,10 @@ from prefixkit.prefix import Prefix
 def generate_texts(
     base: Base,
     prompts: Sequence[str],
-    settings: GenerationConfig,
+    settings: GenerationConfig | None = None,
     *,
-    seed: int,
-    prefix: Prefix | None = None,
+    seed: int = 0,
+    prefix: Prefix | Sequence[Prefix | None] | None = None,
     source_tokens: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
@@ -39,9 +39,10 @@ def generate_texts(
         base: the frozen model, with nothing attached.
         prompts: what to continue; repeat one to get several continuations of it. An empty one starts from the
             tokenizer's BOS token.
-        settings: how to sample; texts are generated `batch_size` at a time, those of similar length together.
+        settings: how to sample, as a recipe's defaults do if left out; texts are generated `batch_size` at a time,
+            those of similar length together.
         seed: 0 is a seed like any other.
-        prefix: the prefix every text is generated with.
+        prefix: the prefix every text is generated with; or one per text, or None, of any lengths: they share batches.
         source_tokens: for an encoder-decoder, most tokens of a prompt that its encoder reads; all if left out.
         on_progress: called with the texts done and the texts in all, after each batch.
 
@@ -49,29 +50,34 @@ def generate_texts(
         The continuations, in the order of the prompts, without the prompt and without special tokens.
 
     Raises:
-        DataError: a single text was given, a prompt is empty and there is no BOS token, or prefix, prompt and new
-            tokens exceed the context.
+        DataError: a single text was given, the prefixes are not one per text, a prompt is empty and there is no BOS
+            token, or prefix, prompt and new tokens exceed the context.
         ModelError: the model's logits are not finite, or the tokenizer cannot pad.
     """
     if isinstance(prompts, str):
         raise DataError("prompts: expected a list of prompts, got one text; write [prompt]")
     if not prompts:
         return []
+    settings = GenerationConfig() if settings is None else settings
+    is_own = isinstance(prefix, Sequence)  # one per text
+    each = list(prefix) if isinstance(prefix, Sequence) else [prefix]
+    if is_own and len(each) != len(prompts):
+        raise DataError(f"prefix: expected one for each of {len(prompts)} prompts, or one for all, got {len(each)}")
     encoded = encode_prompts(base, prompts, source_tokens=source_tokens)
-    check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix_tokens=_offset(prefix))
+    check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix_tokens=max(map(_offset, each)))
     order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]))
     texts = [""] * len(prompts)
     done = 0
-    with attach(base.model, prefix):
-        for start in range(0, len(order), settings.batch_size):
-            places = order[start : start + settings.batch_size]
-            rows = [encoded[place] for place in places]
+    for start in range(0, len(order), settings.batch_size):
+        places = order[start : start + settings.batch_size]
+        rows = [encoded[place] for place in places]
+        with attach(base.model, [each[place] for place in places] if is_own else each[0]):
             new = generate_ids(base, rows, settings, seed=seed, places=places)
-            for place, row, ids in zip(places, rows, new, strict=True):
-                texts[place] = _continuation(base, row, ids.tolist())
-            done += len(places)
-            if on_progress is not None:
-                on_progress(done, len(prompts))
+        for place, row, ids in zip(places, rows, new, strict=True):
+            texts[place] = _continuation(base, row, ids.tolist())
+        done += len(places)
+        if on_progress is not None:
+            on_progress(done, len(prompts))
     return texts
 
 

@@ -11,7 +11,8 @@ from prefixkit.files import write_json, write_text
 from prefixkit.lab.diagnosis import Diagnosis
 from prefixkit.lab.diagnosis_summary import diagnose
 from prefixkit.lab.folder import DIAGNOSIS, DIAGNOSIS_PAGE, RECIPE
-from prefixkit.lab.run import Report, load_run_base, tell_nobody
+from prefixkit.lab.loaded import load_run
+from prefixkit.lab.run import Report, tell_nobody
 from prefixkit.models import Base
 from prefixkit.models.inspect import Kind, inspect_model
 from prefixkit.models.specials import around_text
@@ -55,7 +56,7 @@ def diagnose_run(
         )
     if out is not None and out.exists() and not out.is_dir():
         raise EvaluationError(f"--out: {out} is a file; give a folder")
-    base, prefix, recipe = load_run_base(folder)
+    base, prefix, recipe = load_run(folder)
     examples = choose_texts(base, prefix, recipe.data, rows=rows, tokens=tokens)
     mass = measure_mass(
         base,

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefixkit.errors import ArtefactError
 from prefixkit.export import PEFT_FILES, check_target, from_peft, to_peft
 from prefixkit.export.adapter import read_adapter
-from prefixkit.lab.run import load_run_base
+from prefixkit.lab.loaded import load_run
 from prefixkit.models import load_base_model
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import PREFIX_FILES, Prefix
@@ -27,7 +27,7 @@ def export_peft(run: Path, out: Path, *, base: str | None = None, overwrite: boo
     """
     prefix = Prefix.load(run)
     check_target(out, PEFT_FILES, overwrite=overwrite)
-    model = load_run_base(run)[0].model if base is None else load_base_model(base).model
+    model = load_run(run)[0].model if base is None else load_base_model(base).model
     to_peft(prefix, out, model)
     return prefix
 

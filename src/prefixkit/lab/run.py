@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from prefixkit import processes
-from prefixkit.config import Attention, Method, Recipe, validate_recipe
+from prefixkit.config import Attention, Method, Recipe
 from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, DivergedError, TrainingError
 from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
@@ -44,11 +44,10 @@ from prefixkit.lab.memory import fit_to_budget, measure_footprint, sized_like
 from prefixkit.lab.report import write_report
 from prefixkit.logs import get_logger
 from prefixkit.methods import check_installed
-from prefixkit.models import Base, load_base_model
+from prefixkit.models import Base
 from prefixkit.models.fingerprint import fingerprint, weights_hash
 from prefixkit.models.hardware import describe_machine, give_back_memory, peak_memory_bytes, prepare_processor
 from prefixkit.models.sharding import is_sharded, shard
-from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import BaseCard, Prefix, TrainingCard
 from prefixkit.training import Outcome, Trained, check_trackers, train_prefix
 
@@ -81,7 +80,7 @@ class Run:
 
 def train_run(
     recipe: Recipe,
-    folder: Path,
+    folder: Path | str,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -104,6 +103,7 @@ def train_run(
         PrefixkitError: with one line that says what is wrong; what was saved before stays.
         KeyboardInterrupt: Ctrl-C; go on with `resume`.
     """
+    folder = Path(folder)
     if resume and memory_budget is not None and (folder / RECIPE).is_file():
         recipe, memory_budget = sized_like(recipe, read_recipe(folder)), None
     check_batch_size(recipe.train.batch_size, processes.count())
@@ -146,8 +146,13 @@ def train_run(
     return _finished(folder)
 
 
-def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
+def evaluate_run(folder: Path | str, recipe: Recipe, *, report: Report = tell_nobody) -> Run:
     """Measure a trained run again, with the evaluation settings of `recipe`.
+
+    Args:
+        folder: the run folder.
+        recipe: the run's, its evaluation, its generation or its number of threads changed.
+        report: told about progress; nobody is if left out.
 
     Raises:
         ArtefactError: the run is not trained to its end, or the artefact is not the one it ended in.
@@ -155,6 +160,7 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     """
     if processes.count() > 1:
         raise ConfigError("measuring a run takes one process; start it without torchrun or accelerate launch")
+    folder = Path(folder)
     Prefix.load(folder)
     prepare_processor(recipe.train.threads)
     with locked(folder):
@@ -165,31 +171,9 @@ def evaluate_run(folder: Path, recipe: Recipe, *, report: Report) -> Run:
     return _finished(folder)
 
 
-def load_run_base(folder: Path) -> tuple[Base, Prefix, Recipe]:
-    """Load what is needed to use a run, an artefact that a run left, or one that was imported.
-
-    Raises:
-        ArtefactError: the folder is no artefact that knows its recipe, or the base model it names is another by now.
-    """
-    prefix = Prefix.load(folder)
-    recipe = _recipe_of(folder, prefix)
-    prepare_processor(recipe.train.threads)
-    return load_base_model(recipe.model.base, revision=recipe.model.revision, dtype=recipe.model.dtype,
-                           attention=recipe.model.attention), prefix, recipe  # fmt: skip
-
-
 def _choose(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> PreparedData:
     share = recipe.data.likeliest
     return keep_likeliest(folder, base, data, share, lambda done, rows: report("choosing examples", done, rows, ""))
-
-
-def _recipe_of(folder: Path, prefix: Prefix) -> Recipe:
-    if (folder / RECIPE).is_file():
-        return read_recipe(folder)
-    if prefix.card.training is not None:
-        return validate_recipe(prefix.card.training.recipe)
-    base = prefix.card.base  # a prefix that was imported, or made by hand: all that is known is its base model
-    return validate_recipe({"model": {"base": base.id, "revision": hub_revision(base.id, base.revision)}})
 
 
 def _train(recipe: Recipe, folder: Path, base: Base, data: PreparedData, report: Report) -> None:

@@ -23,7 +23,7 @@ from prefixkit.compat import eager_attention, is_encoder, layer_windows, writes_
 from prefixkit.config import Attention, Placement
 from prefixkit.errors import PrefixkitError, UnsupportedModelError
 from prefixkit.models.base import load_base_model
-from prefixkit.models.inspect import Anatomy, Kind, inspect_model
+from prefixkit.models.inspect import IMPLEMENTATIONS, Anatomy, Kind, inspect_model
 from prefixkit.models.locations import NO_FOREIGN_CODE, locate
 from prefixkit.models.quiet import quiet_transformers
 from prefixkit.models.refusals import explain_failure, require_language_model
@@ -103,7 +103,7 @@ def survey_model(base: str, *, revision: str | None = None, num_virtual_tokens: 
     config = read_config(source, revision)
     asked: dict[Attention, tuple[PreTrainedModel, bool]] = {}
     refusals: list[UnsupportedModelError] = []
-    for attention in Attention:
+    for attention in map(Attention, IMPLEMENTATIONS):
         try:
             asked[attention] = _ask(source, config, attention, revision)
         except UnsupportedModelError as refusal:
