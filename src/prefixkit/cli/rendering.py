@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prefixkit.lab.comparison import MEASURES, format_value
 from prefixkit.lab.run import Report, Run
 from prefixkit.lab.study.claims import judge
 from prefixkit.lab.study.results import StudyResult
@@ -16,27 +17,11 @@ from prefixkit.lab.sweep.run import Group
 from prefixkit.logs import talk
 from prefixkit.processes import is_first
 
-#: Measure, what it says, digits.
-_ROWS = (
-    ("accuracy", "accuracy", 3),
-    ("macro_f1", "macro F1", 3),
-    ("entity_f1", "entity F1", 3),
-    ("heldout_nll", "held-out loss, nats", 3),
-    ("heldout_nll_negative", "... on the contrast texts", 3),
-    ("steering", "steering, nats per token", 3),
-    ("bleu", "BLEU", 1),
-    ("chrf", "chrF", 1),
-    ("nist", "NIST", 2),
-    ("rouge_l", "ROUGE-L", 3),
-    ("meteor", "METEOR, no synonyms", 3),
-    ("bertscore", "BERTScore", 3),
-    ("sentiment_accuracy", "generations judged right", 3),
-    ("fluency_ppl", "perplexity of generations", 1),
-    ("repetition", "repeated 4-grams", 3),
-    ("distinct_2", "distinct 2-grams", 3),
-    ("self_bleu", "self-BLEU", 1),
-    ("novelty", "novel n-grams", 3),
-)
+#: Measures that are printed, of those that reports have.
+_SHOWN = (
+    "accuracy", "macro_f1", "entity_f1", "heldout_nll", "heldout_nll_negative", "steering", "bleu", "chrf", "nist",
+    "rouge_l", "meteor", "bertscore", "sentiment_accuracy", "fluency_ppl", "repetition", "distinct_2", "self_bleu", "novelty",
+)  # fmt: skip
 #: What stands before a system's keys, and its name.
 _SYSTEMS = {
     "majority.": "commonest label", "words.": "bag of words", "head.": "head alone",
@@ -136,10 +121,10 @@ def print_scores(run: Run) -> None:
     systems = {key: name for key, name in _SYSTEMS.items() if not key or any(s.startswith(key) for s in run.scores)}
     for heading in ("measure", *systems.values()):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
-    for key, meaning, digits in _ROWS:
-        cells = [run.scores.get(f"{system}{key}") for system in systems]
+    for measure in (each for each in MEASURES if each.key in _SHOWN):
+        cells = [run.scores.get(f"{system}{measure.key}") for system in systems]
         if any(cell is not None for cell in cells):
-            table.add_row(meaning, *("" if cell is None else f"{cell:.{digits}f}" for cell in cells))
+            table.add_row(measure.label, *("" if cell is None else format_value(cell, measure.unit) for cell in cells))
     console = Console(highlight=False)
     console.print(table)
     console.print(f"report: {run.report}", soft_wrap=True)

@@ -80,7 +80,7 @@ class PrefixEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= depth <= 3:
-            raise ConfigError(f"prefix.reparam_depth: expected 0-3, got {depth}")
+            raise ConfigError(f"depth: expected 0-3, got {depth}")
         if not any(lengths):
             raise ConfigError("prefix: every layer has length 0; nothing would be trained")
         self.geometry = geometry
