@@ -88,7 +88,7 @@ def test_orthogonal_hidden_weights_are_orthogonal() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "depth", "message"),
-    [((1, 1, 1), 4, "prefix.reparam_depth: expected 0-3, got 4"), ((0, 0, 0), 0, "every layer has length 0")],
+    [((1, 1, 1), 4, "depth: expected 0-3, got 4"), ((0, 0, 0), 0, "every layer has length 0")],
 )
 def test_what_cannot_be_built_is_refused(lengths: tuple[int, ...], depth: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

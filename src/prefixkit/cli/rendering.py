@@ -20,7 +20,8 @@ from prefixkit.processes import is_first
 #: Measures that are printed, of those that reports have.
 _SHOWN = (
     "accuracy", "macro_f1", "entity_f1", "heldout_nll", "heldout_nll_negative", "steering", "bleu", "chrf", "nist",
-    "rouge_l", "meteor", "bertscore", "sentiment_accuracy", "fluency_ppl", "repetition", "distinct_2", "self_bleu", "novelty",
+    "rouge_l", "meteor", "bertscore", "sentiment_accuracy", "fluency_ppl", "repetition", "distinct_2", "self_bleu",
+    "novelty",
 )  # fmt: skip
 #: What stands before a system's keys, and its name.
 _SYSTEMS = {
