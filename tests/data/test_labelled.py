@@ -1,7 +1,6 @@
 """Labels to learn: the number of a class where the head looks, -100 elsewhere, and nothing of it in other formats."""
 
 import copy
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -176,19 +175,14 @@ def test_words_that_have_a_tag_are_not_cleaned(run: Callable[..., PreparedData])
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("classes", CLASSES), ("tags", TAGS)])
-def test_a_judge_split_that_nobody_needs_is_said(
-    run: Callable[..., PreparedData], kind: str, rows: list[Any], caplog: pytest.LogCaptureFixture
+def test_rows_of_a_judge_that_nobody_needs_are_learned_from(
+    run: Callable[..., PreparedData], kind: str, rows: list[Any]
 ) -> None:
-    caplog.set_level(logging.INFO, logger="prefixkit")
-    counts = run(kind, rows).counts
-    unused = 300 - counts.train - counts.validation - counts.test
-    assert (
-        f"{unused} rows of the judge split stay unused, as labels are learned; set data.split.judge to 0 and raise "
-        "data.split.train to learn from them"
-    ) in caplog.text
-    caplog.clear()
-    run(kind, rows, split=SplitConfig(train=0.6, validation=0.2, test=0.2, judge=0.0))
-    assert "unused" not in caplog.text
+    data = run(kind, rows)
+    assert data.counts.train + data.counts.validation + data.counts.test == 300
+    assert data.counts.judge == 0
+    without = EVEN.model_copy(update={"train": EVEN.train + EVEN.judge, "judge": 0.0})
+    assert data.train == run(kind, rows, split=without).train
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("classes", CLASSES), ("tags", TAGS)])
@@ -219,16 +213,16 @@ def test_the_hash_follows_the_names_of_the_classes(run: Callable[..., PreparedDa
     assert run("classes", CLASSES).hash == first.hash
 
 
-#: Of the commit before there were labels; a run that was started then must still be resumed.
+#: Of the commit in which rows of a judge nobody needs came to be learned from; runs started then must still be resumed.
 BEFORE = {
-    "text": "e5dfd01e7c0f1c7af5e246a5996e722e3312ab5bc98341a53f3edb9dcd53e181",
-    "input_target": "0a4d39daaa12cd43865ee94f06eb91e810b11c01708dcb7640c28b76d65fa187",
-    "messages": "2997b0046454901952b6d24f5e48010e24d90d7fda4f29f03e1f79d28c55be55",
+    "text": "b06cabe07a5223fbc2bc092fba6005ea70175047f58ba1eaf31523c34d9cb6b3",
+    "input_target": "48e159d8590fcd2846086ab4fdc6243657bba703b4ec3cf2e9242d65e9e2c799",
+    "messages": "e46a338e47b6eb0b6a6b45897925d94a77e8755034530c91b89f6807d7182806",
 }
 
 
 @pytest.mark.parametrize("kind", BEFORE)
-def test_the_hash_of_texts_is_what_it_was_before_there_were_labels(
+def test_the_hash_of_texts_is_what_it_was(
     write_jsonl: Callable[..., str], tiny_tokenizer: PreTrainedTokenizerFast, kind: str
 ) -> None:
     rows = []

@@ -290,12 +290,16 @@ def test_a_long_text_further_down_is_refused_when_it_is_read(
         ({"format": "classes", "label_column": "label"}, "format classes"),
         ({"label_column": "label", "keep_label": "pos", "clearest": 0.5}, "clearest"),
         ({"max_rows": 10}, "max_rows"),
-        ({"format": "input_target"}, "data.split.judge with format input_target"),
+        ({"format": "input_target", "label_column": "label"}, "data.split.judge with format input_target"),
     ],
 )
 def test_what_needs_all_rows_is_refused(settings: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=f"stream reads rows as they come, {what} needs all of them; leave one of"):
         DataConfig(source="x.jsonl", stream=True, **settings)
+
+
+def test_a_stream_without_labels_has_no_judge_to_keep_rows_for() -> None:
+    assert DataConfig(source="x.jsonl", stream=True, format="input_target").shares.judge == 0  # type: ignore[arg-type]
 
 
 def test_rows_of_which_nothing_is_learned_are_passed_over(write_jsonl: Callable[..., str], tiny_tokenizer: Any) -> None:

@@ -32,7 +32,8 @@ class SplitConfig(Section):
     test: float = Field(0.10, gt=0, lt=1)
     """Rows the reported numbers come from."""
     judge: float = Field(0.40, ge=0, lt=1)
-    """Rows the sentiment judge learns from; nothing else sees them."""
+    """Rows the sentiment judge learns from; nothing else sees them. Without labels, or where they are what is
+    learned, there is no judge, and the prefix is tuned on them."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> "SplitConfig":
@@ -109,6 +110,13 @@ class DataConfig(Section):
     split: SplitConfig = SplitConfig()
     """Shares of train, validation, test and judge."""
 
+    @property
+    def shares(self) -> SplitConfig:
+        """The split; where there is no judge, its share goes to training."""
+        if self.label_column is not None and not self.format.is_classified:
+            return self.split
+        return self.split.model_copy(update={"train": self.split.train + self.split.judge, "judge": 0.0})
+
     @model_validator(mode="after")
     def _filters_agree(self) -> "DataConfig":
         if self.keep_label is not None and self.label_column is None:
@@ -139,7 +147,7 @@ class DataConfig(Section):
             (self.train_rows is not None, "train_rows"),
             (bool(self.learn_also), "learn_also"),
             # what is learned may stand behind other inputs further down, where the judge would have learned it too
-            (self.format is not Format.TEXT and self.split.judge > 0, f"data.split.judge with format {self.format}"),
+            (self.format is not Format.TEXT and self.shares.judge > 0, f"data.split.judge with format {self.format}"),
         ):
             if is_asked:
                 raise ValueError(f"stream reads rows as they come, {what} needs all of them; leave one of them out")

@@ -45,7 +45,7 @@ def heldout_texts(
     test = [
         row
         for row in distinct_rows(map(clean_row, rows) if config.clean_html else rows).rows
-        if split_of(row, config.split) is Split.TEST
+        if split_of(row, config.shares) is Split.TEST
         and (label is None or row.label == label)
         and len(row.learned.split()) >= config.min_words
     ]

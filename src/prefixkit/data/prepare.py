@@ -131,12 +131,12 @@ def prepare(
     """
     rows = load_rows(config)
     distinct = distinct_rows(map(clean_row, rows) if config.clean_html else rows)
-    splits = split_rows(distinct.rows, config.split)
+    splits = split_rows(distinct.rows, config.shares)
     label = kept_label(config)
     filtered = filter_rows(distinct.rows, config, label)
     if not filtered.rows:
         raise DataError(_explain_empty(config, len(rows), distinct.contradictory, filtered))
-    of_split = split_rows(filtered.rows, config.split)
+    of_split = split_rows(filtered.rows, config.shares)
     _check_splits(of_split, len(filtered.rows), config)
     chosen = choose_rows(of_split[Split.TRAIN], [row for row in splits[Split.TRAIN] if row.label != label], config)
     of_split[Split.TRAIN] = chosen.rows
@@ -179,7 +179,7 @@ def prepare(
         judge=len(judge),
         judge_test=len(judge_test),
     )
-    _log(counts, config, len(of_split[Split.JUDGE]))
+    _log(counts, config)
     return PreparedData(
         train,
         validation,
@@ -291,7 +291,7 @@ def _hash(config: DataConfig, train: Sequence[Example], validation: Sequence[Exa
     return digest.hexdigest()
 
 
-def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
+def _log(counts: DataCounts, config: DataConfig) -> None:
     if config.stream:
         log.info("of the first %d records, as others are read while training (data.stream):", config.stream_head)
     log.info(
@@ -324,11 +324,4 @@ def _log(counts: DataCounts, config: DataConfig, unjudged: int) -> None:
             "%d rows left out: within %d tokens nothing learned remained of them (data.max_tokens)",
             counts.without_loss,
             config.max_tokens,
-        )
-    if unjudged and (config.label_column is None or config.format.is_classified):
-        log.info(
-            "%d rows of the judge split stay unused, as %s; set data.split.judge to 0 "
-            "and raise data.split.train to learn from them",
-            unjudged,
-            "labels are learned" if config.format.is_classified else "there are no labels",
         )

@@ -128,7 +128,7 @@ class TrainingStream:
             before = before + 1 if row.number == last else 0
             last = row.number
             clean = clean_row(row) if self.config.clean_html else row
-            if split_of(clean, self.config.split) is Split.TRAIN and filter_rows([clean], self.config, label).rows:
+            if split_of(clean, self.config.shares) is Split.TRAIN and filter_rows([clean], self.config, label).rows:
                 yield Position(lap, row.number - 1, before), clean
 
     def _encoded(self, rows: Sequence[tuple[Position, Row]]) -> Iterable[tuple[tuple[Position, Row], Example]]:
