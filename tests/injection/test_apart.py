@@ -126,21 +126,33 @@ def test_short_texts_go_the_plain_way_too(monkeypatch):
         assert not can_attend_apart(query, key, key, shared(), None, {})
 
 
-def test_generate_goes_this_way_and_writes_the_same(make_model, make_prefix, make_ids, monkeypatch):
-    model, ids = make_model("llama"), make_ids(2, 6)
+@pytest.mark.parametrize(
+    "way", [{}, {"num_beams": 2}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}], ids=str
+)
+def test_generate_goes_this_way_and_writes_the_same(family, way, make_model, make_prefix, make_ids, monkeypatch):
+    """Below so many numbers, and on other devices, tokens go the other way: both must be right, in every family."""
+    model, ids = make_model(family), make_ids(2, 6)
     prefix, other = make_prefix(model, 3), make_prefix(model, 2)
     calls = []
     monkeypatch.setattr(attention, "attend_apart", lambda *args: calls.append(args) or attend_apart(*args))
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "output_logits": True,
-                "return_dict_in_generate": True}  # fmt: skip
-    for rows in (prefix, [prefix, other], [None, other]):
+                "return_dict_in_generate": True, **way}  # fmt: skip
+    texts = [prefix, [prefix, other], [None, other]]
+    if "prompt_lookup_num_tokens" in way:  # one text at a time
+        texts, ids = [prefix, [other]], ids[:1]
+    goes_apart = model.config._attn_implementation == "sdpa"
+    for rows in texts:
         with attach(model, rows):
             calls.clear()
             found = model.generate(ids, **settings)
-            assert len(calls) == 5 * model.config.num_hidden_layers  # every token but the first
+            assert bool(calls) == goes_apart
+            if not way and goes_apart:
+                assert len(calls) == 5 * model.config.num_hidden_layers  # every token but the first
             with monkeypatch.context() as patch:
-                patch.setattr(attention, "can_attend_apart", lambda *_: False)
+                patch.setattr(apart, "WORTHWHILE", float("inf"))
+                calls.clear()
                 together = model.generate(ids, **settings)
+                assert not calls
         assert torch.equal(found.sequences, together.sequences)
         for one, two in zip(found.logits, together.logits, strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
