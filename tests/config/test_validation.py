@@ -53,7 +53,7 @@ REFUSALS = {
         "data: format tags reads the text as it is; leave prompt out",
     "head: {learning_rate: 0}": "head.learning_rate: expected more than 0, got 0",
     "head: {dropout: 1}": "head.dropout: expected at least 0 and less than 1, got 1",
-    "model: {attention: flash}": "model.attention: expected 'sdpa' or 'eager', got 'flash'",
+    "model: {attention: flash}": "model.attention: expected 'sdpa', 'eager' or 'fastest', got 'flash'",
     "train: {learning_rate: fast}": "train.learning_rate: expected a valid number, got 'fast'",
     "train: {warmup: 1}": "train.warmup: expected at least 0 and less than 1, got 1",
     "train: {steps: null}": "train.steps: expected a valid integer, got None",

@@ -172,7 +172,7 @@ def test_the_commands_know_what_a_run_learned(
     assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in lines)
     assert "head                   sequence, reads token, 2 labels: a, b" in prefixkit("show", folder).stdout
     again = prefixkit("train", str(run.folder / "recipe.yaml"), "--resume", "--out", folder)
-    assert f"{run.scores['accuracy']:.3f}" in again.stdout
+    assert f"{run.scores['accuracy']:.1%}" in again.stdout
     refused = {
         ("generate", folder): "this artefact learned labels, and writes no text; see `prefixkit classify`",
         ("export", "peft", folder, str(tmp_path / "out")): "PEFT's format cannot say encoder_self prefixes",

@@ -15,7 +15,7 @@ from conformance.test_all_of_transformers import build_tiny
 from prefixkit.errors import BaseMismatchError
 from prefixkit.models import fingerprint as fingerprints
 from prefixkit.models.fingerprint import check_base, fingerprint, sample
-from prefixkit.models.older_fingerprints import older_settings_of
+from prefixkit.models.older_fingerprints import older_sample, older_settings_of
 from prefixkit.models.packaged import SMOLLM2_135M
 from prefixkit.models.settings import settings_of
 from prefixkit.models.weights import all_modules
@@ -274,7 +274,7 @@ def test_prefixes_from_when_the_order_of_a_settings_keys_counted_are_still_accep
     newer, older = older_settings_of(model)
     assert "'rope_theta': 10000.0, 'rope_type': 'default'" in newer
     assert "'rope_type': 'default', 'rope_theta': 10000.0" in older
-    prints = fingerprints._digests(model, [newer, older])
+    prints = fingerprints._digests(model, [(newer, older_sample), (older, older_sample)])
     assert len({*prints, fingerprint(model)}) == 3  # else this would show nothing
     for old in prints:
         check_base(model, BaseCard(id="tiny", fingerprint=old))
