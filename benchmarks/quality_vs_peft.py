@@ -66,17 +66,19 @@ def mean_loss(sums: Sequence[float], examples: Sequence[Example]) -> float:
     return sum(sums) / sum(scored_tokens(examples))
 
 
-def run_trial(method: str, rate: float, recipe: Recipe, data: PreparedData) -> dict[str, Any]:
+def run_trial(method: str, rate: float, recipe: Recipe, data: PreparedData, test: Sequence[Example]) -> dict[str, Any]:
     """Train one method at one rate from a freshly loaded base model; returns its entry in the result file."""
     base = load(recipe)
     with torch.random.fork_rng():
         torch.manual_seed(derive(recipe.train.seed, "benchmark.init"))  # PEFT draws from the global stream
         contestant = BUILDERS[method](base, recipe, data)
         entry = {"method": method, "learning_rate": rate, "details": contestant.details}
-        return entry | train(contestant, rate, recipe, data, Collator(base.tokenizer.pad_token_id))
+        return entry | train(contestant, rate, recipe, data, test, Collator(base.tokenizer.pad_token_id))
 
 
-def train(contestant: Contestant, rate: float, recipe: Recipe, data: PreparedData, collate: Collator) -> dict[str, Any]:
+def train(
+    contestant: Contestant, rate: float, recipe: Recipe, data: PreparedData, test: Sequence[Example], collate: Collator
+) -> dict[str, Any]:
     """Train and measure; returns curve, losses and what proves that every trial saw the same batches."""
     config, model = recipe.train, contestant.model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -107,7 +109,6 @@ def train(contestant: Contestant, rate: float, recipe: Recipe, data: PreparedDat
             measured = mean_loss(score(model, contestant.loss, validation), validation)
             curve.append({"step": step, "train_loss": float(loss.detach()), "validation_loss": measured})
             say(f"  step {step} of {config.steps}: validation loss {measured:.4f}")
-    test = test_rows(recipe, data)
     sums = score(model, contestant.loss, test)
     return trial | {
         "curve": curve,
@@ -232,7 +233,7 @@ def main() -> None:
             if (method, rate) in done:
                 continue
             say(f"{method}, rate {rate:g}")
-            result["trials"].append(run_trial(method, rate, recipe, data))
+            result["trials"].append(run_trial(method, rate, recipe, data, test_rows(recipe, data)))
             result = summarise(result, recipe)
             write_json(arguments.out, result)
     show(result)
