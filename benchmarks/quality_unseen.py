@@ -3,8 +3,8 @@
     python benchmarks/quality_unseen.py
 
 Which rows the recipe learns from, for how many steps and at which rate was chosen while looking at 128 test rows of
-that benchmark and at those a run is measured on. Here are the others. Rates are those that were chosen there: nothing is
-chosen here. The result file is rewritten after every trial: an interrupted benchmark goes on from there.
+that benchmark and at those a run is measured on. Here are the others. Rates are those that were chosen there: nothing
+is chosen here. The result file is rewritten after every trial: an interrupted benchmark goes on from there.
 """
 
 import argparse
@@ -46,11 +46,11 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
     seeds = [seed for seed in SEEDS if (PREFIXKIT, seed) in sums and (LORA, seed) in sums]
     if not seeds:
         return result
-    means = [np.mean([sums[method, seed] for seed in seeds], axis=0).tolist() for method in (PREFIXKIT, LORA)]
+    own, other = (np.mean([sums[method, seed] for seed in seeds], axis=0).tolist() for method in (PREFIXKIT, LORA))
     by_seed = [bootstrap(sums[PREFIXKIT, seed], sums[LORA, seed], tokens, recipe) for seed in seeds]
-    losses = {method: sum(mean) / sum(tokens) for method, mean in zip((PREFIXKIT, LORA), means, strict=True)}
+    losses = {PREFIXKIT: sum(own) / sum(tokens), LORA: sum(other) / sum(tokens)}
     return result | {
-        "seeds": seeds, "test_loss": losses, "difference": bootstrap(*means, tokens, recipe), "by_seed": by_seed,
+        "seeds": seeds, "test_loss": losses, "difference": bootstrap(own, other, tokens, recipe), "by_seed": by_seed,
     }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         result = read_json(arguments.out)
         if {key: result.get(key) for key in setting} != setting:
             raise TrainingError(
-                f"{arguments.out}: made with other settings or versions; give another --out, or delete it"
+                f"{arguments.out}: made with other settings or versions; delete it, or give another --out"
             )
     done = {(trial["method"], trial["seed"]) for trial in result["trials"]}
     for seed in SEEDS:
