@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -320,9 +321,10 @@ def test_early_stopping_keeps_the_best_prefix(make_recipe: Make, load: Load, tmp
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_training_leaves_the_callers_random_numbers_alone(
-    make_recipe: Make, load: Load, tmp_path: Path, depth: int
+def test_training_leaves_the_callers_random_numbers_and_environment_alone(
+    make_recipe: Make, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     recipe = make_recipe(train={"steps": 2}, prefix={"reparam_depth": depth, "reparam_width": 8})
     base, data = load(recipe)
     torch.manual_seed(7)
@@ -330,6 +332,7 @@ def test_training_leaves_the_callers_random_numbers_alone(
     torch.manual_seed(7)
     train_prefix(base, data.train, recipe, tmp_path, measure=measure, report=quiet)
     assert torch.equal(torch.rand(3), expected)
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
 def test_a_half_written_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:

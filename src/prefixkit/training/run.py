@@ -44,6 +44,8 @@ log = get_logger(__name__)
 
 #: Under a run folder: where the windows of a stream began.
 STREAM_NAME = "training/stream.json"
+#: Through which `accelerate launch` says in which precision to compute.
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def train_prefix(
         TrainingError: a checkpoint could not be saved.
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved first.
     """
-    with _own_randomness():  # torch's layers draw their weights as they are made, before ours replace them
+    with _own_surroundings():  # torch's layers draw their weights as they are made, before ours replace them
         model = build_model(base, examples, recipe, classes)
     learned: Sequence[Example] | StreamedExamples = examples
     if stream is not None:
@@ -109,7 +111,7 @@ def train_prefix(
     at_start = copy.deepcopy(model.trained_state())
     progress = Progress()
     try:
-        with _own_randomness():
+        with _own_surroundings():
             while True:
                 try:
                     return _run_once(model, base, learned, recipe, folder, measure, report, progress)
@@ -243,7 +245,6 @@ def _batch_sampler(
 def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base, *, may_miss: bool) -> TrainingArguments:
     """Translate a recipe into transformers' settings; some of what is trained may have no part in a loss."""
     on_cpu = input_device(base.model).type == "cpu"
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # as a launcher has it; the recipe decides, through bf16
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -288,12 +289,16 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
-    """The trainer seeds the global generators; give the caller's back afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
+def _own_surroundings() -> Iterator[None]:
+    """The trainer seeds the global generators; give the caller's back afterwards, and what a launcher set."""
+    python, numpy, launched = random.getstate(), np.random.get_state(), os.environ.get(_PRECISION)
+    os.environ[_PRECISION] = "no"  # the recipe decides, through bf16
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            os.environ.pop(_PRECISION)
+            if launched is not None:
+                os.environ[_PRECISION] = launched
