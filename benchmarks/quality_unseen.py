@@ -1,4 +1,4 @@
-"""The comparison of `quality_vs_peft.py` once more, over seeds, on test rows that nobody has looked at.
+"""The comparison of `quality_vs_peft.py` once more, over seeds, on test rows that took no part in choosing.
 
     python benchmarks/quality_unseen.py
 
@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 
 
 def unseen(test: Sequence[Example], seen: Sequence[Example]) -> tuple[Example, ...]:
-    """Return the test rows that no look was taken at."""
+    """Return the test rows that took no part in choosing."""
     known = {example.input_ids for example in seen}
     return tuple(example for example in test if example.input_ids not in known)
 

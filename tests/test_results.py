@@ -36,20 +36,17 @@ def test_readme_says_what_the_result_files_say():
     folder = publish.RESULTS / "positive-reviews"
     run, scores = read_json(folder / publish.RUN), read_json(folder / publish.SCORES)
     for language in publish.LANGUAGES:
-        block = publish.readme_block(run, scores, read_json(publish.QUALITY), language)
+        block = publish.readme_block(run, scores, read_json(publish.QUALITY), read_json(publish.UNSEEN), language)
         assert block in (ROOT / language.readme).read_text(encoding="utf-8")
 
 
 def test_the_time_that_choosing_examples_took_is_told_where_it_is_known():
     publish = load_publish()
     folder = publish.RESULTS / "positive-reviews"
-    run, scores, quality = (
-        read_json(folder / publish.RUN),
-        read_json(folder / publish.SCORES),
-        read_json(publish.QUALITY),
-    )
+    files = (folder / publish.RUN, folder / publish.SCORES, publish.QUALITY, publish.UNSEEN)
+    run, *others = map(read_json, files)
     for language, words in zip(publish.LANGUAGES, ("after 4 min 22 s of choosing", "挑選例子 4 分 22 秒"), strict=True):
-        assert words in publish.readme_block(run | {"choosing_seconds": 262.0}, scores, quality, language)
+        assert words in publish.readme_block(run | {"choosing_seconds": 262.0}, *others, language)
 
 
 def test_every_language_of_readme_links_to_the_others_and_says_as_much():
