@@ -88,8 +88,8 @@ ENGLISH = Language(
             "the prefix: with 8% of the rows instead of 5.5% the two end level "
             "([every look](docs/adr/0010-learning-from-the-likeliest-rows.md)).",
     again="The same once more, at these rates and over the seeds {seeds}, on the {rows} test reviews that took no "
-          "part in choosing ([how](benchmarks/README.md)): the prefix ends at {own:.3f} and LoRA at {lora:.3f}, a difference "
-          "of {gap} (95% interval over the reviews; seed by seed {each}).",
+          "part in choosing ([how](benchmarks/README.md)): the prefix ends at {own:.3f} and LoRA at {lora:.3f}, "
+          "a difference of {gap} (95% interval over the reviews; seed by seed {each}).",
     between="; ",
     headings="| | rates tried | best | held-out loss | prefixkit's prefix minus it |",
     chosen=" after {} of choosing examples",
