@@ -43,6 +43,9 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
     """Compare the prefix with LoRA: on each row the mean over seeds, and seed by seed."""
     recipe, tokens = load_recipe(RECIPE), result["data"]["test_tokens"]
     sums = {(trial["method"], trial["seed"]): trial["test_sums"] for trial in result["trials"]}
+    batches = {(trial["seed"], trial["batches_sha256"]) for trial in result["trials"]}
+    if len(batches) > len({seed for seed, _ in batches}):
+        raise TrainingError("two trials of one seed saw different batches; delete the result and run all of them again")
     seeds = [seed for seed in SEEDS if (PREFIXKIT, seed) in sums and (LORA, seed) in sums]
     if not seeds:
         return result

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prefixkit.config import load_study
+from prefixkit.config import load_recipe, load_study, validate_recipe
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.page import render_study
@@ -40,6 +40,16 @@ def test_readme_says_what_the_result_files_say():
         assert block in (ROOT / language.readme).read_text(encoding="utf-8")
 
 
+def test_the_comparison_on_unseen_reviews_is_that_of_its_trials(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    result = read_json(load_publish().UNSEEN)
+    again = load_publish("quality_unseen").summarise(result)
+    assert again == result
+    assert len(result["trials"]) == 6
+    assert {len(trial["test_sums"]) for trial in result["trials"]} == {result["data"]["rows"]}
+    assert validate_recipe(result["recipe"]) == load_recipe("positive-reviews")
+
+
 def test_the_time_that_choosing_examples_took_is_told_where_it_is_known():
     publish = load_publish()
     folder = publish.RESULTS / "positive-reviews"
@@ -63,8 +73,6 @@ def test_every_language_of_readme_links_to_the_others_and_says_as_much():
 
 def test_published_runs_and_benchmarks_trained_the_shipped_recipe():
     """A result of another recipe than the one that ships would answer for something nobody can run."""
-    from prefixkit.config import load_recipe, validate_recipe
-
     publish = load_publish()
     shipped = load_recipe("positive-reviews")
     run, quality = read_json(publish.RESULTS / "positive-reviews" / publish.RUN), read_json(publish.QUALITY)
@@ -89,8 +97,6 @@ def test_the_page_on_diagnosing_says_what_the_published_diagnosis_says():
 
 
 def test_the_page_on_classification_says_what_the_published_run_says():
-    from prefixkit.config import load_recipe, validate_recipe
-
     publish = load_publish("publish_labels")
     run, scores, predictions = publish.read_published("review-sentiment")
     assert publish.results_block(run, scores, predictions) in publish.PAGE.read_text(encoding="utf-8")
@@ -149,8 +155,6 @@ def test_a_loss_is_reached_at_the_first_step_that_is_no_worse(monkeypatch):
 
 
 def test_the_page_on_many_processes_says_how_near_the_estimate_came():
-    from prefixkit.config import load_recipe, validate_recipe
-
     found = read_json(ROOT / "benchmarks" / "results" / "estimate.json")
     page = " ".join((ROOT / "docs" / "many-processes.md").read_text(encoding="utf-8").split())
     estimated, took = found["estimate"], found["run"]
