@@ -140,7 +140,7 @@ def test_without_labels_there_is_neither_contrast_nor_judge_and_its_rows_are_lea
 ) -> None:
     data = run(ROWS, label_column=None, keep_label=None)
     assert (data.contrast, data.judge_rows, data.judge_test_rows, data.kept_label) == ((), (), (), None)
-    assert data.counts.train == len(data.train) > 0.75 * (data.counts.read - data.counts.duplicates)
+    assert data.counts.train + data.counts.validation + data.counts.test == data.counts.read == 300
 
 
 def test_label_column_alone_keeps_every_row_and_feeds_the_judge(run: Callable[..., PreparedData]) -> None:
