@@ -211,6 +211,15 @@ def test_refusal_of_the_template_is_passed_on(bytes_tokenizer: PreTrainedTokeniz
         one(Row(2, messages=TALK), with_template(bytes_tokenizer, template), format=Format.MESSAGES)
 
 
+@pytest.mark.parametrize("call", ["strftime_now(day)", "strftime_now('%d' ~ '%b')", 'strftime_now(format="%d")'])
+def test_a_template_whose_date_cannot_be_held_is_refused(bytes_tokenizer: PreTrainedTokenizerFast, call: str) -> None:
+    tokenizer = with_template(bytes_tokenizer, "{% set day = '%d' %}{{ " + call + " }}" + STABLE)
+    with pytest.raises(
+        DataError, match="writes the date in a format that is not spelled out, so a prefix would meet oth"
+    ):
+        one(Row(1, messages=TALK), tokenizer, format=Format.MESSAGES)
+
+
 def test_a_tokenizer_with_templates_of_which_none_is_the_default_is_refused(
     bytes_tokenizer: PreTrainedTokenizerFast,
 ) -> None:

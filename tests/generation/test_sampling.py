@@ -284,5 +284,27 @@ def test_texts_with_prefixes_of_their_own_are_those_of_each_alone(base, prefix):
     alone = {row: generate_texts(base, PROMPTS, SHORT, seed=7, prefix=row) for row in (prefix, None, short)}
     assert found == [alone[row][place] for place, row in enumerate(rows)]
     assert len({tuple(texts) for texts in alone.values()}) == 3
+    assert generate_texts(base, PROMPTS, SHORT, seed=7, prefix=[None] * 6) == alone[None]
     with pytest.raises(DataError, match=r"^prefix: expected one for each of 6 prompts, or one for all, got 2$"):
         generate_texts(base, PROMPTS, SHORT, prefix=[prefix, None])
+
+
+def test_each_text_needs_room_for_its_own_prefix_alone(base, prefix):
+    long = "film " * (base.context_tokens - SHORT.max_new_tokens - 4)
+    tokens = len(encode_prompts(base, [long])[0])
+    long = "film " * (base.context_tokens - SHORT.max_new_tokens - 4 - (tokens - long.count("film")))
+    assert len(generate_texts(base, [long, "i"], SHORT, prefix=[None, prefix])) == 2
+    with pytest.raises(DataError, match="exceed the model's context"):
+        generate_texts(base, [long, "i"], SHORT, prefix=[prefix, None])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+def test_prefixes_that_cannot_be_read_together_are_refused_before_a_text_is_written(base, prefix, batch_size):
+    infix = Prefix.from_states(prefix.states, base=prefix.card.base, infix=True)
+    told = []
+    with pytest.raises(InjectionError, match="an infix and a prefix stand at different places"):
+        generate_texts(
+            base, PROMPTS, SHORT.model_copy(update={"batch_size": batch_size}), prefix=[prefix] * 5 + [infix],
+            on_progress=lambda *done: told.append(done),
+        )  # fmt: skip
+    assert not told

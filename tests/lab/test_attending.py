@@ -87,6 +87,19 @@ def test_a_run_trains_with_the_faster_and_is_measured_with_sdpa(
     assert run.prefix.card.training.recipe["model"]["attention"] == "fastest"
 
 
+@pytest.mark.parametrize(
+    ("changes", "virtual"),
+    [({"prefix": {"layer_lengths": [0, 7]}}, 7), ({"method": {"kind": "lora"}}, 0),
+     ({"method": {"kind": "prompt-tuning"}}, 3)],
+)  # fmt: skip
+def test_as_many_virtual_tokens_are_timed_as_a_layer_has(
+    fastest: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], virtual: int
+) -> None:
+    asked = timed(monkeypatch, sdpa=1.0, eager=2.0)
+    train_run(change(fastest, **changes), tmp_path / "run", report=quiet)
+    assert [shape["virtual_tokens"] for shape in asked] == [virtual]
+
+
 def test_it_is_timed_on_this_machine(fastest: Recipe, tmp_path: Path) -> None:
     train_run(fastest, tmp_path / "run", report=quiet)
     record = read_json(tmp_path / "run" / CHOSEN)

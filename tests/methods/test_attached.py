@@ -286,6 +286,16 @@ def test_encoder_outputs_belong_to_the_delta_they_were_computed_under() -> None:
         model(encoder_outputs=own, decoder_input_ids=ones)
 
 
+def test_a_models_own_way_of_being_saved_is_kept(
+    model: PreTrainedModel, make_hybrid: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr(type(model), "save_pretrained", lambda self, folder: saved.append(folder), raising=False)
+    with attach(model, make_hybrid(model).without("lora")):
+        model.save_pretrained(tmp_path)
+    assert saved == [tmp_path]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_base_model_is_not_saved_with_changed_layers(
     name: str, model: PreTrainedModel, make_hybrid: Make, make_ids: Make, tmp_path: Path

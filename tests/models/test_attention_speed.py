@@ -64,6 +64,9 @@ def test_what_is_timed_has_the_shapes_of_training_and_both_give_the_same(
         assert output.requires_grad
         seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
         assert seen.sum(dim=1).tolist() == [virtual + 1 + token for token in range(TOKENS)]
+        padded = mask[-1, 0] if mask.dtype == torch.bool else mask[-1, 0] == 0
+        assert not padded[: TOKENS - 1, -1].any()  # the last token of the last text
+        assert padded[:, :virtual].all()
     torch.testing.assert_close(calls["sdpa"][-1], calls["eager"][-1])
 
 

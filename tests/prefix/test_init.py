@@ -190,6 +190,15 @@ def test_an_encoders_state_is_all_that_another_needs(depth: int) -> None:
     assert same(other.materialise(), encoder.materialise())
 
 
+def test_a_state_from_before_there_were_units_has_units_of_one() -> None:
+    encoder = make(0, 4, 4, 4)
+    state = {name: tensor + 1 for name, tensor in encoder.state_dict().items() if name != "units"}
+    match_units(encoder, uneven())
+    encoder.load_state_dict(state)
+    assert (encoder.units == 1).all()
+    assert torch.equal(encoder.materialise().sites[1].value, state["states.1"][1])
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_an_encoder_is_born_with_virtual_tokens_that_can_learn_apart(depth: int) -> None:
     encoder = PrefixEncoder(geometry(), (4, 0, 3), depth=depth, width=8)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefixkit.config import PrefixConfig
+from prefixkit.config import Method, PrefixConfig
 from prefixkit.errors import BaseMismatchError, ConfigError, DataError
 from prefixkit.injection import attach
 from prefixkit.models import load_base_model
@@ -15,6 +15,8 @@ from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.text_states import text_states
 from prefixkit.prefix import BaseCard, Prefix
 from prefixkit.training import build_encoder
+from prefixkit.training.model import PrefixModel
+from prefixkit.training.start import build_soft_prompt
 
 
 def config(**values: Any) -> PrefixConfig:
@@ -183,3 +185,16 @@ def test_no_text_to_start_from_is_said(tiny_llama_dir: Any) -> None:
     base = load_base_model(str(tiny_llama_dir), dtype="float32")
     with pytest.raises(ConfigError, match="there are no training texts to start from; write a text"):
         build_encoder(base, config(), seed=0, texts=[])
+
+
+def test_a_soft_prompts_checkpoint_from_before_its_units_moved_goes_on(tiny_llama_dir: Any) -> None:
+    base = load_base_model(str(tiny_llama_dir), dtype="float32")
+    scaled = config(init={"text": "i loved this film", "scaled": True})
+    prompt = build_soft_prompt(base, Method.EMBEDDING, scaled, seed=0, texts=[])
+    model = PrefixModel(base.model, prompt, None)
+    state = {name: tensor.clone() for name, tensor in model.trained_state().items()}
+    older = {"units": 2 * state["source.units"]} | {name: t for name, t in state.items() if name != "source.units"}
+    before = prompt.materialise()
+    model.load_trained_state(older)
+    torch.testing.assert_close(prompt.materialise(), 2 * before)
+    model.close()

@@ -15,7 +15,8 @@ from prefixkit.models.specials import Ids
 
 #: What templates that write today's date (Llama 3) are told: those of one prefix must not change from day to day.
 _DAY = datetime(2024, 7, 26)
-_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])([^'\"]*)\1\s*\)")
+_TELLS_TIME = re.compile(r"strftime_now\s*\(")
 _MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -31,12 +32,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
             "use an instruction-tuned model, or format text or input_target"
         )
     try:
-        tokenizer.get_chat_template()
+        template = _template(tokenizer)
     except ValueError:
         raise DataError(
             f"data.format: the tokenizer of this base model has {len(tokenizer.chat_template)} chat templates, and "
             "none of them is called default; set tokenizer.chat_template to one in its files"
         ) from None
+    if _TELLS_TIME.search(template):
+        raise DataError(
+            "data.format: the chat template of this base model writes the date in a format that is not spelled out, so "
+            "a prefix would meet other texts every day; set tokenizer.chat_template to one that does not"
+        )
 
 
 def template_marks_turns(tokenizer: PreTrainedTokenizerBase) -> bool:

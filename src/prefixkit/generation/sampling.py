@@ -43,6 +43,7 @@ def generate_texts(
             those of similar length together.
         seed: 0 is a seed like any other.
         prefix: the prefix every text is generated with; or one per text, or None, of any lengths: they share batches.
+            What a LoRA beside a prefix changes in the layers must be the same for all.
         source_tokens: for an encoder-decoder, most tokens of a prompt that its encoder reads; all if left out.
         on_progress: called with the texts done and the texts in all, after each batch.
 
@@ -52,6 +53,7 @@ def generate_texts(
     Raises:
         DataError: a single text was given, the prefixes are not one per text, a prompt is empty and there is no BOS
             token, or prefix, prompt and new tokens exceed the context.
+        InjectionError: prefixes cannot be attached, or not together.
         ModelError: the model's logits are not finite, or the tokenizer cannot pad.
     """
     if isinstance(prompts, str):
@@ -64,20 +66,23 @@ def generate_texts(
     if is_own and len(each) != len(prompts):
         raise DataError(f"prefix: expected one for each of {len(prompts)} prompts, or one for all, got {len(each)}")
     encoded = encode_prompts(base, prompts, source_tokens=source_tokens)
-    check_length(base, encoded, max_new_tokens=settings.max_new_tokens, prefix_tokens=max(map(_offset, each)))
+    for own, rows in zip(each, [[row] for row in encoded] if is_own else [encoded], strict=True):
+        check_length(base, rows, max_new_tokens=settings.max_new_tokens, prefix_tokens=_offset(own))
     order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place]))
     texts = [""] * len(prompts)
     done = 0
-    for start in range(0, len(order), settings.batch_size):
-        places = order[start : start + settings.batch_size]
-        rows = [encoded[place] for place in places]
-        with attach(base.model, [each[place] for place in places] if is_own else each[0]):
+    with attach(base.model, prefix) as handle:  # all prefixes at once: they go together, or none is used
+        for start in range(0, len(order), settings.batch_size):
+            places = order[start : start + settings.batch_size]
+            rows = [encoded[place] for place in places]
+            if is_own and any(own is not None for own in each):
+                handle.switch([each[place] for place in places])
             new = generate_ids(base, rows, settings, seed=seed, places=places)
-        for place, row, ids in zip(places, rows, new, strict=True):
-            texts[place] = _continuation(base, row, ids.tolist())
-        done += len(places)
-        if on_progress is not None:
-            on_progress(done, len(prompts))
+            for place, row, ids in zip(places, rows, new, strict=True):
+                texts[place] = _continuation(base, row, ids.tolist())
+            done += len(places)
+            if on_progress is not None:
+                on_progress(done, len(prompts))
     return texts
 
 

@@ -19,7 +19,7 @@ of the whole model: for that an encoder-decoder has hooks on the module that run
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from threading import RLock
 from types import TracebackType
@@ -276,12 +276,13 @@ class Handle(AbstractContextManager["Handle"]):
     ) -> None:
         """Detach; where another thread is running the model, such as one that generates a stream, once it is done."""
         told = time.monotonic() + _PATIENCE
-        while self._passes is not None and self._passes.are_elsewhere():
+        while self._restore:
+            with suppress(InjectionError):  # another thread is in the model
+                return self.detach()
             if time.monotonic() > told:
                 log.warning("another thread is running the model; the prefix is detached when it has finished")
                 told = math.inf
             time.sleep(_PAUSE)
-        self.detach()
 
     def _undo(self) -> None:
         undo_all(self._take_out)
@@ -329,7 +330,7 @@ class Handle(AbstractContextManager["Handle"]):
                 f"save_pretrained: {self._inserted[0].method} has changed this model's layers, and would be saved as "
                 "its own weights, or lost; save the Prefix instead, or detach first"
             )
-        save = own or partial(PreTrainedModel.save_pretrained, self._model)
+        save = own or partial(type(self._model).save_pretrained, self._model)
         return save(*args, **kwargs)
 
     def _shadow(self, name: str, replacement: Callable[..., Any]) -> None:

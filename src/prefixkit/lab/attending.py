@@ -66,7 +66,7 @@ def _timed(folder: Path, base: Base, examples: Sequence[Example], recipe: Recipe
             base.model,
             rows=recipe.train.batch_size // processes.count(),
             tokens=tokens,
-            virtual_tokens=recipe.prefix.num_virtual_tokens,
+            virtual_tokens=_virtual_tokens(recipe),
         )
     chosen = choose(seconds)
     times = ", ".join(f"{name} {taken * 1000:.1f} ms" for name, taken in seconds.items())
@@ -74,6 +74,14 @@ def _timed(folder: Path, base: Base, examples: Sequence[Example], recipe: Recipe
     known = {"chosen": chosen, "tokens": tokens, "seconds": seconds}
     write_json(path, known)
     return known
+
+
+def _virtual_tokens(recipe: Recipe) -> int:
+    """Return how many a layer has at most; a soft prompt's are keys and values too."""
+    prefix, method = recipe.prefix, recipe.method
+    if not method.has_prefix and not method.kind.is_prompt:
+        return 0
+    return max(prefix.layer_lengths or [prefix.num_virtual_tokens])
 
 
 def choose(seconds: dict[str, float]) -> str:

@@ -23,6 +23,7 @@ output (PEFT runs its MLP on ``b * p`` rows). Where the paper's table is as wide
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -148,6 +149,11 @@ class PrefixEncoder(nn.Module):
             ConfigError: a position is asked for that this kind of model cannot give.
         """
         return self.geometry.text_position(self.lengths, is_gated=self.gates is not None, asked=asked)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Take a state from before there were units for one in which all are 1."""
+        state_dict.setdefault(f"{prefix}units", torch.ones_like(self.units))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def num_parameters(self) -> int:
         """Numbers that are trained (with an MLP, more than the materialised prefix keeps)."""

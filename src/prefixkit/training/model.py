@@ -169,7 +169,10 @@ class PrefixModel(nn.Module):
         """Take over what `trained_state` returned."""
         if self.encoder is not None:
             others = (_HEAD, _DELTA)
-            self.encoder.load_state_dict({name: t for name, t in state.items() if not name.startswith(others)})
+            own = {name: t for name, t in state.items() if not name.startswith(others)}
+            if isinstance(self.encoder, SoftPrompt) and (units := own.pop(_UNITS, None)) is not None:  # an older one
+                own |= {f"source.{_UNITS}": units} if isinstance(self.encoder.source, PrefixEncoder) else {}
+            self.encoder.load_state_dict(own)
         if self.head is not None:
             self.head.load_state_dict(_behind(_HEAD, state))
         if self.delta is not None:
