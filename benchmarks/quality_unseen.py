@@ -10,8 +10,6 @@ is chosen here. The result file is rewritten after every trial: an interrupted b
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from prefixkit.evaluation.picking import pick
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.likeliest import likeliest
 from prefixkit.lab.loading import load_for
-from prefixkit.models.hardware import choose_threads, describe_machine
-from quality_vs_peft import RECIPE, bootstrap, run_trial, say, scored_tokens, test_rows
+from prefixkit.models.hardware import choose_threads
+from quality_vs_peft import RECIPE, bootstrap, conditions, made_before, run_trial, say, scored_tokens, test_rows
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -70,22 +68,11 @@ def main() -> None:
     test = unseen(data.test, [*test_rows(recipe, data), *pick(data.test, recipe.evaluation.heldout_rows)])
     say("choosing the likeliest examples")
     data = keep_examples(data, likeliest(base, data.train, recipe.data.likeliest))
-    setting: dict[str, Any] = {
-        "benchmark": "quality_unseen",
-        "machine": asdict(describe_machine()),
-        "peft": version("peft"),
-        "threads": torch.get_num_threads(),
-        "recipe": recipe.model_dump(mode="json"),
+    setting = conditions("quality_unseen", recipe) | {
         "rates": rates,
         "data": {"hash": data.hash, "rows": len(test), "test_tokens": scored_tokens(test)},
     }
-    result = setting | {"trials": []}
-    if arguments.out.exists():
-        result = read_json(arguments.out)
-        if {key: result.get(key) for key in setting} != setting:
-            raise TrainingError(
-                f"{arguments.out}: made with other settings or versions; delete it, or give another --out"
-            )
+    result = made_before(setting, arguments.out) or setting | {"trials": []}
     done = {(trial["method"], trial["seed"]) for trial in result["trials"]}
     for seed in SEEDS:
         for method in (PREFIXKIT, LORA):

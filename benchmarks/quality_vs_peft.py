@@ -178,6 +178,31 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def conditions(benchmark: str, recipe: Recipe) -> dict[str, Any]:
+    """Return what a result says of how it was made."""
+    return {
+        "benchmark": benchmark,
+        "machine": asdict(describe_machine()),
+        "peft": version("peft"),
+        "threads": torch.get_num_threads(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def made_before(setting: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    """Return the result that is there already; None if there is none.
+
+    Raises:
+        TrainingError: it was made in another way.
+    """
+    if not out.exists():
+        return None
+    found = read_json(out)
+    if {key: found.get(key) for key in setting} != setting:
+        raise TrainingError(f"{out}: made with other settings or versions; give another --out or delete it")
+    return found
+
+
 def start(recipe: Recipe, out: Path) -> tuple[dict[str, Any], PreparedData]:
     """Prepare the data, and the result file: what is in it already counts if it was made in the same way."""
     base, data = load_for(recipe)
@@ -185,19 +210,11 @@ def start(recipe: Recipe, out: Path) -> tuple[dict[str, Any], PreparedData]:
         say("choosing the likeliest examples")
         data = keep_examples(data, likeliest(base, data.train, recipe.data.likeliest))
     test_tokens = scored_tokens(test_rows(recipe, data))
-    setting: dict[str, Any] = {
-        "benchmark": "quality_vs_peft",
-        "machine": asdict(describe_machine()),
-        "peft": version("peft"),
-        "threads": torch.get_num_threads(),
-        "recipe": recipe.model_dump(mode="json"),
+    setting = conditions("quality_vs_peft", recipe) | {
         "data": {"hash": data.hash, "counts": asdict(data.counts), "test_tokens": test_tokens},
     }
-    if out.exists():
-        found = read_json(out)
-        if {key: found.get(key) for key in setting} == setting:
-            return found, data
-        raise TrainingError(f"{out}: made with other settings or versions; give another --out or delete it")
+    if (found := made_before(setting, out)) is not None:
+        return found, data
     return setting | {"base": score_base(recipe, data), "trials": []}, data
 
 

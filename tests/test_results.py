@@ -50,6 +50,19 @@ def test_the_comparison_on_unseen_reviews_is_that_of_its_trials(monkeypatch):
     assert validate_recipe(result["recipe"]) == load_recipe("positive-reviews")
 
 
+def test_a_comparison_goes_on_only_as_it_was_begun(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    quality, out = load_publish("quality_vs_peft"), tmp_path / "out.json"
+    setting = quality.conditions("quality_vs_peft", load_recipe("positive-reviews"))
+    assert quality.made_before(setting, out) is None
+    write_json(out, setting | {"trials": [1]})
+    assert quality.made_before(setting, out)["trials"] == [1]
+    with pytest.raises(
+        TrainingError, match=r"out.json: made with other settings or versions; give another --out or del"
+    ):
+        quality.made_before(setting | {"threads": 99}, out)
+
+
 def test_the_time_that_choosing_examples_took_is_told_where_it_is_known():
     publish = load_publish()
     folder = publish.RESULTS / "positive-reviews"
