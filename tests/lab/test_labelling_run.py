@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from prefixkit.classification import classify
 from prefixkit.config import Recipe, load_recipe, validate_recipe
 from prefixkit.data import heldout_texts
-from prefixkit.errors import ConfigError, DataError, EvaluationError, UnsupportedModelError
+from prefixkit.errors import ArtefactError, ConfigError, DataError, EvaluationError, UnsupportedModelError
 from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.files import read_json
 from prefixkit.lab.diagnosis import read_diagnosis
@@ -111,6 +111,9 @@ def test_a_run_learns_to_tell_texts_apart(
     assert prefix.card.training.trained_parameters == held + 2 * 32 + 2
     found = classify(base, [line["text"] for line in lines], prefix)
     assert [each.label for each in found] == [line["predicted"][0] for line in lines]
+    assert load_run(run.folder).classify([line["text"] for line in lines]) == found
+    with pytest.raises(ArtefactError, match=r"learned labels, and writes no text; classify\(\) gives them"):
+        load_run(run.folder).generate(["a film"])
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     for words in ("Accuracy", "What it takes for what", "head alone", "bag of words", "commonest label",
                   "nats per label"):  # fmt: skip
