@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from prefixkit.injection.attach import attach as attach
     from prefixkit.lab.diagnosis_run import diagnose_run as diagnose_run
     from prefixkit.lab.doctor import examine as examine
-    from prefixkit.lab.loaded import LoadedRun as LoadedRun
-    from prefixkit.lab.loaded import load_run as load_run
+    from prefixkit.lab.loaded_run import LoadedRun as LoadedRun
+    from prefixkit.lab.loaded_run import load_run as load_run
     from prefixkit.lab.run import Run as Run
     from prefixkit.lab.run import evaluate_run as evaluate_run
     from prefixkit.lab.run import train_run as train_run
@@ -46,7 +46,7 @@ _HOMES = {
     "Base": "models",
     "GenerationConfig": "config",
     "Handle": "injection",
-    "LoadedRun": "lab.loaded",
+    "LoadedRun": "lab.loaded_run",
     "PeftModel": "peft",
     "Prefix": "prefix",
     "PrefixEncoder": "prefix",
@@ -66,7 +66,7 @@ _HOMES = {
     "inspect_model": "models.inspect",
     "load_base_model": "models",
     "load_recipe": "config",
-    "load_run": "lab.loaded",
+    "load_run": "lab.loaded_run",
     "tag": "classification",
     "text_states": "models.text_states",
     "train_run": "lab.run",

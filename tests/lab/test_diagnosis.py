@@ -19,7 +19,7 @@ from prefixkit.lab.diagnosis_page import render_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.diagnosis_summary import diagnose
 from prefixkit.lab.findings import lines
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.run import train_run
 from prefixkit.models import load_base_model
 from prefixkit.models.inspect import inspect_model

@@ -31,7 +31,7 @@ from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_page import render_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
 from prefixkit.lab.findings import lines
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.run import Run, train_run
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.specials import opening_ids

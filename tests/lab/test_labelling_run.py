@@ -18,7 +18,7 @@ from prefixkit.evaluation.attention_mass import measure_mass
 from prefixkit.files import read_json
 from prefixkit.lab.diagnosis import read_diagnosis
 from prefixkit.lab.diagnosis_run import diagnose_run
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.run import Run, evaluate_run, train_run
 from prefixkit.prefix import HeadKind, Prefix
 from processes import prefixkit

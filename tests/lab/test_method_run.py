@@ -13,7 +13,7 @@ from prefixkit.errors import ArtefactError, ConfigError, ExportError
 from prefixkit.export import to_peft
 from prefixkit.files import read_json
 from prefixkit.injection import attach
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.run import train_run
 from prefixkit.methods import registry
 from prefixkit.peft import PeftModel

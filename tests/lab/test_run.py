@@ -13,7 +13,7 @@ from prefixkit.config import Recipe, validate_recipe
 from prefixkit.errors import ArtefactError, ConfigError, DataError, DivergedError, ModelError, TrainingError
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.folder import check_run, is_measured, locked, open_run, read_recipe
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.loading import load_for
 from prefixkit.lab.run import Run, evaluate_run, train_run
 from prefixkit.prefix import Prefix

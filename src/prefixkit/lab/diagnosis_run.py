@@ -11,7 +11,7 @@ from prefixkit.files import write_json, write_text
 from prefixkit.lab.diagnosis import Diagnosis
 from prefixkit.lab.diagnosis_summary import diagnose
 from prefixkit.lab.folder import DIAGNOSIS, DIAGNOSIS_PAGE, RECIPE
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.run import Report, tell_nobody
 from prefixkit.models import Base
 from prefixkit.models.inspect import Kind, inspect_model

@@ -12,7 +12,7 @@ import prefixkit as pk
 from prefixkit.config import Recipe
 from prefixkit.errors import ArtefactError, ConfigError, DataError
 from prefixkit.generation import generate_texts
-from prefixkit.lab.loaded import load_run
+from prefixkit.lab.loaded_run import load_run
 from prefixkit.lab.run import Run
 from prefixkit.prefix import Head, HeadKind
 from processes import prefixkit
