@@ -46,7 +46,7 @@ test-ray: setup
 	@rm -rf .versions/$@
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .versions/$@ \
 	  $$(grep -E '^(ray|attrs|jsonschema|jsonschema-specifications|msgpack|protobuf|referencing|rpds-py)==' constraints.txt)
-	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest tests/lab/test_sweep_on_ray.py tests/lab/study/test_on_ray.py
+	@$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=.versions/$@ $(PY) -m pytest tests/lab/sweep/test_sweep_on_ray.py tests/lab/study/test_on_ray.py
 
 # The oldest transformers the project allows, and the newest, laid over .venv, against all that touches a model.
 test-oldest test-newest: setup

@@ -12,7 +12,7 @@ from pathlib import Path
 from contestants import conditions
 from prefixkit import load_base_model
 from prefixkit.files import write_json
-from prefixkit.lab.attending import choose
+from prefixkit.lab.run.attending import choose
 from prefixkit.models.attention_speed import attention_seconds
 from prefixkit.models.hardware import prepare_processor
 from speed import say, spread

@@ -24,7 +24,7 @@ from contestants import BUILDERS, PREFIXKIT, batches, conditions
 from prefixkit.config import load_recipe
 from prefixkit.data import Collator
 from prefixkit.files import write_json
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.loading import load_for
 from prefixkit.models.hardware import prepare_processor
 from speed import say, spread
 from workloads import RECIPE

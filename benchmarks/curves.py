@@ -35,7 +35,7 @@ from prefixkit.data import Collator, Example
 from prefixkit.files import read_json, write_json
 from prefixkit.generation import token_seconds
 from prefixkit.injection import attach
-from prefixkit.lab.memory import measure_footprint
+from prefixkit.lab.run.memory import measure_footprint
 from prefixkit.models import Base
 from prefixkit.models.hardware import prepare_processor
 from prefixkit.prefix import Prefix

@@ -32,8 +32,8 @@ from prefixkit.data import NO_LOSS
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_json
 from prefixkit.generation import generate_texts
-from prefixkit.lab.loaded_run import load_run
-from prefixkit.lab.run import train_run
+from prefixkit.lab.run.loaded_run import load_run
+from prefixkit.lab.run.run import train_run
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import LengthGroupedSampler
 from prefixkit.files import write_json
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.loading import load_for
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 2

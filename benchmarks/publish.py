@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_text
-from prefixkit.lab.comparison import REAL, compare
-from prefixkit.lab.facts import format_bytes, format_duration
-from prefixkit.lab.folder import METRICS, RUN, SAMPLES, SCORES
+from prefixkit.lab.pages.comparison import REAL, compare
+from prefixkit.lab.pages.facts import format_bytes, format_duration
+from prefixkit.lab.run.folder import METRICS, RUN, SAMPLES, SCORES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

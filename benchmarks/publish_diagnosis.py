@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 from prefixkit.files import write_text
-from prefixkit.lab.diagnosis import Diagnosis, read_diagnosis
-from prefixkit.lab.diagnosis_plots import dilution_plot, heat_map, token_plot
-from prefixkit.lab.findings import lines
-from prefixkit.lab.folder import DIAGNOSIS
-from prefixkit.lab.plots import standalone
+from prefixkit.lab.diagnosis.findings import lines
+from prefixkit.lab.diagnosis.plots import dilution_plot, heat_map, token_plot
+from prefixkit.lab.diagnosis.record import Diagnosis, read_diagnosis
+from prefixkit.lab.pages.plots import standalone
+from prefixkit.lab.run.folder import DIAGNOSIS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -15,10 +15,10 @@ from typing import Any
 
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_text
-from prefixkit.lab.comparison import compare
-from prefixkit.lab.facts import format_bytes, format_duration
-from prefixkit.lab.folder import METRICS, PREDICTIONS, RUN, SCORES
-from prefixkit.lab.predictions import read_predictions
+from prefixkit.lab.pages.comparison import compare
+from prefixkit.lab.pages.facts import format_bytes, format_duration
+from prefixkit.lab.run.folder import METRICS, PREDICTIONS, RUN, SCORES
+from prefixkit.lab.run.predictions import read_predictions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -20,8 +20,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import read_json, write_json, write_text
-from prefixkit.lab.comparison import Unit, format_value
-from prefixkit.lab.facts import format_bytes
+from prefixkit.lab.pages.comparison import Unit, format_value
+from prefixkit.lab.pages.facts import format_bytes
 from time_to_quality import QUALITY, Race, races
 
 ROOT = Path(__file__).parents[1]

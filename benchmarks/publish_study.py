@@ -13,8 +13,8 @@ from pathlib import Path
 from prefixkit.config import Size, load_study, study_names
 from prefixkit.errors import PrefixkitError
 from prefixkit.files import write_text
-from prefixkit.lab.comparison import format_value
-from prefixkit.lab.plots import standalone
+from prefixkit.lab.pages.comparison import format_value
+from prefixkit.lab.pages.plots import standalone
 from prefixkit.lab.study.claims import Verdict, judge
 from prefixkit.lab.study.found import FOUND, write_found
 from prefixkit.lab.study.measures import known_measures

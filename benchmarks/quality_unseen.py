@@ -22,8 +22,8 @@ from prefixkit.data import Example, keep_examples
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.evaluation.picking import pick
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.likeliest import likeliest
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.likeliest import likeliest
+from prefixkit.lab.run.loading import load_for
 from prefixkit.models.hardware import choose_threads
 from quality_vs_peft import RECIPE, bootstrap, conditions, made_before, run_trial, say, scored_tokens, test_rows
 

@@ -29,8 +29,8 @@ from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import NO_LOSS, Collator, Example, PreparedData, keep_examples
 from prefixkit.errors import PrefixkitError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.likeliest import likeliest
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.likeliest import likeliest
+from prefixkit.lab.run.loading import load_for
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.hardware import choose_threads, describe_machine
 from prefixkit.seeding import derive

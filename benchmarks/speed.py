@@ -24,7 +24,7 @@ from contestants import FULL, LORA, PEFT_PREFIX, PEFT_PROJECTED, PREFIXKIT
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.data import PreparedData
 from prefixkit.files import write_json
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.loading import load_for
 from prefixkit.models.hardware import choose_dtype, describe_machine
 from workloads import FLOOR, GENERATION, RECIPE, Spec, to_json
 

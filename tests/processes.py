@@ -20,10 +20,10 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
         "prefixkit.cli.main",
-        "prefixkit.lab.run",
-        "prefixkit.lab.report",
+        "prefixkit.lab.run.run",
+        "prefixkit.lab.run.report",
         "training.kill_me",
-        "lab.hold",
+        "lab.run.hold",
         "frozen",
     ]
 )

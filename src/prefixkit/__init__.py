@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from prefixkit.generation import generate_texts as generate_texts
     from prefixkit.injection.attach import Handle as Handle
     from prefixkit.injection.attach import attach as attach
-    from prefixkit.lab.diagnosis_run import diagnose_run as diagnose_run
+    from prefixkit.lab.diagnosis.run import diagnose_run as diagnose_run
     from prefixkit.lab.doctor import examine as examine
-    from prefixkit.lab.loaded_run import LoadedRun as LoadedRun
-    from prefixkit.lab.loaded_run import load_run as load_run
-    from prefixkit.lab.run import Run as Run
-    from prefixkit.lab.run import evaluate_run as evaluate_run
-    from prefixkit.lab.run import train_run as train_run
+    from prefixkit.lab.run.loaded_run import LoadedRun as LoadedRun
+    from prefixkit.lab.run.loaded_run import load_run as load_run
+    from prefixkit.lab.run.run import Run as Run
+    from prefixkit.lab.run.run import evaluate_run as evaluate_run
+    from prefixkit.lab.run.run import train_run as train_run
     from prefixkit.models import Base as Base
     from prefixkit.models import load_base_model as load_base_model
     from prefixkit.models.inspect import inspect_model as inspect_model
@@ -46,7 +46,7 @@ _HOMES = {
     "Base": "models",
     "GenerationConfig": "config",
     "Handle": "injection",
-    "LoadedRun": "lab.loaded_run",
+    "LoadedRun": "lab.run.loaded_run",
     "PeftModel": "peft",
     "Prefix": "prefix",
     "PrefixEncoder": "prefix",
@@ -54,11 +54,11 @@ _HOMES = {
     "PrefixTuningConfig": "peft",
     "PrefixkitError": "errors",
     "Recipe": "config",
-    "Run": "lab.run",
+    "Run": "lab.run.run",
     "attach": "injection",
     "classify": "classification",
-    "diagnose_run": "lab.diagnosis_run",
-    "evaluate_run": "lab.run",
+    "diagnose_run": "lab.diagnosis.run",
+    "evaluate_run": "lab.run.run",
     "examine": "lab.doctor",
     "generate_texts": "generation",
     "get_peft_model": "peft",
@@ -66,10 +66,10 @@ _HOMES = {
     "inspect_model": "models.inspect",
     "load_base_model": "models",
     "load_recipe": "config",
-    "load_run": "lab.loaded_run",
+    "load_run": "lab.run.loaded_run",
     "tag": "classification",
     "text_states": "models.text_states",
-    "train_run": "lab.run",
+    "train_run": "lab.run.run",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

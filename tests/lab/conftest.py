@@ -12,7 +12,7 @@ import pytest
 
 import processes
 from prefixkit.config import Recipe, dump_recipe, validate_recipe
-from prefixkit.lab.run import Run, train_run
+from prefixkit.lab.run.run import Run, train_run
 from prefixkit.lab.sweep.processes import Processes
 from prefixkit.prefix import Prefix
 

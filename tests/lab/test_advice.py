@@ -13,7 +13,7 @@ from prefixkit.cli.main import app
 from prefixkit.config import Recipe, load_recipe
 from prefixkit.errors import ConfigError
 from prefixkit.lab.advice import Looked, advise, caveats, look_at, rules_of_thumb
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.loading import load_for
 from prefixkit.lab.study.found import FoundArm, FoundStudy, read_found, summarise, write_found
 from prefixkit.lab.study.results import ArmResult
 

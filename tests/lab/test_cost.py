@@ -11,7 +11,7 @@ from prefixkit.cli.estimate import less_memory
 from prefixkit.config import Recipe
 from prefixkit.lab import cost as cost_module
 from prefixkit.lab.cost import Cost, estimate_run, matmul_rate, measure_cost
-from prefixkit.lab.loading import load_for
+from prefixkit.lab.run.loading import load_for
 from processes import prefixkit
 
 

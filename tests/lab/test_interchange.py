@@ -10,7 +10,7 @@ import torch
 from prefixkit import Prefix, load_base_model
 from prefixkit.errors import ArtefactError, ExportError, ModelError, PrefixkitError
 from prefixkit.lab.interchange import export_peft, import_peft
-from prefixkit.lab.loaded_run import load_run
+from prefixkit.lab.run.loaded_run import load_run
 from prefixkit.models.fingerprint import fingerprint
 from prefixkit.models.inspect import inspect_model
 from prefixkit.prefix import BaseCard, PrefixStates

@@ -8,9 +8,9 @@ import pytest
 
 from prefixkit.errors import EvaluationError
 from prefixkit.lab import pictures
-from prefixkit.lab.diagnosis_run import diagnose_run
-from prefixkit.lab.plots import STYLE
-from prefixkit.lab.run import Run
+from prefixkit.lab.diagnosis.run import diagnose_run
+from prefixkit.lab.pages.plots import STYLE
+from prefixkit.lab.run.run import Run
 
 
 def test_a_runs_losses_are_drawn_with_the_step_that_was_kept(run: Run) -> None:

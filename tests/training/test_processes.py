@@ -19,7 +19,7 @@ from prefixkit.config import Recipe, dump_recipe
 from prefixkit.data import DistributedBatchSampler, LengthGroupedSampler
 from prefixkit.errors import ConfigError, TrainingError
 from prefixkit.files import read_json
-from prefixkit.lab.run import train_run
+from prefixkit.lab.run.run import train_run
 from prefixkit.prefix import Prefix
 from prefixkit.processes import join
 from prefixkit.training import checkpoint_folder, checkpoints, read_metrics

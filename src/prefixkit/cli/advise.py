@@ -52,7 +52,7 @@ def advise(
     from prefixkit.files import write_text
     from prefixkit.lab.advice import advise as find
     from prefixkit.lab.advice import caveats, look_at, rules_of_thumb
-    from prefixkit.lab.loading import load_for
+    from prefixkit.lab.run.loading import load_for
     from prefixkit.lab.study.found import read_found
 
     base, prepared = load_for(settings)

@@ -25,7 +25,7 @@ def classify(
         raise ArtefactError(f"{folder}: this artefact learned text, and has no head; see `prefixkit generate`")
     given = texts or _lines()
     from prefixkit.classification import classify, tag
-    from prefixkit.lab.loaded_run import load_run
+    from prefixkit.lab.run.loaded_run import load_run
 
     base, prefix, _ = load_run(folder)
     with progress() as report:

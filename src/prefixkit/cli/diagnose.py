@@ -24,8 +24,8 @@ def diagnose(
 ) -> None:
     """Measure how much attention each layer and head gives a prefix, and how it thins out as text grows."""
     from prefixkit.cli.rendering import progress
-    from prefixkit.lab.diagnosis_run import diagnose_run
-    from prefixkit.lab.findings import lines
+    from prefixkit.lab.diagnosis.findings import lines
+    from prefixkit.lab.diagnosis.run import diagnose_run
 
     with progress() as report:
         done = diagnose_run(folder, rows=rows, tokens=tokens, out=out, report=report)

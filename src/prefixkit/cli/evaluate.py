@@ -17,14 +17,14 @@ def evaluate(
     """Measure a trained prefix against the base model and what else it is compared with in its report."""
     from prefixkit.config import dump_recipe, parse_recipe
     from prefixkit.errors import ConfigError
-    from prefixkit.lab.folder import read_recipe
+    from prefixkit.lab.run.folder import read_recipe
 
     for override in overrides or []:
         if not override.startswith(("evaluation.", "generation.")):
             raise ConfigError(f"{override}: only evaluation.* and generation.* can change after training")
     recipe = parse_recipe(dump_recipe(read_recipe(folder)), overrides or [])
     from prefixkit.cli.rendering import print_scores, progress
-    from prefixkit.lab.run import evaluate_run
+    from prefixkit.lab.run.run import evaluate_run
 
     with progress() as report:
         run = evaluate_run(folder, recipe, report=report)

@@ -33,7 +33,7 @@ def generate(
     """Continue a prompt with a trained prefix; a single text streams."""
     from prefixkit.errors import ArtefactError
     from prefixkit.generation import generate_texts, stream_text
-    from prefixkit.lab.loaded_run import load_run
+    from prefixkit.lab.run.loaded_run import load_run
     from prefixkit.prefix import Prefix
 
     if Prefix.load(folder).head is not None:  # said before a base model is loaded

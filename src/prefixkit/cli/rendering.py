@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from prefixkit.lab.comparison import MEASURES, format_value
-from prefixkit.lab.run import Report, Run
+from prefixkit.lab.pages.comparison import MEASURES, format_value
+from prefixkit.lab.run.run import Report, Run
 from prefixkit.lab.study.claims import judge
 from prefixkit.lab.study.results import StudyResult
 from prefixkit.lab.sweep.run import Group

@@ -29,8 +29,8 @@ def train(
         typer.echo(dump_recipe(settings), nl=False)
         return
     from prefixkit.cli.rendering import print_scores, progress
-    from prefixkit.lab.memory import parse_bytes
-    from prefixkit.lab.run import train_run
+    from prefixkit.lab.run.memory import parse_bytes
+    from prefixkit.lab.run.run import train_run
     from prefixkit.processes import is_first
 
     with progress() as report:

@@ -1,1 +1,1 @@
-"""Experiments: one run from recipe to report."""
+"""Experiments: runs, sweeps and studies of them, what they cost, and the pages people read."""

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from prefixkit.compat import cpu_attention_flops
 from prefixkit.config import Recipe
 from prefixkit.data import Collator, Example, LengthGroupedSampler
-from prefixkit.lab.loading import load_for
-from prefixkit.lab.memory import measure_footprint, mixed_precision
+from prefixkit.lab.run.loading import load_for
+from prefixkit.lab.run.memory import measure_footprint, mixed_precision
 from prefixkit.models import Base
 from prefixkit.models.hardware import finish_computing, prepare_processor
 from prefixkit.models.weights import input_device, is_plain

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from prefixkit.config import Placement
-from prefixkit.lab.facts import format_bytes
+from prefixkit.lab.pages.facts import format_bytes
 from prefixkit.models.inspect import Kind
 from prefixkit.models.survey import Stack, Survey
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefixkit.errors import ArtefactError
 from prefixkit.export import PEFT_FILES, check_target, from_peft, to_peft
 from prefixkit.export.adapter import read_adapter
-from prefixkit.lab.loaded_run import load_run
+from prefixkit.lab.run.loaded_run import load_run
 from prefixkit.models import load_base_model
 from prefixkit.models.sources import hub_revision
 from prefixkit.prefix import PREFIX_FILES, Prefix

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from matplotlib import rcParams
 
 from prefixkit.errors import EvaluationError
-from prefixkit.lab.diagnosis import Diagnosis, PlacementDiagnosis
-from prefixkit.lab.diagnosis_plots import dilution_plot, heat_map, token_plot
-from prefixkit.lab.folder import METRICS, RUN, read_record
-from prefixkit.lab.plots import FAINT, GRID, INK, STYLE, loss_plot, on_paper, standalone
-from prefixkit.lab.run import Run
+from prefixkit.lab.diagnosis.plots import dilution_plot, heat_map, token_plot
+from prefixkit.lab.diagnosis.record import Diagnosis, PlacementDiagnosis
+from prefixkit.lab.pages.plots import FAINT, GRID, INK, STYLE, loss_plot, on_paper, standalone
+from prefixkit.lab.run.folder import METRICS, RUN, read_record
+from prefixkit.lab.run.run import Run
 from prefixkit.training import read_metrics
 
 #: A colour for each system and method, the same in all pictures.

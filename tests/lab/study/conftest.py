@@ -7,9 +7,9 @@ import pytest
 
 from prefixkit.config import StudyConfig
 from prefixkit.errors import PrefixkitError
-from prefixkit.lab import run
-from prefixkit.lab.folder import REPORT
-from prefixkit.lab.run import train_run
+from prefixkit.lab.run import run
+from prefixkit.lab.run.folder import REPORT
+from prefixkit.lab.run.run import train_run
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import Result, Runner
 

@@ -12,7 +12,7 @@ from prefixkit.cli.main import app
 from prefixkit.config import Size, StudyConfig, load_study, study_names, study_text
 from prefixkit.errors import ArtefactError, ConfigError, SweepError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.folder import ROW_LOSSES, RUN, SCORES, locked
+from prefixkit.lab.run.folder import ROW_LOSSES, RUN, SCORES, locked
 from prefixkit.lab.study.measures import DIVERGED, UNLEARNED
 from prefixkit.lab.study.page import write_page
 from prefixkit.lab.study.plan import Plan, Replicate, at_factor, plan_study, rates_of

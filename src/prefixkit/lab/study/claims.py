@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from prefixkit.config import ClaimConfig, ClaimTest, Size
 from prefixkit.evaluation.intervals import Interval
-from prefixkit.lab.comparison import Better, Measure, Unit, format_value
+from prefixkit.lab.pages.comparison import Better, Measure, Unit, format_value
 from prefixkit.lab.study.measures import COSTS, DIVERGED, known_measures
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import LEVEL, Estimate, difference, mean_of, ratio, share_of, spread

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefixkit.files import write_text
-from prefixkit.lab.pages import render_page
+from prefixkit.lab.pages.render import render_page
 from prefixkit.lab.study.claims import Ruling, Verdict, judge
 from prefixkit.lab.study.page import PAGE, diverged_share
 from prefixkit.lab.study.results import StudyResult, read_results

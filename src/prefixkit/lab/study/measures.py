@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from prefixkit.lab.comparison import MEASURES, Better, Measure, Unit
+from prefixkit.lab.pages.comparison import MEASURES, Better, Measure, Unit
 
 DIVERGED, UNLEARNED = "diverged", "unlearned"
 #: What a run did or did not do: arms have shares of their runs.

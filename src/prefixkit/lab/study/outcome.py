@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from prefixkit.config import Recipe
-from prefixkit.lab.comparison import is_number
-from prefixkit.lab.folder import ROW_LOSSES, RUN, SAMPLES, SCORES, is_measured, read_record
+from prefixkit.lab.pages.comparison import is_number
+from prefixkit.lab.run.folder import ROW_LOSSES, RUN, SAMPLES, SCORES, is_measured, read_record
 from prefixkit.lab.study.measures import COSTS, DIVERGED, UNLEARNED
 from prefixkit.lab.sweep.plan import Trial
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from prefixkit.files import write_text
-from prefixkit.lab.comparison import Measure, format_value
-from prefixkit.lab.facts import Fact, flat_facts
-from prefixkit.lab.pages import render_page
+from prefixkit.lab.pages.comparison import Measure, format_value
+from prefixkit.lab.pages.facts import Fact, flat_facts
+from prefixkit.lab.pages.render import render_page
 from prefixkit.lab.study.claims import Verdict, judge
 from prefixkit.lab.study.measures import DIVERGED, known_measures
 from prefixkit.lab.study.plots import layers_plot, measure_plot, rates_plot

@@ -20,7 +20,7 @@ from prefixkit.config import (
     size_settings,
 )
 from prefixkit.errors import ConfigError, did_you_mean
-from prefixkit.lab.comparison import Better
+from prefixkit.lab.pages.comparison import Better
 from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.methods import rate_of

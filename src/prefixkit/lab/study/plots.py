@@ -9,8 +9,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from prefixkit.lab.comparison import Better, Measure, Unit, format_value
-from prefixkit.lab.plots import FAINT, INSTRUCTION, PREFIX, STYLE, to_svg
+from prefixkit.lab.pages.comparison import Better, Measure, Unit, format_value
+from prefixkit.lab.pages.plots import FAINT, INSTRUCTION, PREFIX, STYLE, to_svg
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import mean_of
 

@@ -9,7 +9,7 @@ from prefixkit.config import Recipe
 from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation import check_metrics
 from prefixkit.files import write_json
-from prefixkit.lab.folder import RUN, locked, read_record
+from prefixkit.lab.run.folder import RUN, locked, read_record
 from prefixkit.lab.study.outcome import (
     Outcome,
     has_diverged,

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from prefixkit.evaluation.intervals import Interval, mean_interval, share_interval
-from prefixkit.lab.comparison import Unit
+from prefixkit.lab.pages.comparison import Unit
 from prefixkit.lab.study.measures import COUNTED, known_measures
 from prefixkit.lab.study.outcome import Outcome
 from prefixkit.lab.study.plan import Replicate

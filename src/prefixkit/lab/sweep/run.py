@@ -10,7 +10,7 @@ import numpy as np
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.intervals import Interval, mean_interval
 from prefixkit.files import write_json
-from prefixkit.lab.folder import locked, read_record
+from prefixkit.lab.run.folder import locked, read_record
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import SWEEP, Result, Runner, to_json
 from prefixkit.models.hardware import describe_machine

@@ -9,8 +9,8 @@ from typing import Any
 from prefixkit.config import dump_recipe
 from prefixkit.errors import PrefixkitError, SweepError
 from prefixkit.files import write_text
-from prefixkit.lab.folder import SCORES, is_measured, read_record
-from prefixkit.lab.run import train_run
+from prefixkit.lab.run.folder import SCORES, is_measured, read_record
+from prefixkit.lab.run.run import train_run
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.processes import Processes
 from prefixkit.parent import bound_to_me

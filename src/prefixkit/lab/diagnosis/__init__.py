@@ -1,0 +1,1 @@
+"""How much attention a trained prefix gets: measured, summed up, told in words, drawn."""
