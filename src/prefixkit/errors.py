@@ -70,6 +70,10 @@ class EvaluationError(PrefixkitError):
     """A measurement cannot be made on what was given."""
 
 
+class NotFiniteError(EvaluationError):
+    """A loss is no finite number: what was trained diverged, what was loaded is damaged, or the dtype is too narrow."""
+
+
 class SweepError(PrefixkitError):
     """Some trials of a sweep failed; the others' results are kept."""
 

@@ -51,8 +51,8 @@ def test_a_run_leaves_everything_and_can_be_used(run: Run, recipe: Path, tmp_pat
     assert trained.returncode == 0, trained.stderr
     folder = tmp_path / "runs" / "tiny"
     left = {path.name for path in folder.iterdir()}
-    assert left == {"metrics.jsonl", "prefix.json", "prefix.safetensors", "recipe.yaml", "report.html",
-                    "row_losses.json", "run.json", "samples.jsonl", "scores.json", "training"}  # fmt: skip
+    assert left == {"by_text.json", "metrics.jsonl", "prefix.json", "prefix.safetensors", "recipe.yaml", "report.html",
+                    "run.json", "samples.jsonl", "scores.json", "training"}  # fmt: skip
     scores = json.loads((folder / "scores.json").read_text())
     assert json.loads(trained.stdout)["scores"]["heldout_nll"] == scores["heldout_nll"]
     assert {"heldout_nll", "base.heldout_nll", "heldout_nll_negative", "trainable_parameters"} <= scores.keys()

@@ -10,7 +10,9 @@ from prefixkit.evaluation import (
     Ratio,
     Sums,
     difference_interval,
+    jackknife_influence,
     jackknife_interval,
+    left_out_values,
     ratio_interval,
     share_interval,
     sums_interval,
@@ -93,7 +95,8 @@ def test_fewer_than_two_items_have_no_interval():
     assert ratio_interval(Ratio((1.0,), (1.0,)), resamples=100, seed=0) is None
     assert difference_interval(Ratio((1.0,), (1.0,)), Ratio.mean([1, 2]), resamples=100, seed=0) is None
     assert sums_interval(Sums(np.ones((1, 2)), lambda both: 1.0), resamples=100, seed=0) is None
-    assert jackknife_interval(["a", "b"], lambda places: 0.5, seed=0, low=0.0, high=9.0) is None
+    assert left_out_values(["a", "b"], lambda places: 0.5, seed=0) is None
+    assert jackknife_interval(0.5, None, low=0.0, high=9.0) is None
 
 
 def test_resamples_without_weight_are_left_out():
@@ -122,18 +125,15 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     def mean(places):
         return float(np.mean([values[i] for i in places]))
 
-    found = jackknife_interval(["x"] * 32, mean, seed=0, low=-9.0, high=9.0)
+    found = jackknife_interval(mean(range(32)), left_out_values(["x"] * 32, mean, seed=0), low=-9.0, high=9.0)
     margin = 2.0395134 * values.std(ddof=1) / math.sqrt(32)  # t, 31 degrees of freedom
     assert (found.low, found.high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=1e-6)
 
 
 def test_the_jackknife_only_leaves_texts_out():
     seen = []
-    jackknife_interval(
-        [str(i) for i in range(70)], lambda places: seen.append(list(places)) or 0.5, seed=3, low=0.0, high=1.0
-    )
-    groups, whole = seen[:-1], seen[-1]
-    assert whole == list(range(70))
+    left_out_values([str(i) for i in range(70)], lambda places: seen.append(list(places)) or 0.5, seed=3)
+    groups, whole = seen, list(range(70))
     assert len(groups) == 32
     assert all(len(set(group)) == len(group) in (67, 68) for group in groups)
     left_out = sorted(place for group in groups for place in set(whole) - set(group))
@@ -141,9 +141,30 @@ def test_the_jackknife_only_leaves_texts_out():
 
 
 def test_the_jackknife_stays_within_the_measures_range():
-    found = jackknife_interval(["x"] * 3, lambda places: 0.99 if 0 in places else 0.5, seed=0, low=0.0, high=1.0)
+    found = jackknife_interval(0.99, np.array([0.5, 0.99, 0.99]), low=0.0, high=1.0)
     assert found.high == 1.0
     assert found.low >= 0.0
+
+
+def test_influences_give_the_variance_that_the_bootstrap_finds():
+    """Of a ratio, of a measure made from sums, and of a difference of two ratios over the same texts."""
+    generator = np.random.default_rng(6)
+    weights = generator.integers(3, 30, size=300).astype(float)
+    parts = weights * 2 + generator.normal(0, 5, size=300)
+    ratio = Ratio(tuple(parts), tuple(weights))
+    sums = Sums(np.array([parts, weights]).T, lambda both: float(np.exp(both[0] / both[1])))
+    drawn = generator.integers(300, size=(4000, 300))
+    draws = parts[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
+    for influence, expected in ((ratio.influence, draws.std()), (sums.influence, np.exp(draws).std())):
+        assert influence.sum() == pytest.approx(0.0, abs=1e-9)
+        error = math.sqrt(300 / 299 * np.square(influence).sum())
+        assert error == pytest.approx(expected, rel=0.08)
+
+
+def test_the_influence_of_groups_gives_the_jackknifes_error():
+    left_out = np.random.default_rng(7).normal(size=32)
+    error = math.sqrt(32 / 31 * np.square(jackknife_influence(left_out)).sum())
+    assert error == pytest.approx(math.sqrt(31 / 32 * np.square(left_out - left_out.mean()).sum()))
 
 
 def test_an_interval_follows_an_increasing_function():

@@ -243,10 +243,11 @@ def test_without_baselines_the_prefix_alone_is_measured_and_comes_out_the_same(b
     assert {sample.system for sample in alone.samples} == {"prefix"}
 
 
-def test_row_losses_are_those_the_means_are_of(base, prefix, data, evaluation):
-    assert set(evaluation.row_losses) == {"heldout_nll", "base.heldout_nll", "instruction.heldout_nll"}
-    for key, losses in evaluation.row_losses.items():
-        assert losses.mean == evaluation.scores[key].value
+def test_every_score_of_texts_knows_how_far_each_of_them_moves_it(evaluation):
+    without = {key for key, score in evaluation.scores.items() if not score.influence}
+    assert {key.rpartition(".")[2] for key in without} <= {"trainable_parameters", "longest_copy"}
+    for key, moved in evaluation.to_influences().items():
+        assert sum(moved) == pytest.approx(0.0, abs=1e-4 * max(1.0, abs(evaluation.scores[key].value))), key
 
 
 def test_without_samples_no_key_needs_texts(base, prefix, data):

@@ -53,11 +53,28 @@ def test_the_shortest_length_that_is_not_behind_is_advised_with_its_own_rate() -
     assert (units.value, units.why) == (True, "what that rate was found in: each layer's own size")
 
 
-def test_a_noisy_study_does_not_shorten_what_is_advised() -> None:
+def test_a_study_that_does_not_tell_lengths_apart_advises_none() -> None:
+    """Neither the least mean, which may be the longest by chance, nor the shortest, which may be behind."""
     noisy = study(
         "length", found_arm("5 tokens", 3.9, (0.016, -0.022, 0.053), x=5.0), found_arm("10", 3.88, BEST, x=10.0)
     )
-    assert values([noisy])["prefix.num_virtual_tokens"] == 10
+    length = advise(Recipe(), LOOKED, [noisy])[0]
+    assert (length.value, length.study) == (Recipe().prefix.num_virtual_tokens, None)
+    assert length.why.endswith(
+        "; length does not tell 5 tokens from the best, 10: +0.016 [-0.022, +0.053] nats per token"
+    )
+
+
+def test_what_the_recipe_does_not_read_is_not_advised() -> None:
+    lengths = load_recipe("positive-reviews", ["prefix.layer_lengths=[5,5]"])
+    assert "prefix.num_virtual_tokens" not in {each.setting for each in advise(lengths, LOOKED, [LENGTHS])}
+
+
+def test_studies_of_texts_say_nothing_of_the_start_and_the_depth_for_labels() -> None:
+    starts = study("init", found_arm("words", 3.9, BEST, settings={"prefix.init.kind": "words"}))
+    for each in advise(load_recipe("review-sentiment"), LOOKED, [LENGTHS, starts]):
+        assert each.study is None
+        assert each.why.endswith("no published study varies it on data of this kind")
 
 
 def test_through_an_mlp_the_rate_is_that_of_its_depth() -> None:
@@ -88,7 +105,7 @@ def test_a_rate_in_units_is_not_advised_for_a_start_that_has_none() -> None:
 
 def test_a_length_that_was_not_compared_is_not_advised_as_good() -> None:
     lengths = study("length", found_arm("5 tokens", 3.86, None, x=5.0), found_arm("50 tokens", 3.85, BEST, x=50.0))
-    assert values([lengths])["prefix.num_virtual_tokens"] == 50
+    assert advise(Recipe(), LOOKED, [lengths])[0].study is None
     assert rules_of_thumb([study("length", found_arm("10 tokens", 3.9, None, x=10.0))])[0].endswith(
         "10 tokens, beside the best: not compared with it"
     )
@@ -155,7 +172,7 @@ def test_data_of_another_kind_is_advised_by_the_study_of_that_kind() -> None:
     length, rate, *_ = advise(headlines, LOOKED, found)
     assert (length.value, length.study) == (20, "tasks")
     assert rate.study == "tasks"
-    assert caveats(headlines, LOOKED, found)[0].endswith("here bbc-headlines")
+    assert "few tasks, here bbc-headlines; their rates" in caveats(headlines, LOOKED, found)[0]
     chat = load_recipe("small-talk")
     assert advise(chat, LOOKED, found)[0].study is None
     assert caveats(chat, LOOKED, found) == ["no study of lengths is about such data (data.format=messages)"]
@@ -244,6 +261,11 @@ def test_the_command_advises_on_a_file_and_writes_a_recipe(reviews: Path, tiny_l
     assert load_recipe(str(out)).data.source == str(reviews)
     again = CliRunner().invoke(app, ["advise", *options])
     assert str(again.exception) == f"{out}: exists already; choose another --out"
+
+
+def test_advice_for_a_method_without_a_prefix_is_refused_before_anything_is_read() -> None:
+    done = CliRunner().invoke(app, ["advise", "positive-reviews", "method=lora"])
+    assert str(done.exception) == "advise: the studies behind it are of prefixes, and method is lora; leave method out"
 
 
 def test_advice_on_nothing_is_refused() -> None:

@@ -13,7 +13,7 @@ import torch
 
 import processes
 from prefixkit.config import Recipe, dump_recipe
-from prefixkit.errors import ConfigError, DivergedError, TrainingError
+from prefixkit.errors import ConfigError, DivergedError, NotFiniteError, TrainingError
 from prefixkit.models import load_base_model
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.training import (
@@ -251,6 +251,29 @@ def test_a_heldout_loss_that_is_no_number_is_a_divergence(make_recipe: Make, loa
     base, data = load(recipe)
     with pytest.raises(DivergedError, match="step 0: held-out loss is nan; lower train.learning_rate"):
         train_prefix(base, data.train, recipe, tmp_path, measure=lambda *_: math.nan, report=quiet)
+
+
+def test_weights_that_became_too_great_for_a_loss_are_a_divergence_too(
+    make_recipe: Make, load: Load, tmp_path: Path
+) -> None:
+    """The measurement itself refuses them; at step 0, where nothing was trained, what it says of them stands."""
+    recipe = make_recipe(train={"divergence": {"action": "stop"}, "evaluate_every": 1})
+    base, data = load(recipe)
+    calls = 0
+
+    def refuse(_: Trained) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > first:
+            raise NotFiniteError("the loss of a text is nan")
+        return 1.0
+
+    first = 1
+    with pytest.raises(DivergedError, match="step 1: held-out loss is nan; lower train.learning_rate"):
+        train_prefix(base, data.train, recipe, tmp_path / "later", measure=refuse, report=quiet)
+    first = calls
+    with pytest.raises(NotFiniteError, match="the loss of a text is nan"):
+        train_prefix(base, data.train, recipe, tmp_path / "at once", measure=refuse, report=quiet)
 
 
 def test_a_diverging_run_rolls_back_with_half_the_rate_and_ends(

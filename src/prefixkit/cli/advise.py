@@ -46,6 +46,9 @@ def advise(
         raise ConfigError("advise: name a recipe, or give --task and --data")
     given = [*([f"data.source={data}"] if data else []), *([f"data.format={_FORMATS[task]}"] if task else []), *given]
     settings: Recipe = parse_recipe("", given) if recipe is None else load_recipe(recipe, given)
+    if not settings.method.has_prefix:
+        kind = settings.method.kind
+        raise ConfigError(f"advise: the studies behind it are of prefixes, and method is {kind}; leave method out")
     if out is not None and out.exists():
         raise ConfigError(f"{out}: exists already; choose another --out")
     from prefixkit.cli.rendering import progress

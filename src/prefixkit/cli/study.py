@@ -127,8 +127,12 @@ def _folders_of(name: str, results: str) -> list[Path]:
         return [Path(name)]
     if Path(name).name != name:  # a path, to nothing
         return []
-    found = [path.parent for path in HOME.glob(f"{name}/{results}")]
-    return found or [path.parent for path in HOME.glob(f"{name}-*/{results}")]
+    if found := [path.parent for path in HOME.glob(f"{name}/{results}")]:
+        return found
+    from prefixkit.lab.study.results import read_results
+
+    # low-data-* is the start of low-data-to-text too
+    return [path.parent for path in HOME.glob(f"{name}-*/{results}") if read_results(path).study.name == name]
 
 
 def _folder_name(study: str, size: str, recipe: str | None, overrides: list[str]) -> str:

@@ -49,7 +49,7 @@ class ArmConfig(Section):
     """One arm per value; a number is its place on the axis."""
     recipe: str | None = None
     """Another recipe than the study's, where arms are tasks; ``--recipe`` leaves it alone."""
-    x: float | None = None
+    x: float | None = Field(None, allow_inf_nan=False)
     """Its place on the axis of `axis`; left out, it has none and is drawn as a line across."""
     rates: list[Factor] | None = Field(None, min_length=1)
     """Factors on its own default learning rates to try instead of the study's."""
@@ -125,7 +125,7 @@ class ClaimedTable(Section):
 
     source: str
     """Who, where, and on what."""
-    values: dict[str, dict[str, float]]
+    values: dict[str, dict[str, Annotated[float, Field(allow_inf_nan=False)]]]
     """Per arm, values by measure, in the units of scores.json and run.json (shares, seconds, bytes)."""
 
 

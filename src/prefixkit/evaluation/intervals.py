@@ -12,6 +12,11 @@ Measures that are made from sums over texts (BLEU, chrF, NIST) are bootstrapped 
 Measures of a *set* of texts (distinct-n, self-BLEU) must not be bootstrapped: a drawn set holds texts twice,
 and a text that stands beside itself is a perfect copy, so every resample would look less diverse than the
 set. They get a delete-a-group jackknife (Shao & Tu, 1995, §2.3), which only ever leaves texts out.
+
+For comparisons of runs that were measured on the same texts there is each text's *influence* on a measure: how far the
+value moves with it, 0 over all texts. The variance of the value over n texts is ``n / (n - 1)`` times the sum of their
+squares, that of a difference the same of the differences (the linearised ratio of Cochran, 1977, §6.3, and the
+jackknife's pseudo-values).
 """
 
 import math
@@ -45,6 +50,12 @@ class Interval:
         return Interval(change(self.low), change(self.high))
 
 
+def jackknife_influence(left_out: Numbers) -> Numbers:
+    """Return the influence of texts, or groups of them, from a measure's values without each one."""
+    count = len(left_out)
+    return np.asarray((count - 1) / count * (left_out.mean() - left_out), dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Ratio:
     """A sum over items divided by another sum over the same items, such as nats per token.
@@ -68,6 +79,13 @@ class Ratio:
         below = math.fsum(self.weights)
         return math.fsum(self.parts) / below if below else math.nan
 
+    @property
+    def influence(self) -> Numbers:
+        """How far each item moves the ratio, linearised."""
+        weights = np.array(self.weights)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((np.array(self.parts) - self.value * weights) / weights.sum(), dtype=np.float64)
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -88,6 +106,12 @@ class Sums:
     def value(self) -> float:
         """The measure of the whole set."""
         return self.measure(self.parts.sum(axis=0))
+
+    @property
+    def influence(self) -> Numbers:
+        """How far each text moves the measure, by leaving it out."""
+        whole = self.parts.sum(axis=0)
+        return jackknife_influence(np.array([self.measure(whole - own) for own in self.parts]))
 
 
 def sums_interval(sums: Sums, *, resamples: int, seed: int) -> Interval | None:
@@ -132,32 +156,41 @@ def difference_interval(first: Ratio, second: Ratio, *, resamples: int, seed: in
     return _percentiles(draws)
 
 
-def jackknife_interval(
-    texts: Sequence[Any], statistic: Callable[[Sequence[int]], float], *, seed: int, low: float, high: float
-) -> Interval | None:
-    """Return the delete-a-group jackknife interval of a measure of a set of texts.
-
-    The texts are dealt into 32 groups at random; the measure without each group gives the standard error
-    ``sqrt((g - 1) / g * sum((m_i - mean(m))^2))`` and the interval is the value plus and minus Student's t
-    (g - 1 degrees of freedom) times that.
+def left_out_values(texts: Sequence[Any], statistic: Callable[[Sequence[int]], float], *, seed: int) -> Numbers | None:
+    """Return a measure of a set of texts without each of 32 groups of them, dealt at random; None below three texts.
 
     Args:
         texts: the set.
         statistic: the measure of the texts at the given places.
         seed: deals the groups.
-        low: least value the measure can have; the interval is cut there.
-        high: greatest value.
-
-    Returns:
-        The interval; None for fewer than three texts.
     """
     if len(texts) < 3:
         return None
     order = np.random.default_rng(seed).permutation(len(texts))
     groups = min(_GROUPS, len(texts))
     left_out = [statistic(sorted(order[np.arange(len(texts)) % groups != group].tolist())) for group in range(groups)]
-    value = statistic(range(len(texts)))
-    spread = np.var(left_out) * (groups - 1)  # var divides by g
+    return np.array(left_out, dtype=np.float64)
+
+
+def jackknife_interval(value: float, left_out: Numbers | None, *, low: float, high: float) -> Interval | None:
+    """Return the delete-a-group jackknife interval of a measure of a set of texts.
+
+    Its values without each group give the standard error ``sqrt((g - 1) / g * sum((m_i - mean(m))^2))`` and the
+    interval is the value plus and minus Student's t (g - 1 degrees of freedom) times that.
+
+    Args:
+        value: the measure of the whole set.
+        left_out: see `left_out_values`.
+        low: least value the measure can have; the interval is cut there.
+        high: greatest value.
+
+    Returns:
+        The interval; None for fewer than three texts.
+    """
+    if left_out is None:
+        return None
+    groups = len(left_out)
+    spread = float(np.var(left_out)) * (groups - 1)  # var divides by g
     margin = float(stats.t.ppf((1 + _LEVEL) / 2, groups - 1) * math.sqrt(spread))
     return Interval(max(low, value - margin), min(high, value + margin))
 

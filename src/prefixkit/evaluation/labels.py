@@ -15,13 +15,13 @@ import numpy as np
 
 from prefixkit.config import Pooling, Recipe
 from prefixkit.data import Example, PreparedData
-from prefixkit.errors import EvaluationError
+from prefixkit.errors import EvaluationError, NotFiniteError
 from prefixkit.evaluation.answers import Answers
 from prefixkit.evaluation.baselines import head_alone, majority, words_alone
 from prefixkit.evaluation.labelled import expected_of, places_of, states_of
 from prefixkit.evaluation.loss import TokenLosses
 from prefixkit.evaluation.measures import Measures
-from prefixkit.evaluation.picking import pick, validation_rows
+from prefixkit.evaluation.picking import hash_of_texts, pick, validation_rows
 from prefixkit.evaluation.progress import OnProgress, OnTexts, Progress
 from prefixkit.evaluation.scores import Evaluation, Prediction, Score
 from prefixkit.models import Base
@@ -82,7 +82,7 @@ def evaluate_labels(
     for key, found in baselines.items():
         if found is not None:
             scores |= {key + name: score for name, score in measures.labels(found).items()}
-    return Evaluation(scores, predictions=_predictions(test, answers))
+    return Evaluation(scores, predictions=_predictions(test, answers), texts=hash_of_texts(test))
 
 
 def _require_head(prefix: Prefix, classes: Sequence[str]) -> Head:
@@ -120,7 +120,7 @@ def _answers(
     hidden = states_of(base, examples, prefix, head.pooling, told)
     logs = [head(states).double().log_softmax(-1).cpu().numpy() for states in hidden]
     if not all(np.isfinite(each).all() for each in logs):
-        raise EvaluationError(
+        raise NotFiniteError(
             "the loss of a held-out text is not finite: the artefact is damaged or the dtype too narrow; "
             "try model.dtype=float32"
         )

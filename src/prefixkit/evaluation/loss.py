@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefixkit.data import NO_LOSS, Collator, Example, input_ends
-from prefixkit.errors import EvaluationError
+from prefixkit.errors import EvaluationError, NotFiniteError
 from prefixkit.evaluation.intervals import Ratio
 from prefixkit.injection import attach
 from prefixkit.models import Base
@@ -83,8 +83,8 @@ def heldout_loss(
         on_progress: called with the examples done and the examples in all.
 
     Raises:
-        EvaluationError: there is nothing to score, an example does not fit the context, or a loss is not a
-            finite number.
+        EvaluationError: there is nothing to score, or an example does not fit the context.
+        NotFiniteError: a loss is no finite number.
         UnsupportedModelError: the model writes no text.
     """
     base.require_writer()
@@ -100,7 +100,7 @@ def heldout_loss(
             for place, (value, of_second_half) in zip(places, losses, strict=True):
                 if not math.isfinite(value):
                     damaged = "base model" if prefix is None else "artefact"
-                    raise EvaluationError(
+                    raise NotFiniteError(
                         f"the loss of a text is {value}: the {damaged} is damaged or the dtype too narrow; "
                         "try model.dtype=float32"
                     )

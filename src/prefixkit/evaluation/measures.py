@@ -18,7 +18,9 @@ from prefixkit.evaluation.intervals import (
     Ratio,
     Sums,
     difference_interval,
+    jackknife_influence,
     jackknife_interval,
+    left_out_values,
     ratio_interval,
     share_interval,
     sums_interval,
@@ -176,27 +178,30 @@ class Measures:
         return scores
 
     def _share(self, hits: Sequence[bool]) -> Score:
-        return Score(sum(hits) / len(hits), share_interval(hits))
+        return Score(sum(hits) / len(hits), share_interval(hits), _kept(Ratio.mean(hits).influence))
 
     def _mean(self, key: str, values: Sequence[float]) -> Score:
         return self._ratio(key, Ratio.mean(values))
 
     def _ratio(self, key: str, ratio: Ratio) -> Score:
         interval = ratio_interval(ratio, resamples=self.settings.bootstrap, seed=self._seed(key))
-        return Score(ratio.value, interval)
+        return Score(ratio.value, interval, _kept(ratio.influence))
 
     def _sums(self, key: str, sums: Sums) -> Score:
-        return Score(sums.value, sums_interval(sums, resamples=self.settings.bootstrap, seed=self._seed(key)))
+        interval = sums_interval(sums, resamples=self.settings.bootstrap, seed=self._seed(key))
+        return Score(sums.value, interval, _kept(sums.influence))
 
     def _difference(self, key: str, first: Ratio, second: Ratio) -> Score:
         interval = difference_interval(first, second, resamples=self.settings.bootstrap, seed=self._seed(key))
-        return Score(first.value - second.value, interval)
+        moved = np.concatenate([first.influence, -second.influence])
+        return Score(first.value - second.value, interval, _kept(moved))
 
     def _set(
         self, key: str, texts: Sequence[Any], statistic: Callable[[Sequence[int]], float], *, high: float
     ) -> Score:
-        interval = jackknife_interval(texts, statistic, seed=self._seed(key), low=0.0, high=high)
-        return Score(statistic(range(len(texts))), interval)
+        value, left_out = statistic(range(len(texts))), left_out_values(texts, statistic, seed=self._seed(key))
+        moved = () if left_out is None else _kept(jackknife_influence(left_out))
+        return Score(value, jackknife_interval(value, left_out, low=0.0, high=high), moved)
 
     def _seed(self, key: str) -> int:
         return derive(self.settings.seed, f"interval/{key}")
@@ -215,4 +220,10 @@ def _late_gap(late: TokenLosses, early: TokenLosses) -> Sums:
 
 def _exp(score: Score) -> Score:
     interval: Interval | None = None if score.interval is None else score.interval.map(math.exp)
-    return Score(math.exp(score.value), interval)
+    value = math.exp(score.value)
+    return Score(value, interval, tuple(value * each for each in score.influence))
+
+
+def _kept(influence: Numbers) -> tuple[float, ...]:
+    """Return influences as a score keeps them; none of a measure that is undefined without some text."""
+    return tuple(influence.tolist()) if np.isfinite(influence).all() else ()

@@ -11,6 +11,12 @@ def pick(examples: Sequence[Example], rows: int) -> list[Example]:
     return sorted(examples, key=lambda example: content_hash(f"{example.prompt}\n{example.text}"))[:rows]
 
 
+def hash_of_texts(examples: Sequence[Example], prompts: Sequence[str] = ()) -> str:
+    """Return a hash of what is measured on, in its order: texts that are read, and prompts that are gone on from."""
+    read = (content_hash(f"{example.prompt}\n{example.text}").hex() for example in examples)
+    return content_hash("\n".join([*read, *prompts])).hex()
+
+
 def validation_rows(data: PreparedData, recipe: Recipe) -> list[Example]:
     """Return the rows early stopping looks at.
 

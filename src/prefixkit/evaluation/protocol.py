@@ -22,7 +22,7 @@ from prefixkit.evaluation.judge import SentimentJudge
 from prefixkit.evaluation.latency import measure_latency
 from prefixkit.evaluation.loss import TokenLosses, check_examples, heldout_loss
 from prefixkit.evaluation.measures import HeldOutLosses, Measures
-from prefixkit.evaluation.picking import pick
+from prefixkit.evaluation.picking import hash_of_texts, pick
 from prefixkit.evaluation.progress import OnProgress, Progress
 from prefixkit.evaluation.scores import Evaluation, Sample, Score
 from prefixkit.evaluation.systems import System, SystemName, system_of, systems_to_compare
@@ -90,8 +90,7 @@ def evaluate(
             scores |= {system.key + key: score for key, score in found.items()}
         if settings.baselines:
             scores |= {REAL + key: score for key, score in writing.score_real(progress).items()}
-    rows = {system.key + "heldout_nll": losses.wanted for system, losses in zip(systems, heldout, strict=True)}
-    return Evaluation(scores, tuple(samples), row_losses=rows)
+    return Evaluation(scores, tuple(samples), texts=hash_of_texts([*wanted, *contrast], asked.prompts))
 
 
 def _training_texts(prefix: Prefix, data: PreparedData, recipe: Recipe) -> list[str]:

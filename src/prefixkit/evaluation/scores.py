@@ -1,20 +1,27 @@
 """What an evaluation leaves: scores with intervals, and the generated texts with what was found in them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from prefixkit.evaluation.copying import Span
 from prefixkit.evaluation.intervals import Interval
-from prefixkit.evaluation.loss import TokenLosses
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number, with the interval it may lie in where that makes sense."""
+    """One number.
+
+    Attributes:
+        value: the number.
+        interval: in which it may lie, where that makes sense.
+        influence: how far each text it was measured on moves it, or each group of them; see `intervals`. Empty for
+            what is not of texts.
+    """
 
     value: int | float
     interval: Interval | None = None
+    influence: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,13 @@ class Evaluation:
         scores: by key.
         samples: what was written.
         predictions: where labels are learned, what was predicted.
-        row_losses: held-out losses row by row, by the key of their mean: to compare runs text by text.
+        texts: hash of all texts and prompts it was made on: runs of the same ones can be compared text by text.
     """
 
     scores: Mapping[str, Score]
     samples: tuple[Sample, ...] = ()
     predictions: tuple[Prediction, ...] = ()
-    row_losses: Mapping[str, TokenLosses] = field(default_factory=dict)
+    texts: str = ""
 
     def to_flat(self) -> dict[str, Any]:
         """Return the content of scores.json: a number per key, and `intervals` with [low, high] per key."""
@@ -92,3 +99,11 @@ class Evaluation:
             if score.interval is not None
         }
         return flat
+
+    def to_influences(self) -> dict[str, list[float]]:
+        """Return how far each text moves each score, by key."""
+        return {
+            key: [float(f"{each:.6g}") for each in score.influence]
+            for key, score in self.scores.items()
+            if score.influence
+        }

@@ -1,7 +1,8 @@
 """Which settings to start from, for what data, and what is behind each: a published study, or nothing but the default.
 
 A rule here reads results, it does not repeat opinions: the shortest prefix, the shallowest MLP and the plainest start
-that the best arm of its study is not ahead of: its 95% interval holds 0, and ends within 0.02 nats per token. The
+that the best arm of its study is not ahead of: its 95% interval holds 0, and ends within 0.02 nats per token. Where
+something less than the best was not told apart from it either, the study decides nothing, and the recipe stands. The
 studies are of one base model and few kinds of data; how far the data at hand is from those is said beside the advice.
 """
 
@@ -11,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from prefixkit.config import InitKind, Recipe
+from prefixkit.config.unread import unread
 from prefixkit.data import PreparedData
 from prefixkit.evaluation import heldout_loss
 from prefixkit.lab.study.found import FoundArm, FoundStudy
@@ -87,7 +89,7 @@ def look_at(base: Base, data: PreparedData, on_progress: Callable[[int, int], No
 
 
 def advise(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[Advice]:
-    """Return the settings to start from, in the order one would set them.
+    """Return the settings to start from, in the order one would set them; those its recipe does not read left out.
 
     Args:
         recipe: whose data was looked at; what it sets is what stays where no study speaks.
@@ -95,7 +97,8 @@ def advise(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[
         found: published studies.
     """
     start, depth = _start(recipe, looked, found), _depth(recipe, found)
-    return [_length(recipe, found), *_rate(recipe, found, start.value, depth.value), depth, start]
+    advice = [_length(recipe, found), *_rate(recipe, found, start.value, depth.value), depth, start]
+    return [each for each in advice if unread(recipe, each.setting) is None]
 
 
 def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list[str]:
@@ -111,7 +114,10 @@ def caveats(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> list
     study = _of_lengths(recipe, found)
     if study is None:
         return [f"no study of lengths is about such data (data.format={recipe.data.format})"]
-    said = [f"the studies are of size {study.size}, one base model and few tasks, here {study.recipe}"]
+    said = [
+        f"the studies are of size {study.size}, one base model and few tasks, here {study.recipe}; their rates were "
+        "chosen with one seed, for runs as short as that"
+    ]
     if looked.loss is not None and study.base_loss is not None and abs(looked.loss - study.base_loss) > _UNLIKE:
         how = "less" if looked.loss < study.base_loss else "more"
         said.append(
@@ -161,12 +167,32 @@ def _length(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
     study = _of_lengths(recipe, found)
     if study is None:
         return _default(recipe, "prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens, _SUCH_DATA)
-    arms = study.placed
-    best = min(arms, key=lambda arm: arm.mean)
-    chosen = min((arm for arm in arms if arm.is_as_good), key=lambda arm: arm.x or 0.0, default=best)
-    why = f"the shortest that does as well as the best, {best.name}: {_behind(chosen)}"
-    why = f"the best of those tried: {best.mean:.3f} nats per token" if chosen is best else why
+    chosen, why = _least(study, "shortest", lambda arm: arm.x or 0.0)
+    if chosen is None:
+        return Advice("prefix.num_virtual_tokens", recipe.prefix.num_virtual_tokens, f"what {recipe.name} sets; {why}",
+                      None)  # fmt: skip
     return Advice("prefix.num_virtual_tokens", int(chosen.x or 0), why, study.name)
+
+
+def _least(study: FoundStudy, word: str, size: Callable[[FoundArm], float]) -> tuple[FoundArm | None, str]:
+    """Return the arm of least size that does as well as the best of its study's axis, and the words for it.
+
+    None where one of less size than the best was not told apart from it, and may be as good or not.
+
+    Args:
+        study: has an axis.
+        word: for the least.
+        size: of an arm.
+    """
+    arms = sorted(study.placed, key=size)
+    best = min(arms, key=lambda arm: arm.mean)
+    chosen = next(arm for arm in arms if arm.is_as_good or arm is best)
+    if chosen is not best:
+        return chosen, f"the {word} that does as well as the best, {best.name}: {_behind(chosen)}"
+    for arm in arms[: arms.index(best)]:
+        if arm.behind is None or arm.behind[1] <= 0:
+            return None, f"{study.name} does not tell {arm.name} from the best, {best.name}: {_behind(arm)}"
+    return best, f"the best of those tried: {best.mean:.3f} nats per token"
 
 
 def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str, depth: int) -> list[Advice]:
@@ -176,7 +202,7 @@ def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str, depth: int) -
     themselves: through an MLP the rate is that of the study of depths.
     """
     if depth:
-        study, on = _named(_DEPTHS, found), f" through an MLP of depth {depth}"
+        study, on = _named(_DEPTHS, found, recipe), f" through an MLP of depth {depth}"
         arm = next((each for each in study.placed if _depth_of(each) == depth), None) if study else None
     else:
         study, on = _of_lengths(recipe, found), _SUCH_DATA
@@ -186,7 +212,7 @@ def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str, depth: int) -
         return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, on)]
     if arm.is_scaled and start in (InitKind.RANDOM, InitKind.ZERO):
         return [_default(recipe, "train.learning_rate", recipe.train.learning_rate, f" from a start of kind {start}")]
-    why = f"the best on validation rows of those tried for {arm.name}"
+    why = f"the best on validation rows of those tried for {arm.name}, with one seed"
     units = "what that rate was found in: " + ("each layer's own size" if arm.is_scaled else "the numbers themselves")
     return [
         Advice("train.learning_rate", arm.rates["train.learning_rate"], why, study.name),
@@ -195,13 +221,13 @@ def _rate(recipe: Recipe, found: Sequence[FoundStudy], start: str, depth: int) -
 
 
 def _depth(recipe: Recipe, found: Sequence[FoundStudy]) -> Advice:
-    study = _named(_DEPTHS, found)
-    arms = study.placed if study is not None else []
-    if not arms:
-        return _default(recipe, "prefix.reparam_depth", recipe.prefix.reparam_depth)
-    chosen = min((arm for arm in arms if arm.is_as_good), key=_depth_of, default=min(arms, key=lambda arm: arm.mean))
-    return Advice("prefix.reparam_depth", _depth_of(chosen), f"the shallowest as good as any: {_behind(chosen)}",
-                  _DEPTHS)  # fmt: skip
+    study = _named(_DEPTHS, found, recipe)
+    if study is None or not study.placed:
+        return _default(recipe, "prefix.reparam_depth", recipe.prefix.reparam_depth, _SUCH_DATA)
+    chosen, why = _least(study, "shallowest", _depth_of)
+    if chosen is None:
+        return Advice("prefix.reparam_depth", recipe.prefix.reparam_depth, f"what {recipe.name} sets; {why}", None)
+    return Advice("prefix.reparam_depth", _depth_of(chosen), why, _DEPTHS)
 
 
 def _depth_of(arm: FoundArm) -> int:
@@ -209,9 +235,9 @@ def _depth_of(arm: FoundArm) -> int:
 
 
 def _start(recipe: Recipe, looked: Looked, found: Sequence[FoundStudy]) -> Advice:
-    study = _named("init", found)
+    study = _named("init", found, recipe)
     if study is None:
-        return _default(recipe, "prefix.init.kind", str(recipe.prefix.init.kind))
+        return _default(recipe, "prefix.init.kind", str(recipe.prefix.init.kind), _SUCH_DATA)
     kinds = {str(arm.settings.get("prefix.init.kind", "text")): arm for arm in reversed(study.arms) if arm.is_as_good}
     kind = "text" if "text" in kinds else next(iter(kinds))
     best, worst = (pick(study.arms, key=lambda arm: arm.mean) for pick in (min, max))
@@ -224,8 +250,10 @@ def _default(recipe: Recipe, setting: str, value: Any, on: str = "") -> Advice:
     return Advice(setting, value, f"what {recipe.name} sets; no published study varies it{on}", None)
 
 
-def _named(name: str, found: Sequence[FoundStudy]) -> FoundStudy | None:
-    return next((study for study in found if study.name == name), None)
+def _named(name: str, found: Sequence[FoundStudy], recipe: Recipe) -> FoundStudy | None:
+    """Return the study of that name, if it is about data of the recipe's kind."""
+    kind = str(recipe.data.format)
+    return next((study for study in found if study.name == name and study.format == kind), None)
 
 
 def _behind(arm: FoundArm) -> str:

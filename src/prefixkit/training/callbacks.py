@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefixkit import processes
-from prefixkit.errors import DivergedError
+from prefixkit.errors import DivergedError, NotFiniteError
 from prefixkit.files import write_text
 from prefixkit.logs import get_logger
 from prefixkit.models.sharding import is_sharded
@@ -70,7 +70,12 @@ class HeldOut(TrainerCallback):
 
     def _look(self, step: int) -> None:
         measures = processes.is_first() or is_sharded(self._model)  # whose parts are with all of them
-        loss = self._measure(self._model.materialise()) if measures else None
+        try:
+            loss = self._measure(self._model.materialise()) if measures else None
+        except NotFiniteError:
+            if step == 0:  # nothing was trained yet: it says what is wrong with what was loaded
+                raise
+            loss = math.nan
         self.latest = processes.from_first(loss)
         assert self.latest is not None
         if not math.isfinite(self.latest):

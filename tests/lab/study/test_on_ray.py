@@ -23,4 +23,4 @@ def test_a_study_finds_on_ray_what_it_finds_here(
     )
     assert [arm.rates for arm in there.arms] == [arm.rates for arm in here.arms]
     assert [arm.values("heldout_nll") for arm in there.arms] == [arm.values("heldout_nll") for arm in here.arms]
-    assert not any(arm.lost for arm in there.arms)
+    assert not any(arm.lost("heldout_nll") for arm in there.arms)

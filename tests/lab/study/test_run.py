@@ -12,12 +12,12 @@ from prefixkit.cli.main import app
 from prefixkit.config import Size, StudyConfig, load_study, study_names, study_text
 from prefixkit.errors import ArtefactError, ConfigError, SweepError, TrainingError
 from prefixkit.files import read_json, write_json
-from prefixkit.lab.run.folder import ROW_LOSSES, RUN, SCORES, locked
+from prefixkit.lab.run.folder import BY_TEXT, RUN, locked
 from prefixkit.lab.study.measures import DIVERGED, UNLEARNED
 from prefixkit.lab.study.page import write_page
 from prefixkit.lab.study.plan import Plan, Replicate, at_factor, plan_study, rates_of
 from prefixkit.lab.study.results import STUDY, read_results
-from prefixkit.lab.study.run import best_factor, further_factor, run_study
+from prefixkit.lab.study.run import best_factor, finals_of, further_factor, run_study
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.run import run_sweep
 from prefixkit.lab.sweep.trial import SWEEP
@@ -84,15 +84,29 @@ def test_a_wrong_plan_is_refused(
     assert str(caught.value) == message
 
 
-def test_each_task_has_its_baselines_measured_once(tmp_path: Path) -> None:
+def test_each_task_has_its_baselines_measured_once_by_a_run_that_did_not_diverge(tmp_path: Path) -> None:
     plan = plan_study(load_study("tasks"), tmp_path, size=Size.TINY)
-    measured = [
-        (arm.name, replicate.seed)
-        for arm in plan.arms
-        for replicate in plan.replicates
-        if plan.final(arm, 1.0, replicate).recipe.evaluation.baselines
-    ]
-    assert measured == [("headlines, 5 tokens", 0), ("small talk, 5 tokens", 0)]
+    rates = {arm.name: 1.0 for arm in plan.arms}
+
+    def measured() -> list[tuple[str, int]]:
+        finals = finals_of(plan, rates)
+        return [(name, each.seed) for (name, each), trial in finals.items() if trial.recipe.evaluation.baselines]
+
+    assert measured() == [("headlines, 5 tokens", 0), ("small talk, 5 tokens", 0)]
+    diverged = finals_of(plan, rates)["headlines, 5 tokens", plan.replicates[0]].folder
+    diverged.mkdir(parents=True)
+    (diverged / RUN).write_text('{"diverged": "step 3: loss is nan"}')
+    assert measured() == [("headlines, 5 tokens", 1), ("small talk, 5 tokens", 0)]
+
+
+def test_draws_of_all_rows_are_refused(study: StudyConfig, tmp_path: Path) -> None:
+    """Each would be the same run, and count as a repeat."""
+    with pytest.raises(ConfigError) as caught:
+        plan_study(study.model_copy(update={"subsets": 3}), tmp_path, size=Size.FULL)
+    assert str(caught.value) == (
+        "study mine: subsets draws data.train_rows of the rows, and arm 2 tokens learns from all of them; set "
+        "data.train_rows, or leave subsets out"
+    )
 
 
 def test_another_recipe_is_for_arms_without_one_of_their_own(tmp_path: Path) -> None:
@@ -129,7 +143,7 @@ def test_a_study_ends_in_results_and_runs_nothing_twice(plan: Plan, runner) -> N
         assert losses[arm.factor] == min(losses.values())
         first = arm.trials[0].outcome
         assert {"heldout_nll", "seconds", "peak_memory_bytes", "validation_loss"} <= first.values.keys()
-        assert len(first.items["heldout_nll"].parts) > 5
+        assert len(first.items["heldout_nll"].influence) > 5
         assert first.values["validation_loss"] == losses[arm.factor]
         assert first.values[UNLEARNED] == 0.0
     assert {"base.heldout_nll", "real.fluency_ppl"} <= result.baselines("positive-reviews").keys()
@@ -140,12 +154,16 @@ def test_a_study_ends_in_results_and_runs_nothing_twice(plan: Plan, runner) -> N
     assert len(runner.ran) == before
 
 
-def test_row_losses_add_up_to_the_score(plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
-    trial = plan.final(plan.arms[0], 1.0, plan.replicates[0])
-    runner([trial], quiet)
-    rows, scores = (read_json(trial.folder / name) for name in (ROW_LOSSES, SCORES))
-    for key in ("heldout_nll", "base.heldout_nll"):
-        assert sum(rows[key]["nats"]) / sum(rows[key]["tokens"]) == pytest.approx(scores[key])
+def test_scores_of_before_texts_were_kept_are_made_again(plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]
+    """Trained again is nothing; without each text's influence, nothing would be known of a difference."""
+    result = run_study(plan, runner, report=quiet)
+    before = len(runner.ran)
+    trial = plan.final(plan.arms[1], result.arms[1].factor, plan.replicates[1])
+    (trial.folder / BY_TEXT).unlink()
+    again = run_study(plan, runner, report=quiet)
+    assert len(runner.ran) == before + 1
+    assert again.arms[1].trials[1].outcome.items == result.arms[1].trials[1].outcome.items
+    assert again.arms[1].trials[1].outcome.values["seconds"] == result.arms[1].trials[1].outcome.values["seconds"]
 
 
 def test_a_diverged_trial_is_counted_and_not_run_again(
@@ -195,7 +213,7 @@ def test_an_arm_whose_every_rate_fails_is_in_the_results(small_plan: Plan, runne
     result = run_study(small_plan, runner, report=quiet)
     assert result.arm("lora").factor is None
     assert {each.error for each in result.arm("lora").tried} == {"it was told to"}
-    assert result.arm("lora").lost == 2
+    assert result.arm("lora").lost("heldout_nll") == 2
     assert result.arm("lora").values(DIVERGED) == []
     assert result.unfinished == ["it was told to"] * 2  # the rates; nothing could be run at none of them
     assert "no rate trained to its end" in write_page(small_plan.folder).read_text(encoding="utf-8")
@@ -216,7 +234,7 @@ def test_a_rate_that_failed_once_and_then_trained_is_not_held_against_its_run(sm
     )  # fmt: skip
     run_study(plan, runner, report=quiet)
     result = run_study(plan, runner, report=quiet)
-    assert {arm.lost for arm in result.arms} == {0}
+    assert {arm.lost("heldout_nll") for arm in result.arms} == {0}
 
 
 def test_a_study_does_not_write_over_a_sweep(small_plan: Plan, runner) -> None:  # type: ignore[no-untyped-def]

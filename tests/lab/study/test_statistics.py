@@ -11,6 +11,7 @@ from scipy import stats
 
 from made_up import arm, outcome, result
 from prefixkit.config import ClaimConfig, ClaimTest
+from prefixkit.evaluation import Ratio
 from prefixkit.lab.study.claims import Ruling, judge
 from prefixkit.lab.study.measures import DIVERGED, UNLEARNED
 from prefixkit.lab.study.outcome import Items, Outcome
@@ -72,14 +73,133 @@ def test_the_variances_of_seeds_and_texts_add_up() -> None:
     assert 0.92 <= hits / runs <= 0.995
 
 
-def test_texts_that_are_not_the_same_are_not_paired() -> None:
-    first = with_texts([[1.0, 2.0], [1.1, 2.1]], np.array([1.0, 2.0]))
-    second = with_texts([[1.0, 2.0], [1.2, 2.2]], np.array([2.0, 1.0]))
-    apart = difference(first, second, "heldout_nll")
-    seeds = difference(arm("a", first.values("heldout_nll")), arm("b", second.values("heldout_nll")), "heldout_nll")
+def test_arms_of_other_texts_than_each_others_bring_a_variance_each() -> None:
+    """Two arms that are truly alike are said to differ as seldom as the level has it, though seeds hardly vary."""
+    rng, hits = np.random.default_rng(4), 0
+    for _ in range(300):
+        first, second = (
+            with_texts([texts + seed for seed in rng.normal(0, 0.001, 3)], np.ones(len(texts)))
+            for texts in (rng.normal(3, 1, 96), rng.normal(3, 1, 95))
+        )
+        found = difference(first, second, "heldout_nll")
+        assert found is not None
+        assert found.interval is not None
+        hits += found.interval.low <= 0 <= found.interval.high
+    assert 0.9 <= hits / 300 <= 0.99
+
+
+def test_where_texts_are_not_known_seeds_alone_decide_nothing() -> None:
+    """As of a label's accuracy over three seeds that all read the same texts."""
+    bare = [arm(name, [], outcomes=[outcome({"accuracy": 0.8 + each}, items={}) for each in NARROW]) for name in "ab"]
+    claim = ClaimConfig(source="s", says="so", test="better", measure="accuracy", arms=["a", "b"], margin=0.05)
+    (found,) = judge(result(bare, [claim]))
+    assert found.ruling is Ruling.UNDECIDED
+    assert found.why.endswith("0.0%; how far other texts would move it is not known")
+    mean = mean_of(bare[0], "accuracy")
+    assert mean is not None
+    assert mean.interval is None
+
+
+def test_three_seeds_on_the_same_texts_know_no_more_of_a_share_than_the_texts_say() -> None:
+    """22 of 32 texts three times over: 69% [52%, 82%], not a number without an interval."""
+    good, fair = (of_shares(name, hits) for name, hits in (("a", 22), ("b", 20)))
+    found, wilson = mean_of(good, "sentiment_accuracy"), stats.binomtest(22, 32).proportion_ci(method="wilson")
+    assert found is not None
+    assert found.interval is not None
+    assert found.interval.low == pytest.approx(wilson.low, abs=0.02)
+    assert wilson.high <= found.interval.high < wilson.high + 0.06  # the texts' variance is that of its farther end
+    claims = [
+        ClaimConfig(source="s", says="so", test="value", measure="sentiment_accuracy", arms=["a"], low=0.68),
+        ClaimConfig(source="s", says="so", test="ratio", measure="sentiment_accuracy", arms=["a", "b"], low=1.05),
+        ClaimConfig(source="s", says="so", test="better", measure="sentiment_accuracy", arms=["a", "b"]),
+    ]
+    assert [each.ruling for each in judge(result([good, fair], claims))] == [Ruling.UNDECIDED] * 3
+
+
+def test_all_texts_alike_are_no_certainty() -> None:
+    """32 of 32 texts, three times over, may be nine in ten."""
+    every = of_shares("a", 32)
+    found = mean_of(every, "sentiment_accuracy")
+    assert found is not None
+    assert found.interval is not None
+    assert 0.8 < found.interval.low < 0.9
+    apart = difference(every, of_shares("b", 32), "sentiment_accuracy")
     assert apart is not None
-    assert seeds is not None
-    assert apart.interval == seeds.interval
+    assert apart.interval is not None
+    assert apart.interval.low == pytest.approx(-apart.interval.high)
+    assert apart.interval.high > 0.05
+
+
+def test_draws_that_took_all_the_rows_there_are_count_once() -> None:
+    """Four draws of 500 rows out of 500 are the same run four times."""
+    trials = tuple(TrialResult(Replicate(0, subset), outcome({"heldout_nll": 3.0})) for subset in range(4))
+    found = mean_of(replace(arm("a", []), trials=trials), "heldout_nll")
+    assert found is not None
+    assert found.repeats == 1
+
+
+def test_a_run_without_the_measure_is_a_lost_one() -> None:
+    """As where every text it wrote was empty, so that nothing can be said of their fluency."""
+    fluent = [outcome({"fluency_ppl": 9.0 + each}) for each in NARROW]
+    arms = [arm("a", [], outcomes=[*fluent, outcome({"heldout_nll": 3.0})]), arm("b", [14.0] * 4, "fluency_ppl")]
+    claim = ClaimConfig(source="s", says="so", test="better", measure="fluency_ppl", arms=["a", "b"])
+    (found,) = judge(result(arms, [claim]))
+    assert found.ruling is Ruling.UNDECIDED
+    assert found.why.endswith("; runs that diverged, failed or wrote nothing to measure are not in it: 1 of a")
+
+
+def test_runs_that_failed_otherwise_leave_a_share_of_diverged_ones_open() -> None:
+    outcomes = [*runs(0, 26), *[Outcome.failed("out of memory", has_diverged=False)] * 24]
+    claim = ClaimConfig(source="s", says="so", test="value", measure=DIVERGED, arms=["a"], high=0.15)
+    (found,) = judge(result([arm("a", [], outcomes=outcomes), arm("b", [1.0])], [claim]))
+    assert found.ruling is Ruling.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("what", "odd", "words"),
+    [("data_hash", "new", "had other rows than"), ("base_hash", "new", "had other base weights than")],
+)
+def test_runs_that_are_not_alike_leave_their_claims_open(what: str, odd: str, words: str) -> None:
+    low, old, new = (
+        [outcome({"heldout_nll": loss + each}, **{what: known}) for each in NARROW]
+        for loss, known in ((2.0, "old"), (3.0, "old"), (3.0, odd))
+    )
+    arms = [arm("a", [], outcomes=low), arm("b", [], outcomes=old), arm("c", [], outcomes=[*old[:2], new[2]])]
+    claims = [ClaimConfig(source="s", says="so", test="better", arms=["a", other]) for other in ("b", "c")]
+    alike, mixed = judge(result(arms, claims))
+    assert alike.ruling is Ruling.CONFIRMED
+    assert mixed.ruling is Ruling.UNDECIDED
+    assert f"; runs of c {words}" in mixed.why
+
+
+def test_times_of_several_machines_are_not_compared() -> None:
+    outcomes = [
+        [outcome({"seconds": value + each}, hardware=name) for each in NARROW] for value, name in ((1, "x"), (2, "y"))
+    ]
+    claim = ClaimConfig(source="s", says="so", test="better", measure="seconds", arms=["a", "b"])
+    (found,) = judge(result([arm(name, [], outcomes=own) for name, own in zip("ab", outcomes, strict=True)], [claim]))
+    assert found.ruling is Ruling.UNDECIDED
+    assert "; its runs were made on x and y: run the study again" in found.why
+
+
+def test_a_better_rate_beyond_the_edge_turns_a_bound_only_one_way() -> None:
+    """A lower loss at another rate would leave "at most 3.5" standing, and would turn "at least 2.9"."""
+    edge = arm("a", [3.0 + each for each in NARROW], at_edge=True)
+    claims = [
+        ClaimConfig(source="s", says="so", test="value", arms=["a"], **bound)
+        for bound in ({"high": 3.5}, {"low": 2.9}, {"high": 2.5}, {"low": 3.5})
+    ]
+    rulings = [each.ruling for each in judge(result([edge, arm("b", [1.0])], claims))]
+    assert rulings == [Ruling.CONFIRMED, Ruling.UNDECIDED, Ruling.UNDECIDED, Ruling.REFUTED]
+    behind = arm("b", [3.3 + each for each in NARROW], at_edge=True)
+    claim = ClaimConfig(source="s", says="so", test="ratio", arms=["b", "a"], low=1.05)
+    (found,) = judge(result([replace(edge, at_edge=False), behind], [claim]))
+    assert found.ruling is Ruling.UNDECIDED
+    by_validation = [replace(each, trials=arm("", [float(place)] * 3, "validation_loss").trials)
+                     for place, each in enumerate((edge, behind), start=1)]  # fmt: skip
+    claim = ClaimConfig(source="s", says="so", test="better", measure="validation_loss", arms=["a", "b"])
+    (found,) = judge(result(by_validation, [claim]))
+    assert found.ruling is Ruling.UNDECIDED
 
 
 def test_a_ratio_is_of_pairs_on_a_scale_of_logarithms() -> None:
@@ -163,7 +283,7 @@ def test_a_claim_about_an_arm_that_lost_runs_is_not_decided() -> None:
     claim = ClaimConfig(source="s", says="so", test="better", arms=["a", "b"])
     (found,) = judge(result([arm("a", [], outcomes=lucky), arm("b", [2.0, 2.1, 2.0, 2.1, 2.0, 2.1])], [claim]))
     assert found.ruling is Ruling.UNDECIDED
-    assert found.why.endswith("runs that diverged or failed are not in it: 3 of a")
+    assert found.why.endswith("runs that diverged, failed or wrote nothing to measure are not in it: 3 of a")
 
 
 def test_a_margin_is_what_an_arm_may_be_behind() -> None:
@@ -247,18 +367,28 @@ def test_a_run_of_size_tiny_decides_nothing() -> None:
 
 def with_texts(rows: Sequence[Sequence[float]], tokens: "np.ndarray") -> ArmResult:
     """An arm with one run per row of texts."""
-    weights = tuple(tokens.tolist())
+    ratios = [Ratio(tuple(map(float, row)), tuple(tokens.tolist())) for row in rows]
     outcomes = [
-        outcome({"heldout_nll": sum(row) / sum(weights)}, items={"heldout_nll": Items(tuple(map(float, row)), weights)})
-        for row in rows
+        outcome(
+            {"heldout_nll": ratio.value},
+            items={"heldout_nll": Items(tuple(ratio.influence.tolist()), str(ratio.weights))},
+        )
+        for ratio in ratios
     ]
     return arm("a", [], outcomes=outcomes)
+
+
+def of_shares(name: str, hits: int) -> ArmResult:
+    """An arm whose three runs wrote the same 32 texts, so many of them as wanted."""
+    ratio = Ratio.mean([float(place < hits) for place in range(32)])
+    items = {"sentiment_accuracy": Items(tuple(ratio.influence.tolist()), name)}
+    return arm(name, [], outcomes=[outcome({"sentiment_accuracy": ratio.value}, items=items)] * 3)
 
 
 def replicated(draws: Sequence[Sequence[float]]) -> ArmResult:
     """An arm with one run per seed of every draw."""
     trials = tuple(
-        TrialResult(Replicate(seed, subset), outcome({"heldout_nll": value}))
+        TrialResult(Replicate(seed, subset), outcome({"heldout_nll": value}, data_hash=str(subset)))
         for subset, seeds in enumerate(draws)
         for seed, value in enumerate(seeds)
     )

@@ -17,17 +17,18 @@ RECIPE, RUN, SCORES, SAMPLES, METRICS, REPORT, TRAINING = (
     "recipe.yaml", "run.json", "scores.json", "samples.jsonl", "metrics.jsonl", "report.html", "training",
 )  # fmt: skip
 PREDICTIONS = "predictions.jsonl"
-ROW_LOSSES = "row_losses.json"
-"""Held-out losses row by row: nats and tokens."""
+BY_TEXT = "by_text.json"
+"""How far each text moves each score, and a hash of the texts: what runs are compared by."""
 LIKELIEST = "likeliest.json"
 """In the folder ``training``: which examples `data.likeliest` chose."""
 ATTENTION = "attention.json"
 """Likewise: which attention is the fastest."""
 DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
 _OWN = {
-    RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, ROW_LOSSES, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE,
-    *PREFIX_FILES,
+    RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, BY_TEXT, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE,
+    *PREFIX_FILES, "row_losses.json",
 }  # fmt: skip
+"""What a run writes; the last one older runs did."""
 
 
 def check_run(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:

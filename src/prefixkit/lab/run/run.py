@@ -21,11 +21,11 @@ from prefixkit.lab.run.agreement import check_alike, check_artefact, check_share
 from prefixkit.lab.run.attending import training_attention
 from prefixkit.lab.run.folder import (
     ATTENTION,
+    BY_TEXT,
     LIKELIEST,
     PREDICTIONS,
     RECIPE,
     REPORT,
-    ROW_LOSSES,
     RUN,
     SAMPLES,
     SCORES,
@@ -311,9 +311,7 @@ def _measure(recipe: Recipe, folder: Path, base: Base, data: PreparedData, repor
     (folder / SCORES).unlink(missing_ok=True)  # without them it is not measured: no half of it counts
     name, lines = (PREDICTIONS, evaluation.predictions) if data.classes else (SAMPLES, evaluation.samples)
     write_text(folder / name, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
-    if evaluation.row_losses:
-        rows = {key: {"nats": losses.nats, "tokens": losses.tokens} for key, losses in evaluation.row_losses.items()}
-        write_json(folder / ROW_LOSSES, rows)
+    write_json(folder / BY_TEXT, {"texts": evaluation.texts, "influences": evaluation.to_influences()})
     prefix.with_scores({key: value for key, value in flat.items() if isinstance(value, int | float)}).save(folder)
     record = read_record(folder / RUN)
     record["evaluation_seconds"] = round(time.perf_counter() - started, 3)

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefixkit.config import load_recipe
 from prefixkit.files import read_json, write_json
+from prefixkit.lab.study.claims import LEAST_REPEATS
 from prefixkit.lab.study.results import ArmResult, StudyResult
 from prefixkit.lab.study.statistics import difference, mean_of
 
@@ -81,7 +82,7 @@ def summarise(result: StudyResult) -> list[FoundStudy]:
     """
     found = []
     for recipe, arms in result.recipes.items():
-        whole = [arm for arm in arms if not arm.lost]
+        whole = [arm for arm in arms if not arm.lost(_MEASURE)]
         means = {arm.name: mean.value for arm in whole if (mean := mean_of(arm, _MEASURE)) is not None}
         measured = [arm for arm in whole if arm.name in means]
         if not measured:
@@ -127,7 +128,7 @@ def _behind(arm: ArmResult, best: ArmResult) -> tuple[float, float, float] | Non
     if arm is best:
         return (0.0, 0.0, 0.0)
     apart = difference(arm, best, _MEASURE)
-    if apart is None or apart.interval is None:
+    if apart is None or apart.interval is None or apart.repeats < LEAST_REPEATS:
         return None
     return (apart.value, apart.interval.low, apart.interval.high)
 

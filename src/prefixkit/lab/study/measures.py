@@ -8,6 +8,22 @@ DIVERGED, UNLEARNED = "diverged", "unlearned"
 #: What a run did or did not do: arms have shares of their runs.
 COUNTED = (DIVERGED, UNLEARNED)
 
+#: What tables show, as far as arms have it: what is learned, what is written, and what it costs.
+SHOWN = (
+    "heldout_nll", "accuracy", "bleu", "nist", "chrf", "meteor", "rouge_1", "rouge_2", "rouge_l", "sentiment_accuracy",
+    "fluency_ppl", "distinct_2", "seconds_per_step", "seconds_per_token", "peak_memory_bytes", "trainable_parameters",
+    "flops_per_token",
+)  # fmt: skip
+#: What is no matter of the texts a run is measured on.
+_NOT_OF_TEXTS = ("seconds_per_token", "trainable_parameters")
+#: Shares of texts that are this or that, one by one.
+SHARES = ("accuracy", "sentiment_accuracy")
+#: What depends on the processor and on what else it does.
+OF_HARDWARE = ("seconds", "seconds_per_step", "seconds_per_token", "peak_memory_bytes")
+#: What a better learning rate would not improve, or has no claim to be at its best.
+WITHOUT_A_BEST = ("seconds", "seconds_per_step", "peak_memory_bytes", "flops_per_token", "materialised_bytes",
+                  "rollbacks", DIVERGED, "seconds_per_token", "trainable_parameters")  # fmt: skip
+
 #: Of a run's record.
 COSTS = (
     Measure("seconds", "Training time", "Seconds of training, held-out losses included.", Better.LOWER, Unit.SECONDS),
@@ -32,6 +48,11 @@ BETWEEN_ARMS = (
     Measure("late_gap", "Second halves less first", "Held-out loss of the second half of each text less that of the "
             "first: what an arm gains in the beginning alone makes it rise.", Better.LOWER, Unit.NATS),
 )  # fmt: skip
+
+
+def is_of_texts(measure: str) -> bool:
+    """Whether other test texts, or other texts written, would change a measure."""
+    return measure not in (*_NOT_OF_TEXTS, *(cost.key for cost in COSTS))
 
 
 @cache

@@ -1,13 +1,14 @@
 """What became of a trial, read from its run folder."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefixkit.config import Recipe
 from prefixkit.lab.pages.comparison import is_number
-from prefixkit.lab.run.folder import ROW_LOSSES, RUN, SAMPLES, SCORES, is_measured, read_record
+from prefixkit.lab.run.folder import BY_TEXT, RUN, SAMPLES, SCORES, is_measured, read_record
 from prefixkit.lab.study.measures import COSTS, DIVERGED, UNLEARNED
 from prefixkit.lab.sweep.plan import Trial
 
@@ -16,15 +17,15 @@ _SYSTEM = "prefix"
 
 @dataclass(frozen=True)
 class Items:
-    """A measure text by text, so that two arms can be compared on the same texts.
+    """How far each text moves a measure, so that two arms can be compared on the same texts.
 
     Attributes:
-        parts: what is summed, per text.
-        weights: by what the sum is divided, per text.
+        influence: of each text, or group of them; 0 in sum. See `prefixkit.evaluation.intervals`.
+        texts: what the texts are known by: those of two runs are the same where this is.
     """
 
-    parts: tuple[float, ...]
-    weights: tuple[float, ...]
+    influence: tuple[float, ...]
+    texts: str
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Outcome:
 
     Attributes:
         values: by measure: scores, and what training cost.
-        items: some of them text by text.
+        items: those that are of texts, text by text.
         others: scores of the baselines, where this trial measured them.
         samples: the first texts it wrote.
         versions: of the libraries it ran with.
         data_hash: of what it learned from.
         error: why there is less; None where there is not.
         hardware: processor and threads it ran with; empty where that is not known.
+        base_hash: of the base model's weights; None where that is not known.
     """
 
     values: dict[str, float]
@@ -50,6 +52,7 @@ class Outcome:
     data_hash: str | None
     error: str | None
     hardware: str = ""
+    base_hash: str | None = None
 
     @classmethod
     def failed(cls, reason: str, *, has_diverged: bool) -> "Outcome":
@@ -83,13 +86,20 @@ def is_done(trial: Trial) -> bool:
     return has_diverged(trial.folder) or (is_trained(trial.folder) and is_measured(trial.folder, trial.recipe))
 
 
-def read_outcome(trial: Trial, error: str | None, *, samples: int) -> Outcome:
+def forget_old_scores(trial: Trial) -> None:
+    """Let a trial be measured again whose scores were made before their texts were kept."""
+    if not (trial.folder / BY_TEXT).is_file():
+        (trial.folder / SCORES).unlink(missing_ok=True)
+
+
+def read_outcome(trial: Trial, error: str | None, *, samples: int, items: Collection[str] = ()) -> Outcome:
     """Read what a trial left.
 
     Args:
         trial: which.
         error: why its process failed; None where it did not.
         samples: texts to keep at most.
+        items: measures to keep text by text.
     """
     run = read_record(trial.folder / RUN)
     diverged = run.get("diverged")
@@ -97,19 +107,18 @@ def read_outcome(trial: Trial, error: str | None, *, samples: int) -> Outcome:
         reason = diverged or error or "it did not come to its end; run the study again"
         return Outcome.failed(reason, has_diverged=diverged is not None)
     scores = {key: value for key, value in read_record(trial.folder / SCORES).items() if is_number(value)}
-    texts = _texts(trial.folder)
-    items = _row_losses(trial.folder)
-    if hits := [float(bool(line["is_wanted"])) for line in texts if line.get("is_wanted") is not None]:
-        items["sentiment_accuracy"] = Items(tuple(hits), (1.0,) * len(hits))
+    texts, by_text = _texts(trial.folder), read_record(trial.folder / BY_TEXT)
+    known = by_text.get("influences", {})
     return Outcome(
         values={key: float(value) for key, value in scores.items() if "." not in key} | _costs(run, trial.recipe),
-        items=items,
+        items={key: Items(tuple(known[key]), by_text["texts"]) for key in items if key in known},
         others={key: float(value) for key, value in scores.items() if "." in key},
         samples=tuple(line["text"] for line in texts[:samples]),
         versions=dict(run["versions"]),
         data_hash=run["data_hash"],
         error=None,
         hardware=_hardware(run),
+        base_hash=run["base_weights_hash"]["before"],
     )
 
 
@@ -127,11 +136,6 @@ def _costs(run: dict[str, Any], recipe: Recipe) -> dict[str, float]:
     if is_number(loss := run.get("best_heldout_loss")):
         costs["validation_loss"] = float(loss)
     return costs
-
-
-def _row_losses(folder: Path) -> dict[str, Items]:
-    rows = read_record(folder / ROW_LOSSES).get("heldout_nll")
-    return {} if rows is None else {"heldout_nll": Items(tuple(rows["nats"]), tuple(map(float, rows["tokens"])))}
 
 
 def _texts(folder: Path) -> list[dict[str, Any]]:

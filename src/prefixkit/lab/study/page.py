@@ -13,19 +13,13 @@ from prefixkit.lab.pages.comparison import Measure, format_value
 from prefixkit.lab.pages.facts import Fact, flat_facts
 from prefixkit.lab.pages.render import render_page
 from prefixkit.lab.study.claims import Verdict, judge
-from prefixkit.lab.study.measures import DIVERGED, known_measures
+from prefixkit.lab.study.measures import DIVERGED, SHOWN, known_measures
 from prefixkit.lab.study.plots import layers_plot, measure_plot, rates_plot
 from prefixkit.lab.study.results import ArmResult, StudyResult, read_results
 from prefixkit.lab.study.statistics import mean_of
 
 PAGE = "study.html"
 _NARROW_INCHES = 4.4
-#: What the table shows, as far as the arms have it: what is learned, what is written, and what it costs.
-_COLUMNS = (
-    "heldout_nll", "accuracy", "bleu", "nist", "chrf", "meteor", "rouge_1", "rouge_2", "rouge_l", "sentiment_accuracy",
-    "fluency_ppl", "distinct_2", "seconds_per_step", "seconds_per_token", "peak_memory_bytes", "trainable_parameters",
-    "flops_per_token",
-)  # fmt: skip
 #: What is drawn beside the study's own measure.
 _DRAWN = ("sentiment_accuracy", "seconds_per_step", "seconds_per_token", "peak_memory_bytes")
 _SYSTEMS = {
@@ -108,7 +102,7 @@ def columns_of(result: StudyResult) -> list[Measure]:
     """Return the measures a table of a study shows: its own, the usual ones that its arms have, and those claimed."""
     published = result.study.claimed.values.values() if result.study.claimed else ()
     claimed = {key for values in published for key in values}
-    usual = [key for key in _COLUMNS if key in claimed or any(arm.values(key) for arm in result.arms)]
+    usual = [key for key in SHOWN if key in claimed or any(arm.values(key) for arm in result.arms)]
     own = [] if result.study.measure in usual else [result.study.measure]
     return [known_measures()[key] for key in dict.fromkeys([*own, *usual, *sorted(claimed)])]
 
@@ -134,11 +128,10 @@ def _cell(arm: ArmResult, measure: Measure, claimed: float | None) -> Cell:
     found = mean_of(arm, measure.key)
     if found is None:
         return Cell(claimed=published)
-    ends = "" if found.interval is None else " – ".join(
-        format_value(end, measure.unit) for end in (found.interval.low, found.interval.high)
-    )  # fmt: skip
-    is_same = len(set(arm.values(measure.key))) == 1
-    return Cell(format_value(found.value, measure.unit), "" if is_same else ends, published)
+    interval = found.interval
+    is_known = interval is not None and interval.low < interval.high
+    ends = [format_value(end, measure.unit) for end in (interval.low, interval.high)] if interval and is_known else []
+    return Cell(format_value(found.value, measure.unit), " – ".join(ends), published)
 
 
 def baseline_rows(result: StudyResult, columns: Sequence[Measure]) -> list[Row]:

@@ -105,12 +105,10 @@ class Plan:
         recipe = self._at(arm, factor, self.replicates[0])
         return self._trial(arm, factor, self.replicates[0], recipe.model_copy(update={"evaluation": _BARELY}))
 
-    def final(self, arm: Arm, factor: float, replicate: Replicate) -> Trial:
-        """Return a trial that counts. The first one of each recipe measures the baselines, which its arms share."""
+    def final(self, arm: Arm, factor: float, replicate: Replicate, *, with_baselines: bool = False) -> Trial:
+        """Return a trial that counts. One of each recipe measures the baselines, which its arms share."""
         recipe = self._at(arm, factor, replicate)
-        first = next(each for each in self.arms if self.recipe_of(each) == self.recipe_of(arm))
-        is_first = arm is first and replicate is self.replicates[0]
-        evaluation = recipe.evaluation.model_copy(update={"baselines": is_first})
+        evaluation = recipe.evaluation.model_copy(update={"baselines": with_baselines})
         return self._trial(arm, factor, replicate, recipe.model_copy(update={"evaluation": evaluation}))
 
     def _at(self, arm: Arm, factor: float, replicate: Replicate) -> Recipe:
@@ -167,6 +165,11 @@ def plan_study(
                 )
         arms.append(Arm(config, made, tuple(sorted(config.rates or study.rates))))
     first, drawn = arms[0].recipe.train.seed, range(study.subsets)
+    if study.subsets > 1 and (whole := next((arm.name for arm in arms if arm.recipe.data.train_rows is None), None)):
+        raise ConfigError(
+            f"study {study.name}: subsets draws data.train_rows of the rows, and arm {whole} learns from all of them; "
+            "set data.train_rows, or leave subsets out"
+        )
     count = study.seeds if seeds is None else seeds
     if count < 1:
         raise ConfigError(f"--seeds: expected at least 1, got {count}")

@@ -1,6 +1,7 @@
 """The results of a study as ``study.json`` keeps them: every trial with its values, and where they come from."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from prefixkit.config import StudyConfig
 from prefixkit.errors import ArtefactError
+from prefixkit.evaluation import Ratio
 from prefixkit.files import read_json, write_json
 from prefixkit.lab.study.outcome import Items, Outcome
 from prefixkit.lab.study.plan import Replicate
@@ -66,10 +68,9 @@ class ArmResult:
     at_edge: bool
     trials: tuple[TrialResult, ...]
 
-    @property
-    def lost(self) -> int:
-        """How many runs have no scores, because they diverged or failed."""
-        return sum(trial.outcome.error is not None for trial in self.trials)
+    def lost(self, measure: str) -> int:
+        """Return how many runs lack a measure: they diverged or failed, or what they wrote cannot be measured."""
+        return sum(measure not in trial.outcome.values for trial in self.trials)
 
     @property
     def untried(self) -> list[Tried]:
@@ -81,6 +82,11 @@ class ArmResult:
         """What arms have in common that are to learn from the same rows."""
         own = {key: value for key, value in self.settings.items() if key.startswith(("data.", "model."))}
         return self.recipe, *(f"{key}={value}" for key, value in sorted(own.items()))
+
+    @property
+    def same_base(self) -> tuple[str, ...]:
+        """What arms have in common that are to have the same base model."""
+        return self.recipe, *(each for each in self.same_data[1:] if each.startswith("model."))
 
     def values(self, measure: str) -> list[float]:
         """Return a measure of every trial that has it, in the order of the replicates."""
@@ -150,11 +156,20 @@ class StudyResult:
     @property
     def mixed_data(self) -> list[str]:
         """Arms with runs that learned from other rows than most that were to have the same: the data changed."""
+        return self._mixed(lambda outcome: outcome.data_hash, by_draw=True)
+
+    @property
+    def mixed_base(self) -> list[str]:
+        """Arms with runs on other weights than most that were to have the same base model."""
+        return self._mixed(lambda outcome: outcome.base_hash, by_draw=False)
+
+    def _mixed(self, hash_of: Callable[[Outcome], str | None], *, by_draw: bool) -> list[str]:
         hashes: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
         for arm in self.arms:
             for trial in arm.trials:
-                if (found := trial.outcome.data_hash) is not None:
-                    hashes.setdefault((*arm.same_data, trial.replicate.subset), []).append((arm.name, found))
+                if (found := hash_of(trial.outcome)) is not None:
+                    group = (*arm.same_data, trial.replicate.subset) if by_draw else arm.same_base
+                    hashes.setdefault(group, []).append((arm.name, found))
         others = []
         for runs in hashes.values():
             ((usual, _),) = Counter(found for _, found in runs).most_common(1)
@@ -213,5 +228,13 @@ def _arm(values: dict[str, Any]) -> ArmResult:
 
 
 def _outcome(values: dict[str, Any]) -> Outcome:
-    items = {key: Items(tuple(each["parts"]), tuple(each["weights"])) for key, each in values["items"].items()}
+    items = {key: _items(each) for key, each in values["items"].items()}
     return Outcome(**values | {"items": items, "samples": tuple(values["samples"])})
+
+
+def _items(values: dict[str, Any]) -> Items:
+    if "influence" in values:
+        return Items(tuple(values["influence"]), values["texts"])
+    # results of before: parts of a ratio, whose weights tell which texts they are of
+    ratio = Ratio(tuple(values["parts"]), tuple(values["weights"]))
+    return Items(tuple(ratio.influence.tolist()), f"weights {ratio.weights}")

@@ -2,23 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from prefixkit.config import Recipe
+from prefixkit.config import Recipe, StudyConfig
 from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation import check_metrics
 from prefixkit.files import write_json
 from prefixkit.lab.run.folder import RUN, locked, read_record
+from prefixkit.lab.study.measures import SHOWN
 from prefixkit.lab.study.outcome import (
     Outcome,
+    forget_old_scores,
     has_diverged,
     is_done,
     is_trained,
     read_outcome,
     validation_loss,
 )
-from prefixkit.lab.study.plan import Arm, Plan, at_factor, rates_of
+from prefixkit.lab.study.plan import Arm, Plan, Replicate, at_factor, rates_of
 from prefixkit.lab.study.results import ArmResult, StudyResult, TrialResult, Tried, write_results
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import SWEEP, Result, Runner
@@ -73,17 +76,29 @@ def _run_study(plan: Plan, runner: Runner, report: Report) -> StudyResult:
         tried = {name: (*factors, *filter(None, [further[name]])) for name, factors in tried.items()}
         _search(plan, tried, runner, report, errors)
     best = {arm.name: best_factor(tried[arm.name], _losses(plan, arm, tried[arm.name])) for arm in plan.arms}
-    finals = [
-        plan.final(arm, factor, replicate)
-        for arm in plan.arms
-        if (factor := best[arm.name]) is not None
-        for replicate in plan.replicates
-    ]
-    missing = [trial for trial in finals if not is_done(trial)]
-    _run(missing, runner, lambda *told: report("training", *told), errors)
+    for trial in finals_of(plan, best).values():
+        forget_old_scores(trial)
+    while missing := [trial for trial in finals_of(plan, best).values() if not is_done(trial)]:
+        _run(missing, runner, lambda *told: report("training", *told), errors)
+        if not any(has_diverged(trial.folder) for trial in missing):
+            break  # else the baselines may have to be measured by another one
     result = _gather(plan, tried, best, errors)
     write_results(result, plan.folder)
     return result
+
+
+def finals_of(plan: Plan, best: Mapping[str, float | None]) -> dict[tuple[str, Replicate], Trial]:
+    """Return the trials that count; the first one of a recipe that has not diverged measures the baselines."""
+    finals, measured = {}, set()
+    for arm, replicate in product(plan.arms, plan.replicates):
+        if (factor := best[arm.name]) is None:
+            continue
+        recipe, trial = plan.recipe_of(arm), plan.final(arm, factor, replicate)
+        if recipe not in measured and not has_diverged(trial.folder):
+            measured.add(recipe)
+            trial = plan.final(arm, factor, replicate, with_baselines=True)
+        finals[arm.name, replicate] = trial
+    return finals
 
 
 def best_factor(factors: Sequence[float], losses: Sequence[float | None]) -> float | None:
@@ -145,7 +160,7 @@ def _run(
 def _gather(
     plan: Plan, tried: dict[str, tuple[float, ...]], best: dict[str, float | None], errors: dict[Path, str]
 ) -> StudyResult:
-    arms = []
+    arms, finals = [], finals_of(plan, best)
     for arm in plan.arms:
         factor, factors = best[arm.name], sorted(tried[arm.name])
         rates = tuple(_tried(plan.search(arm, each), each, errors) for each in factors if len(factors) > 1)
@@ -153,8 +168,9 @@ def _gather(
             others = [Outcome.failed(_NOT_RUN, has_diverged=False)] * (len(plan.replicates) - 1)
             outcomes = [_without_a_rate(rates), *others]
         else:
-            finals = [plan.final(arm, factor, each) for each in plan.replicates]
-            outcomes = [read_outcome(trial, errors.get(trial.folder), samples=_SAMPLES) for trial in finals]
+            own = [finals[arm.name, replicate] for replicate in plan.replicates]
+            kept = _items(plan.study)
+            outcomes = [read_outcome(each, errors.get(each.folder), samples=_SAMPLES, items=kept) for each in own]
         arms.append(
             ArmResult(
                 name=arm.name,
@@ -180,6 +196,11 @@ def _gather(
         machine=asdict(describe_machine()),
         arms=tuple(arms),
     )
+
+
+def _items(study: StudyConfig) -> set[str]:
+    """Return the measures whose texts tell how sure they are: those a page shows, and those that are claimed about."""
+    return {study.measure, *SHOWN, *(claim.measure for claim in study.claims)}
 
 
 def _tried(trial: Trial, factor: float, errors: dict[Path, str]) -> Tried:

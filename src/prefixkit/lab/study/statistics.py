@@ -1,26 +1,32 @@
-"""How far two arms are apart, and how sure that is: paired over seeds, and over texts where they are known one by one.
+"""How far two arms are apart, and how sure that is: paired over repeats, and over texts.
 
-Both arms read the same texts and repeat the same seeds, so differences are taken pair by pair. The variance of their
-mean is that over repeats, plus that over texts (a ratio of sums, linearised: Cochran, 1977, §6.3), the two being
-independent; Student's t has Satterthwaite's (1946) degrees of freedom. A repeat is a seed, or, where the training rows
-were drawn several times, a draw with all its seeds: seeds that share their rows are no independent repeats. With one
-repeat only the texts speak; where a measure is not known text by text, only the repeats do.
+Both arms repeat the same seeds and read the same texts, so differences are taken pair by pair. The variance of their
+mean is that over repeats, plus that over texts (the sum of squared influences, see `prefixkit.evaluation.intervals`),
+the two being independent; Student's t has Satterthwaite's (1946) degrees of freedom. Where two arms did not read the
+same texts, each brings a variance over texts of its own. With one repeat only the texts speak. Of a measure that other
+texts would change, and that is not known text by text, there is no interval: all seeds share their few texts, and agree
+with each other far better than with the truth.
 
-Shares of runs, such as those that diverged, have Wilson's interval, their difference Newcombe's (1998, method 10):
-where all or none did, a variance over runs would be 0.
+A repeat is a seed or, where the training rows were drawn several times, a draw with all its seeds: seeds that share
+their rows are no independent repeats, and draws that came to the same rows are one.
+
+Shares of texts have a variance over texts even where all of them agree: that of the farther end of Wilson's (1927)
+interval for one arm, that of half a text more on either side (Agresti & Min, 2005) between two. Shares of runs, such as
+those that diverged, have Wilson's interval, their difference Newcombe's (1998, method 10): where all or none did, a
+variance over runs would be 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from scipy import stats
 
-from prefixkit.evaluation.intervals import Interval, mean_interval, share_interval
+from prefixkit.evaluation.intervals import Interval, Numbers, share_interval
 from prefixkit.lab.pages.comparison import Unit
-from prefixkit.lab.study.measures import COUNTED, known_measures
+from prefixkit.lab.study.measures import COUNTED, SHARES, is_of_texts, known_measures
 from prefixkit.lab.study.outcome import Outcome
 from prefixkit.lab.study.plan import Replicate
 from prefixkit.lab.study.results import ArmResult
@@ -65,20 +71,23 @@ def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate |
         measure: which.
         level: of the interval.
     """
-    known = [
-        (trial.replicate, trial.outcome.values[measure]) for trial in arm.trials if measure in trial.outcome.values
-    ]
+    known = [trial for trial in arm.trials if measure in trial.outcome.values]
     if not known:
         return None
-    values = [value for _, value in known]
+    values = [trial.outcome.values[measure] for trial in known]
     if measure in COUNTED:
         return share_of([arm], measure, level=level)
-    repeats = _repeats([replicate for replicate, _ in known], values)
-    interval = mean_interval(repeats, level)
+    value, outcomes = float(np.mean(values)), [trial.outcome for trial in known]
+    repeats = _repeats([trial.replicate for trial in known], [(outcome,) for outcome in outcomes], values)
+    over_texts: list[_Variance] | None = []
+    if is_of_texts(measure):
+        moved = _influence([(outcome, 1.0) for outcome in outcomes], measure)
+        over_texts = None if moved is None else [_over_texts(moved, _least_of_share(measure, value, len(moved)))]
+    interval = _interval(float(np.mean(repeats)), _over_repeats(repeats), over_texts, level)
     unit = known_measures()[measure].unit
     if interval is not None and unit is not Unit.NATS:  # Student's knows no ends; nothing else here is below 0
         interval = interval.map(lambda end: min(1.0 if unit is Unit.SHARE else math.inf, max(0.0, end)))
-    return Estimate(float(np.mean(values)), interval, len(repeats))
+    return Estimate(float(np.mean(repeats)), interval, len(repeats))
 
 
 def share_of(arms: Sequence[ArmResult], measure: str, *, level: float = LEVEL) -> Estimate:
@@ -106,12 +115,13 @@ def difference(first: ArmResult, second: ArmResult, measure: str, *, level: floa
     if not pairs:
         return None
     differences = [pair.one.values[measure] - pair.other.values[measure] for pair in pairs]
-    value = float(np.mean(differences))
     if measure in COUNTED:
-        return Estimate(value, _difference_of_shares(first, second, measure, level), len(pairs))
-    repeats = _repeats([pair.replicate for pair in pairs], differences)
-    variances = [each for each in (_over_repeats(repeats), _over_texts(pairs, measure)) if each is not None]
-    return Estimate(float(np.mean(repeats)), _interval(float(np.mean(repeats)), variances, level), len(repeats))
+        interval = _difference_of_shares(first, second, measure, level)
+        return Estimate(float(np.mean(differences)), interval, len(pairs))
+    repeats = _repeats([pair.replicate for pair in pairs], [(pair.one, pair.other) for pair in pairs], differences)
+    over_texts = _between(pairs, measure, [(1.0, 1.0)] * len(pairs)) if is_of_texts(measure) else []
+    value = float(np.mean(repeats))
+    return Estimate(value, _interval(value, _over_repeats(repeats), over_texts, level), len(repeats))
 
 
 def ratio(first: ArmResult, second: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate | None:
@@ -127,8 +137,11 @@ def ratio(first: ArmResult, second: ArmResult, measure: str, *, level: float = L
     values = [(pair.one.values[measure], pair.other.values[measure]) for pair in pairs]
     if not values or any(value <= 0 for pair in values for value in pair):
         return None
-    logs = _repeats([pair.replicate for pair in pairs], [math.log(one / other) for one, other in values])
-    interval = mean_interval(logs, level)
+    both = [(pair.one, pair.other) for pair in pairs]
+    logs = _repeats([pair.replicate for pair in pairs], both, [math.log(one / other) for one, other in values])
+    scales = [(1 / one, 1 / other) for one, other in values]  # how far a logarithm moves with its number
+    over_texts = _between(pairs, measure, scales) if is_of_texts(measure) else []
+    interval = _interval(float(np.mean(logs)), _over_repeats(logs), over_texts, level)
     return Estimate(math.exp(float(np.mean(logs))), None if interval is None else interval.map(math.exp), len(logs))
 
 
@@ -175,40 +188,81 @@ def _pairs(first: ArmResult, second: ArmResult, measure: str) -> list[_Pair]:
     ]
 
 
-def _repeats(replicates: Sequence[Replicate], values: Sequence[float]) -> list[float]:
+def _repeats(
+    replicates: Sequence[Replicate], outcomes: Sequence[tuple[Outcome, ...]], values: Sequence[float]
+) -> list[float]:
     """Return one value per independent repeat: the seeds', or, of several draws of the rows, each draw's mean."""
-    draws: dict[int, list[float]] = {}
-    for replicate, value in zip(replicates, values, strict=True):
-        draws.setdefault(replicate.subset, []).append(value)
-    return list(values) if len(draws) == 1 else [float(np.mean(each)) for each in draws.values()]
+    draws: dict[Hashable, dict[int, list[float]]] = {}
+    for replicate, own, value in zip(replicates, outcomes, values, strict=True):
+        hashes = tuple(outcome.data_hash for outcome in own)
+        draw = replicate.subset if None in hashes else hashes  # draws that took all the rows there are, are one
+        draws.setdefault(draw, {}).setdefault(replicate.seed, []).append(value)
+    means = [[float(np.mean(same)) for same in seeds.values()] for seeds in draws.values()]
+    return means[0] if len(means) == 1 else [float(np.mean(each)) for each in means]
 
 
-def _over_repeats(differences: Sequence[float]) -> _Variance | None:
-    count = len(differences)
-    return None if count < 2 else _Variance(float(np.var(differences, ddof=1)) / count, count - 1)
+def _over_repeats(values: Sequence[float]) -> list[_Variance]:
+    count = len(values)
+    return [] if count < 2 else [_Variance(float(np.var(values, ddof=1)) / count, count - 1)]
 
 
-def _over_texts(pairs: Sequence[_Pair], measure: str) -> _Variance | None:
-    """Return the variance that other texts would bring; None where the two arms' texts cannot be paired."""
-    known = [(pair.one.items[measure], pair.other.items[measure]) for pair in pairs
-             if measure in pair.one.items and measure in pair.other.items]  # fmt: skip
-    if len(known) < len(pairs) or len({items.weights for both in known for items in both}) > 1:
+def _influence(scaled: Sequence[tuple[Outcome, float]], measure: str) -> Numbers | None:
+    """Return how far each text moves the mean of outcomes times numbers; None where they are not of the same texts."""
+    known = [(outcome.items[measure], scale) for outcome, scale in scaled if measure in outcome.items]
+    if len(known) < len(scaled) or len({(items.texts, len(items.influence)) for items, _ in known}) > 1:
         return None
-    weights = np.array(known[0][0].weights)
-    parts = np.mean([np.subtract(one.parts, other.parts) for one, other in known], axis=0)
-    count, total = len(weights), weights.sum()
-    if count < 2 or not total:
+    return np.asarray(np.mean([scale * np.array(items.influence) for items, scale in known], axis=0), dtype=np.float64)
+
+
+def _over_texts(moved: Numbers, least: float = 0.0) -> _Variance:
+    count = len(moved)
+    return _Variance(max(least, float(count / max(1, count - 1) * np.square(moved).sum())), max(1, count - 1))
+
+
+def _between(pairs: Sequence[_Pair], measure: str, scales: Sequence[tuple[float, float]]) -> list[_Variance] | None:
+    """Return what other texts would bring to the mean difference of pairs, each outcome times its scale.
+
+    None where that is not known. Arms of other texts than each other's have a variance each.
+    """
+    ones = [(pair.one, scale) for pair, (scale, _) in zip(pairs, scales, strict=True)]
+    others = [(pair.other, -scale) for pair, (_, scale) in zip(pairs, scales, strict=True)]
+    one, other = _influence(ones, measure), _influence(others, measure)
+    if one is None or other is None:
         return None
-    residuals = parts - parts.sum() / total * weights
-    return _Variance(float(count / (count - 1) * np.square(residuals).sum() / total**2), count - 1)
+    scale = max(abs(each) for _, each in (*ones, *others)) if measure in SHARES else 0.0
+    least = [(scale / (len(each) + 2)) ** 2 for each in (one, other)]
+    if _influence([*ones, *others], measure) is None:
+        return [_over_texts(one, least[0]), _over_texts(other, least[1])]
+    return [_over_texts(one + other, least[0])]
 
 
-def _interval(value: float, variances: Sequence[_Variance], level: float) -> Interval | None:
+def _least_of_share(measure: str, value: float, count: int) -> float:
+    """Return the least variance of a share of texts; 0 of another measure."""
+    if measure not in SHARES:
+        return 0.0
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    shrunk = 1 + z**2 / count
+    middle = (value + z**2 / (2 * count)) / shrunk
+    half = z / shrunk * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2))
+    return ((abs(middle - value) + half) / z) ** 2
+
+
+def _interval(
+    value: float, over_repeats: Sequence[_Variance], over_texts: Sequence[_Variance] | None, level: float
+) -> Interval | None:
+    """Return Student's interval of a value with such variances; None where one is unknown, or there is none.
+
+    Args:
+        value: in the middle.
+        over_repeats: none with a single repeat.
+        over_texts: none of what is not of texts; None where they are not known.
+        level: of the interval.
+    """
+    if over_texts is None or not (variances := [*over_repeats, *over_texts]):
+        return None
     total = sum(each.value for each in variances)
-    if not variances:
-        return None
     if total == 0:
-        return Interval(value, value)
+        return None if over_texts else Interval(value, value)
     freedom = total**2 / sum(each.value**2 / each.freedom for each in variances)
     margin = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(total)
     return Interval(value - margin, value + margin)
