@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefixkit.config import Size, load_study, study_names
 from prefixkit.errors import PrefixkitError
-from prefixkit.files import write_text
+from prefixkit.files import read_json, write_json, write_text
 from prefixkit.lab.pages.comparison import format_value
 from prefixkit.lab.pages.plots import standalone
 from prefixkit.lab.study.claims import Verdict, judge
@@ -21,7 +21,7 @@ from prefixkit.lab.study.measures import known_measures
 from prefixkit.lab.study.page import baseline_rows, columns_of, outcome_counts
 from prefixkit.lab.study.plots import layers_plot, measure_plot
 from prefixkit.lab.study.results import STUDY, StudyResult, read_results, write_results
-from prefixkit.lab.study.statistics import mean_of
+from prefixkit.lab.study.statistics import mean_beside_others
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "studies"
@@ -115,7 +115,7 @@ def _table(result: StudyResult) -> list[str]:
         runs = f"{len(arm.trials) - len(lost)} of {len(arm.trials)}"
         cells = []
         for measure in measures:
-            found = mean_of(arm, measure.key)
+            found = mean_beside_others(arm, measure.key)
             text = "" if found is None else format_value(found.value, measure.unit)
             if found is not None and found.interval is not None and found.interval.low < found.interval.high:
                 ends = (format_value(end, measure.unit) for end in (found.interval.low, found.interval.high))
@@ -168,8 +168,9 @@ def as_shipped(result: StudyResult) -> StudyResult:
 def publish(folder: Path) -> None:
     """Copy a study's results, and draw its picture from them."""
     result = as_shipped(read_results(folder))
-    if result.size == Size.TINY or result.mixed_versions or result.mixed_data or result.mixed_hardware:
-        raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions, data or hardware, is not published")
+    mixed = result.mixed_versions or result.mixed_data or result.mixed_base or result.mixed_hardware
+    if result.size == Size.TINY or mixed:
+        raise PrefixkitError(f"{folder}: a tiny run, or one of mixed versions, data, base, hardware, is not published")
     target = RESULTS / result.study.name
     target.mkdir(parents=True, exist_ok=True)
     write_results(result, target)
@@ -187,7 +188,8 @@ def main() -> None:
         publish(folder)
     results = published()
     for result in results:
-        write_results(result, RESULTS / result.study.name)
+        path = RESULTS / result.study.name / STUDY
+        write_json(path, read_json(path) | {"study": result.study.model_dump(mode="json")})  # today's words
         write_text(RESULTS / result.study.name / STUDY_PAGE, study_page(result))
     write_found(results, ROOT / "src" / "prefixkit" / "studies" / FOUND)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)

@@ -16,7 +16,7 @@ from prefixkit.lab.study.claims import Verdict, judge
 from prefixkit.lab.study.measures import DIVERGED, SHOWN, known_measures
 from prefixkit.lab.study.plots import layers_plot, measure_plot, rates_plot
 from prefixkit.lab.study.results import ArmResult, StudyResult, read_results
-from prefixkit.lab.study.statistics import mean_of
+from prefixkit.lab.study.statistics import mean_beside_others
 
 PAGE = "study.html"
 _NARROW_INCHES = 4.4
@@ -125,7 +125,7 @@ def _row(arm: ArmResult, columns: Sequence[Measure], result: StudyResult) -> Row
 
 def _cell(arm: ArmResult, measure: Measure, claimed: float | None) -> Cell:
     published = "" if claimed is None else format_value(claimed, measure.unit)
-    found = mean_of(arm, measure.key)
+    found = mean_beside_others(arm, measure.key)
     if found is None:
         return Cell(claimed=published)
     interval = found.interval

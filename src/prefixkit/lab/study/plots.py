@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from prefixkit.lab.pages.comparison import Better, Measure, Unit, format_value
 from prefixkit.lab.pages.plots import FAINT, INSTRUCTION, PREFIX, STYLE, to_svg
 from prefixkit.lab.study.results import ArmResult, StudyResult
-from prefixkit.lab.study.statistics import mean_of
+from prefixkit.lab.study.statistics import mean_beside_others
 
 _LAYERS = "prefix.layers"
 _BASELINES = {"base.": "base model", "instruction.": "instruction"}
@@ -121,7 +121,7 @@ def _along(axes: Axes, arms: Sequence[ArmResult], measure: Measure, result: Stud
     for place, arm in zip(places, ordered, strict=True):
         values = arm.values(measure.key)
         axes.plot([place] * len(values), values, "o", color=PREFIX, alpha=0.35, markersize=4)
-        found = mean_of(arm, measure.key)
+        found = mean_beside_others(arm, measure.key)
         if found is not None and found.interval is not None:
             axes.plot([place, place], [found.interval.low, found.interval.high], color=PREFIX, linewidth=1.2)
         axes.plot(place, _mean(arm, measure), "o", color=PREFIX, markersize=7)
@@ -136,7 +136,7 @@ def _beside(axes: Axes, arms: Sequence[ArmResult], measure: Measure) -> None:
     for row, arm in enumerate(arms):
         values = arm.values(measure.key)
         axes.plot(values, [row] * len(values), "o", color=PREFIX, alpha=0.35, markersize=4)
-        found = mean_of(arm, measure.key)
+        found = mean_beside_others(arm, measure.key)
         if found is not None and found.interval is not None:
             axes.plot([found.interval.low, found.interval.high], [row, row], color=PREFIX, linewidth=1.4)
         axes.plot(_mean(arm, measure), row, "o", color=PREFIX, markersize=7)

@@ -61,7 +61,7 @@ class _Pair:
     other: Outcome
 
 
-def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate | None:
+def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL, on_these_texts: bool = False) -> Estimate | None:
     """Return an arm's mean over its repeats with Student's interval; None where no trial has the measure.
 
     That of a share ends at 0 and 1. Of what runs did or did not do it is their share, with Wilson's interval.
@@ -70,6 +70,7 @@ def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate |
         arm: whose.
         measure: which.
         level: of the interval.
+        on_these_texts: leave out of the interval what other texts would change.
     """
     known = [trial for trial in arm.trials if measure in trial.outcome.values]
     if not known:
@@ -80,7 +81,7 @@ def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate |
     value, outcomes = float(np.mean(values)), [trial.outcome for trial in known]
     repeats = _repeats([trial.replicate for trial in known], [(outcome,) for outcome in outcomes], values)
     over_texts: list[_Variance] | None = []
-    if is_of_texts(measure):
+    if is_of_texts(measure) and not on_these_texts:
         moved = _influence([(outcome, 1.0) for outcome in outcomes], measure)
         over_texts = None if moved is None else [_over_texts(moved, _least_of_share(measure, value, len(moved)))]
     interval = _interval(float(np.mean(repeats)), _over_repeats(repeats), over_texts, level)
@@ -88,6 +89,15 @@ def mean_of(arm: ArmResult, measure: str, *, level: float = LEVEL) -> Estimate |
     if interval is not None and unit is not Unit.NATS:  # Student's knows no ends; nothing else here is below 0
         interval = interval.map(lambda end: min(1.0 if unit is Unit.SHARE else math.inf, max(0.0, end)))
     return Estimate(float(np.mean(repeats)), interval, len(repeats))
+
+
+def mean_beside_others(arm: ArmResult, measure: str) -> Estimate | None:
+    """Return an arm's mean as a table has it beside those of arms that were measured on the same texts.
+
+    Other texts would move all of them together, so its interval is over repeats alone; save for shares of texts, of
+    which three seeds may agree by chance.
+    """
+    return mean_of(arm, measure, on_these_texts=measure not in SHARES)
 
 
 def share_of(arms: Sequence[ArmResult], measure: str, *, level: float = LEVEL) -> Estimate:
