@@ -144,6 +144,22 @@ def test_a_recipe_full_of_odd_values_survives_a_round_trip() -> None:
     assert recipe.train.schedule is Schedule.COSINE
     for only_changes in (False, True):
         assert parse_recipe(dump_recipe(recipe, only_changes=only_changes)) == recipe
+    for text in ("5e-3", "1e5", ".5e1", "+2E3", "3", "0x1f", "yes", "~", "2024-01-01"):
+        named = Recipe.model_validate({"name": text, "data": {"prompt": text, "text_column": text}})
+        assert parse_recipe(dump_recipe(named)) == named
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["train.max_grad_norm", "train.divergence.norm_ratio", "train.learning_rate", "generation.temperature",
+     "prefix.init.std"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_what_json_cannot_say_is_refused_before_training(setting: str, value: str) -> None:
+    """A run that ended in it could neither be recorded nor gone on with."""
+    with pytest.raises(ConfigError, match=f"^{setting}: ") as caught:
+        parse_recipe("prefix: {init: {kind: random}}", [f"{setting}={value}"])
+    assert "finite" in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", ["'1'", "1", "true", "positive"])

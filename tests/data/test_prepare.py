@@ -193,6 +193,15 @@ def test_nothing_left_says_which_filter_took_what(run: Callable[..., PreparedDat
     assert "2 have the text of a row with another label" in failure(run, twins)
 
 
+def test_an_input_that_is_always_the_same_is_said_to_be(run: Callable[..., PreparedData]) -> None:
+    """More rows would not help: those of one input stay together."""
+    rows = [{"input": "write a review", "target": f"film number {place} was good"} for place in range(200)]
+    said = failure(run, rows, format="input_target", input_column="input", target_column="target", keep_label=None,
+                   label_column=None)  # fmt: skip
+    assert "no row fell into it: all 200 rows have 1 inputs between them, and rows of one input stay together" in said
+    assert said.endswith("belongs into data.prompt, with data.format=text")
+
+
 def test_empty_split_says_which(run: Callable[..., PreparedData]) -> None:
     said = failure(run, ROWS[:2], label_column=None, keep_label=None)
     assert said.startswith("data.split.")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from prefixkit.config import EvaluationConfig
 from prefixkit.evaluation.answers import Answers
@@ -68,3 +69,11 @@ def test_a_text_without_a_place_costs_nothing():
     empty = Answers(("a", "b"), (np.zeros((0, 2)), np.log([[0.5, 0.5]])), (np.array([], dtype=np.int64), np.array([1])))
     assert empty.losses.value == pytest.approx(np.log(2))
     assert empty.hits.value == 0.0
+
+
+def test_a_label_that_is_predicted_and_never_true_counts():
+    """As scikit-learn has it: one that is given wrongly is a class found in none of its texts."""
+    sure = {"a": [0.8, 0.1, 0.1], "b": [0.1, 0.8, 0.1], "c": [0.1, 0.1, 0.8]}
+    found = answers("abc", [[(true, sure[own])] for true, own in ("aa", "ac", "bb", "bb")])
+    expected = f1_score(list("aabb"), list("acbb"), average="macro", zero_division=0)
+    assert found.macro_f1(range(4)) == pytest.approx(expected) == pytest.approx(5 / 9)

@@ -67,3 +67,8 @@ def test_prompts_of_the_recipe_are_no_inputs_with_answers():
 def test_without_samples_nothing_is_asked():
     asked = asked_of(TEST, make_recipe(samples=0))
     assert (asked.prompts, asked.people, asked.references) == ((), (), ())
+
+
+def test_prompts_of_the_recipe_are_asked_as_their_like_was_in_training():
+    recipe = make_recipe(prompts=["shop", "bank"], samples=3)
+    assert asked_of(TEST, recipe, ask=lambda text: f"{text} ->").prompts == ("shop ->", "bank ->", "shop ->")

@@ -61,3 +61,8 @@ def test_copies_score_a_hundred_and_strangers_none():
 
 def test_one_text_resembles_nothing():
     assert SelfBleu(["alone"])() == 0.0
+
+
+def test_texts_without_spaces_resemble_each_other_by_their_characters():
+    texts = [f"这部电影非常好看，我很喜欢{end}" for end in "它他她吗呢"]
+    assert SelfBleu(texts)() > 80

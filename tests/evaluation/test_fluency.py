@@ -45,3 +45,9 @@ def test_without_bos_the_first_token_after_an_empty_prompt_is_not_scored(base):
 def test_only_empty_texts_are_refused(base):
     with pytest.raises(EvaluationError, match=r"^all 2 generated texts are empty; there is nothing to score$"):
         fluency_losses(base, ["a", "b"], ["", ""])
+
+
+def test_a_text_that_is_longer_read_than_written_is_scored_as_far_as_it_fits(base):
+    limit = base.context_tokens
+    losses = fluency_losses(base, ["review :"], ["film " * (limit + 5)])
+    assert losses.tokens == (limit - 2,)

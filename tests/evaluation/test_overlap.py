@@ -157,3 +157,33 @@ def test_what_will_not_be_measured_is_said_where_inputs_are_answered(without, ca
     assert caplog.messages == [
         "not measured for want of a package: rouge (rouge-score), meteor (nltk); pip install 'prefixkit[metrics]'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("reference", "other"),
+    [
+        ("这家酒店离市中心很近，价格便宜，服务也很好。", "我昨天在图书馆借了三本关于历史的书。"),
+        ("このホテルは駅から近くて、値段も安いです。", "きのう図書館で歴史の本を三冊借りました。"),
+        ("Этот отель находится рядом с вокзалом и стоит недорого.", "Вчера друг взял в библиотеке три книги о войне."),
+        ("Das schöne Hotel liegt günstig am Fluß.", "Gestern lieh meine Tante drei Bücher über Geschichte."),
+    ],
+)
+def test_an_answer_in_any_script_is_as_near_as_it_is(reference, other):
+    """The reference itself comes out at the top, and a sentence about something else far below it."""
+    same, far = ([text] for text in (reference, other))
+    assert bleu_sums(same, [same]).value == pytest.approx(100.0)
+    assert bleu_sums(far, [same]).value < 30
+    assert all(values == [pytest.approx(1.0)] for values in rouge_scores(same, [same]).values())
+    assert all(values[0] < 0.5 for values in rouge_scores(far, [same]).values())
+    assert meteor_scores(same, [same])[0] > 0.95
+    assert meteor_scores(far, [same])[0] < 0.5
+    assert word_nist_sums(same, [same]).value > 2 * word_nist_sums(far, [same]).value
+
+
+def test_words_of_a_to_z_are_rouge_scores_own():
+    """Stems and all, beside punctuation of any kind."""
+    texts = ["The hotel’s rooms were cleaned — twice!", "It's cheap; 100% recommended..."]
+    references = [["Rooms at the hotel’s are cleaned"], ["recommending its cheapness"]]
+    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+    expected = [scorer.score_multi(own, text)["rouge1"].fmeasure for text, own in zip(texts, references, strict=True)]
+    assert rouge_scores(texts, references)["rouge_1"] == pytest.approx(expected)

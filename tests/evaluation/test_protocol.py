@@ -180,9 +180,41 @@ def test_texts_of_people_are_cut_to_the_length_of_generations(base, prefix, data
 
 def test_of_a_conversation_only_the_last_reply_is_a_persons_text(base, prefix, data, scored):
     ids = tuple(base.tokenizer("the film was a story")["input_ids"])
-    talk = Example("the film was", "film\nstory", ids, (-100, ids[1], -100, ids[3], ids[4]))
+    labels = (-100, ids[1], -100, ids[3], ids[4])
+    talk = Example("the film was", "film\nstory", ids, labels, last_reply="a story")
     evaluate(base, prefix, dataclasses.replace(data, test=(talk,)), make_recipe(instruction=None, samples=1))
     assert scored[-1] == ["a story"]
+
+
+def test_of_a_conversation_cut_before_its_last_reply_that_is_a_persons_text_all_the_same(base, prefix, data, scored):
+    """The prompt leads up to it, whatever was learned of what fits."""
+    ids = tuple(base.tokenizer("the film was a story")["input_ids"])
+    talk = Example("the film was", "film\ngreat fun", ids, (-100, ids[1], -100, -100, -100), last_reply="great fun")
+    evaluate(base, prefix, dataclasses.replace(data, test=(talk,)), make_recipe(instruction=None, samples=1))
+    assert scored[-1] == ["great fun"]
+
+
+def test_prompts_are_asked_behind_the_separator_that_training_had(base, prefix, questions):
+    recipe = asking(prompts=["the film"], samples=1, latency_tokens=1)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"separator": " :"})})
+    found = evaluate(base, prefix, questions, recipe)
+    assert {sample.prompt for sample in found.samples} == {"the film :"}
+
+
+def test_rows_of_one_input_count_together_where_the_interval_is_made(base, prefix, questions):
+    """Answers to one input are no independent rows; the value is that of all their tokens."""
+    found = evaluate(base, prefix, questions, asking(samples=0, heldout_rows=99)).scores
+    assert (
+        len(found["heldout_nll"].influence) == len({example.prompt for example in questions.test}) < len(questions.test)
+    )
+    assert found["heldout_nll"].value == pytest.approx(heldout_loss(base, questions.test, prefix=prefix).mean)
+
+
+def test_a_contrasting_text_that_does_not_fit_is_said_before_anything_is_trained(base, data):
+    ids = tuple(base.tokenizer("film " * (base.context_tokens - 3))["input_ids"])
+    long = dataclasses.replace(data, contrast=(Example("", "", ids, (-100, *ids[1:])),))
+    with pytest.raises(EvaluationError, match=r"text \d+ tokens exceed the model's context"):
+        check_context(base, long, make_recipe(samples=0, baselines=False), prefix_tokens=5)
 
 
 def test_fewer_texts_of_people_have_no_measures_of_the_set(base, prefix, data):

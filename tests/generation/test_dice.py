@@ -114,3 +114,17 @@ def test_a_very_cold_temperature_takes_the_likeliest_token():
     )
     scores = chooser(NO_IDS, torch.tensor([[1.0, 30.0, 29.9]]))
     assert scores.argmax().item() == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 5}, {"top_k": 40, "top_p": 0.5}])
+def test_a_large_batch_is_chosen_for_a_few_rows_at_a_time_all_the_same(settings, monkeypatch):
+    """So that what sampling takes does not grow with the batch."""
+    generator = torch.Generator().manual_seed(0)
+    logits, dice = torch.randn(13, 300, generator=generator), torch.rand(13, generator=generator, dtype=torch.float64)
+    whole = choose(logits, dice, **settings)
+    largest = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda own, dim: largest.append(len(own)) or softmax(own, dim=dim))
+    monkeypatch.setattr("prefixkit.generation.dice._AT_ONCE", 1000)
+    assert torch.equal(choose(logits, dice, **settings), whole)
+    assert max(largest) == 3

@@ -308,3 +308,15 @@ def test_prefixes_that_cannot_be_read_together_are_refused_before_a_text_is_writ
             on_progress=lambda *done: told.append(done),
         )  # fmt: skip
     assert not told
+
+
+def test_a_run_of_bytes_is_sent_once_no_byte_can_unsay_it(base, monkeypatch):
+    """Tokenizers with byte fallback decode a run of bytes as a whole: one too many spoils those before it."""
+    texts = {1: "b", 2: "b\N{REPLACEMENT CHARACTER}", 3: "b😀", 4: "b\N{REPLACEMENT CHARACTER}" * 2, 5: "b😀é!"}
+    names = {5: "b", 6: "<0xF0>", 7: "<0x9F>", 8: "<0xC3>", 9: "!"}
+    monkeypatch.setattr(sampling, "_continuation", lambda base, row, new: texts[len(new)])
+    monkeypatch.setattr(base.tokenizer, "convert_ids_to_tokens", names.get, raising=False)
+    queue = sampling.SimpleQueue()
+    for item in (*names, None):
+        queue.put(item)
+    assert list(sampling._pieces(base, [1], queue)) == ["b", "😀é!"]

@@ -106,14 +106,23 @@ def test_it_is_saved_and_loaded_as_one(
     assert plain.card.content_hash != saved.card.content_hash
 
 
+def loaded_again(prefix: Prefix, folder: Path) -> Prefix:
+    """The same artefact from a file, with tensors of its own."""
+    prefix.save(folder / "again")
+    return Prefix.load(folder / "again")
+
+
 def test_a_batch_of_differing_prefixes_takes_one_delta(
-    model: PreTrainedModel, make_hybrid: Make, make_prefix: Make, make_ids: Make
+    model: PreTrainedModel, make_hybrid: Make, make_prefix: Make, make_ids: Make, tmp_path: Path
 ) -> None:
     hybrid, ids = make_hybrid(model), make_ids(2, 6)
     bare = hybrid.without("prefix")
     whole = logits(model, ids, [hybrid, bare])
     torch.testing.assert_close(whole[:1], logits(model, ids[:1], hybrid))
     torch.testing.assert_close(whole[1:], logits(model, ids[1:], bare))
+    assert torch.equal(
+        logits(model, ids, [hybrid, loaded_again(hybrid, tmp_path)]), logits(model, ids, [hybrid, hybrid])
+    )
     for rows in ([hybrid, None], [hybrid, make_prefix(model)], [hybrid, make_hybrid(model, seed=1)]):
         with pytest.raises(InjectionError, match="lora changes the layers for all rows of a batch at once"):
             attach(model, rows)

@@ -287,3 +287,16 @@ def test_an_artefact_that_is_no_hybrid_is_refused(base: PreTrainedModel, tmp_pat
 def make_plain(model: Any) -> PreTrainedModel:
     base: PreTrainedModel = model.unload()
     return base
+
+
+def test_an_artefact_without_virtual_tokens_has_no_configuration_of_a_prefix(
+    make_tiny_llama: Make, tmp_path: Path
+) -> None:
+    """What is wrong is not a number that nobody gave."""
+    base = make_tiny_llama()
+    states = make(make_tiny_llama()).encoder.materialise()
+    delta = build_delta(base, MethodConfig.model_validate("bitfit"), torch.Generator().manual_seed(0)).materialise()
+    prefix = Prefix.from_states(states, base=BaseCard(id="tiny", fingerprint=fingerprint(base)), deltas=[delta])
+    prefix.without("prefix").save(tmp_path)
+    with pytest.raises(ArtefactError, match="the artefact of tiny holds bitfit and no prefix; attach it with prefixkit"):
+        PrefixTuningConfig.from_pretrained(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 import processes
 from prefixkit.config import Recipe, dump_recipe
@@ -25,8 +26,9 @@ from prefixkit.training import (
     train_prefix,
     trainer,
 )
-from prefixkit.training.checkpoint import read_own
+from prefixkit.training.checkpoint import Progress, read_own
 from prefixkit.training.monitor import Monitor
+from prefixkit.training.run import _arguments, _roll_back
 from training import kill_me
 
 Load = Callable[[Recipe], Any]
@@ -362,3 +364,31 @@ def test_a_half_written_last_line_of_metrics_is_left_out(tmp_path: Path) -> None
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 0}) + "\n" + '{"step": 1, "lo', encoding="utf-8")
     assert read_metrics(path) == [{"step": 0}]
+
+
+def test_a_second_rollback_goes_further_back_than_the_first(make_recipe: Make, tmp_path: Path) -> None:
+    """A checkpoint may have been saved between the step that did the damage and the one that showed it."""
+    config = make_recipe(train={"divergence": {"max_rollbacks": 3}}).train
+    folders = [tmp_path / "training" / "checkpoints" / f"checkpoint-{step}" for step in (2, 4)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    progress, tried = Progress(), set[Path]()
+    progress = _roll_back(DivergedError("step 5: loss is nan"), progress, config, tmp_path, tried)
+    assert [folder.exists() for folder in folders] == [True, True]
+    progress = _roll_back(DivergedError("step 5: loss is nan"), progress, config, tmp_path, tried)
+    assert [folder.exists() for folder in folders] == [True, False]
+    progress = _roll_back(DivergedError("step 3: loss is nan"), progress, config, tmp_path, tried)
+    assert [folder.exists() for folder in folders] == [False, False]
+    assert progress.rollbacks == 3
+
+
+def test_one_process_trains_on_one_device(
+    make_recipe: Make, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several GPUs the trainer would make replicas of the model, which read no prefix."""
+    recipe = make_recipe()
+    base, _ = load(recipe)
+    made = _arguments(recipe.train, tmp_path, 0.01, base, may_miss=False)
+    assert made.n_gpu <= 1
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda own: getattr(own, "_n_gpu", 0) or 4))
+    assert _arguments(recipe.train, tmp_path, 0.01, base, may_miss=False)._n_gpu == 1

@@ -43,6 +43,10 @@ def classify(
             plain = " ".join(each.word if each.label is None else f"{each.word}/{each.label}" for each in row)
             typer.echo(json.dumps(words, ensure_ascii=False) if as_json else plain)
         return
+    if cut := sum(own.is_cut for own in found):
+        typer.echo(
+            f"{cut} of {len(found)} texts were longer than what is read; their labels are of the beginning", err=True
+        )
     for text, own in zip(given, found, strict=True):
         line = {"text": text, "label": own.label, "probabilities": own.probabilities, "is_cut": own.is_cut}
         plain = f"{own.label}  {own.probabilities[own.label]:.1%}  {text}"

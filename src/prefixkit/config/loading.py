@@ -26,11 +26,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a text that looks like one of its numbers gets quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def recipe_names() -> list[str]:
@@ -101,7 +106,8 @@ def validate_recipe(values: Mapping[str, Any]) -> Recipe:
 def dump_recipe(recipe: Recipe, *, only_changes: bool = False) -> str:
     """Return a recipe as YAML, whole or only where it differs from the defaults."""
     values = recipe.model_dump(mode="json", exclude_defaults=only_changes)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def parse_yaml(text: str, source: str) -> Any:

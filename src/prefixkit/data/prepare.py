@@ -29,6 +29,9 @@ _NOT_HASHED = {"source", "subset", "hub_split", "max_rows"}
 _OF_STREAMS = {"stream", "stream_head", "stream_window"}
 """Settings that change nothing where rows are not streamed."""
 
+#: Inputs so few that no number of rows makes them fall into every split.
+_FEW_INPUTS = 5
+
 
 @dataclass(frozen=True)
 class DataCounts:
@@ -249,6 +252,13 @@ def _explain_empty(config: DataConfig, read: int, contradictory: int, filtered: 
 def _check_splits(splits: dict[Split, tuple[Row, ...]], total: int, config: DataConfig) -> None:
     for split in (Split.TRAIN, Split.VALIDATION, Split.TEST):
         if not splits[split]:
+            keys = len({row.split_key for rows in splits.values() for row in rows})
+            if keys < min(total, _FEW_INPUTS):
+                raise DataError(
+                    f"data.split.{split}: no row fell into it: all {total} rows have {keys} inputs between them, and "
+                    "rows of one input stay together; an input that is always the same belongs into data.prompt, with "
+                    "data.format=text"
+                )
             raise DataError(
                 f"data.split.{split}: none of the {total} rows left after the filters fell into it; "
                 + ("raise data.stream_head" if config.stream else "give more rows or a larger share")

@@ -4,7 +4,7 @@ Free texts are many and different behind one prompt, so prompts come in turn unt
 wants. An input to answer is another matter: each is answered once, and all that people answered belongs together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -35,12 +35,13 @@ def answers_inputs(recipe: Recipe) -> bool:
     return has_inputs and settings.prompts is None and settings.samples > 0
 
 
-def asked_of(test: Sequence[Example], recipe: Recipe) -> Asked:
+def asked_of(test: Sequence[Example], recipe: Recipe, *, ask: Callable[[str], str] = str) -> Asked:
     """Return what systems are asked to write.
 
     Args:
         test: all held-out rows of the kind that was learned.
         recipe: its data format, its evaluation's prompts and its number of samples.
+        ask: makes of the recipe's own prompts what the prefix met their like as in training; see `prefixkit.data.ask`.
 
     Returns:
         Of inputs to answer, as many distinct ones as there are samples to write, in the order of their content's hash.
@@ -50,7 +51,7 @@ def asked_of(test: Sequence[Example], recipe: Recipe) -> Asked:
     if answers_inputs(recipe):
         return _inputs(test, settings.samples)
     rows = pick(test, settings.heldout_rows)
-    given = settings.prompts or list(dict.fromkeys(example.prompt for example in rows))
+    given = [*map(ask, settings.prompts or ())] or list(dict.fromkeys(example.prompt for example in rows))
     prompts = tuple(islice(cycle(given), settings.samples))
     return Asked(prompts, tuple(pick(test, settings.samples)))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from sacrebleu.metrics.bleu import BLEU
 
-from prefixkit.evaluation.words import Gram, ngrams, split_words
+from prefixkit.evaluation.words import Gram, ngrams, split_words, tokenizer_of
 
 _ORDER = 4
 
@@ -39,13 +39,14 @@ class Distinct:
 class SelfBleu:
     """Self-BLEU (Zhu et al., 2018, §2.1): the mean BLEU of each text against all others as references.
 
-    The score of one text is sacrebleu's sentence BLEU (13a tokens, orders up to 4, exponential smoothing,
-    effective order), on its scale of 0 to 100. Only the matching is ours: with the two highest counts of
-    every n-gram over the set, a text is compared with all others at once instead of one by one.
+    The score of one text is sacrebleu's sentence BLEU (13a tokens, or those of a script without spaces,
+    orders up to 4, exponential smoothing, effective order), on its scale of 0 to 100. Only the matching is
+    ours: with the two highest counts of every n-gram over the set, a text is compared with all others at once
+    instead of one by one.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        tokenize = BLEU(effective_order=True).tokenizer
+        tokenize = BLEU(effective_order=True, tokenize=tokenizer_of(texts)).tokenizer
         tokens = [tokenize(text.rstrip()).split() for text in texts]
         self._lengths = [len(words) for words in tokens]
         self._counts = [_count(words) for words in tokens]

@@ -57,7 +57,8 @@ def _continuations(base: Base, prompts: Sequence[str], texts: Sequence[str]) -> 
     examples = []
     for (prompt, text), (before, after) in zip(pieces, encode_pieces(pieces, base.tokenizer), strict=True):
         read = opening + before or _bos(base)
-        examples.append(Example(prompt.text, text.text, read + after, (NO_LOSS,) * len(read) + after))
+        scored = after[: _room(base, read)]
+        examples.append(Example(prompt.text, text.text, read + scored, (NO_LOSS,) * len(read) + scored))
     return examples
 
 
@@ -66,11 +67,17 @@ def _answers(base: Base, prompts: Sequence[str], texts: Sequence[str], source_to
     assert base.start_token_id is not None
     opening, written = target_words(texts, base.tokenizer)
     before = (base.start_token_id, *opening)
+    written = [ids[: _room(base, before)] for ids in written]
     read = source_ids(prompts, base.tokenizer, max_tokens=source_tokens)
     return [
         Example(prompt, text, before + ids, (NO_LOSS,) * len(before) + ids, source)
         for prompt, text, ids, source in zip(prompts, texts, written, read, strict=True)
     ]
+
+
+def _room(base: Base, before: tuple[int, ...]) -> int | None:
+    """Return how many tokens still fit the context: a text may be longer read than it was written, by broken bytes."""
+    return None if base.context_tokens is None else max(0, base.context_tokens - len(before))
 
 
 def _bos(base: Base) -> tuple[int, ...]:

@@ -58,6 +58,17 @@ class TokenLosses:
         tokens = tuple(all_of_it - late for all_of_it, late in zip(self.tokens, self.late.tokens, strict=True))
         return TokenLosses(nats, tokens)
 
+    def summed_by(self, keys: Sequence[str]) -> "TokenLosses":
+        """Return those of all examples with the same key together, in the order of the keys' first examples."""
+        places: dict[str, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        return TokenLosses(
+            tuple(math.fsum(self.nats[place] for place in each) for each in places.values()),
+            tuple(sum(self.tokens[place] for place in each) for each in places.values()),
+            None if self.late is None else self.late.summed_by(keys),
+        )
+
     def minus(self, other: "TokenLosses") -> Ratio:
         """Return the difference to another system's losses on the same scored tokens, text by text."""
         assert self.tokens == other.tokens

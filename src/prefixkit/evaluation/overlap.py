@@ -8,6 +8,9 @@
 
 BLEU and NIST are without case as in the script of the E2E challenge, which Li & Liang (2021, §5.1) use.
 
+Texts in scripts without spaces are read by sacrebleu's tokenizer for those (`words.tokenizer_of`), by the script of the
+references. rouge-score's own words are of the letters a to z; texts with others are read by `split_words`.
+
 METEOR also matches synonyms where it has WordNet, which is no package. Here it never does, whether WordNet is installed
 or not: the number is lower than one with synonyms, and the same on every machine.
 """
@@ -27,14 +30,13 @@ from prefixkit.evaluation.asking import answers_inputs
 from prefixkit.evaluation.bertscore import check_scorer
 from prefixkit.evaluation.intervals import Numbers, Sums
 from prefixkit.evaluation.nist import nist_sums
+from prefixkit.evaluation.words import split_words, tokenizer_of
 from prefixkit.logs import get_logger
 
 log = get_logger(__name__)
 
 #: The package and module behind a metric that is none of prefixkit's own dependencies.
 _PACKAGES = {Metric.ROUGE: ("rouge-score", "rouge_score"), Metric.METEOR: ("nltk", "nltk")}
-
-_TOKENIZE = BLEU().tokenizer
 
 References = Sequence[Sequence[str]]
 """Of each text all its references, at least one."""
@@ -80,7 +82,7 @@ def check_metrics(recipe: Recipe) -> None:
 
 def bleu_sums(texts: Sequence[str], references: References) -> Sums:
     """Return corpus BLEU, 0 to 100."""
-    return _sacrebleu(BLEU(lowercase=True), texts, references)
+    return _sacrebleu(BLEU(lowercase=True, tokenize=_tokenizer(references)), texts, references)
 
 
 def chrf_sums(texts: Sequence[str], references: References) -> Sums:
@@ -90,8 +92,9 @@ def chrf_sums(texts: Sequence[str], references: References) -> Sums:
 
 def word_nist_sums(texts: Sequence[str], references: References) -> Sums:
     """Return NIST of texts as they were written."""
+    words = _Words(references)
     return nist_sums(
-        [_tokens(text.lower()) for text in texts], [[_tokens(each.lower()) for each in own] for own in references]
+        [words(text.lower()) for text in texts], [[words(each.lower()) for each in own] for own in references]
     )
 
 
@@ -100,7 +103,7 @@ def rouge_scores(texts: Sequence[str], references: References) -> dict[str, list
     from rouge_score.rouge_scorer import RougeScorer
 
     keys = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
-    scorer = RougeScorer(list(keys), use_stemmer=True)
+    scorer = RougeScorer(list(keys), tokenizer=_RougeWords())
     found = [scorer.score_multi(own, text) for text, own in zip(texts, references, strict=True)]
     return {key: [float(each[name].fmeasure) for each in found] for name, key in keys.items()}
 
@@ -117,8 +120,9 @@ def meteor_scores(texts: Sequence[str], references: References) -> list[float]:
     """Return METEOR of every text without synonyms, 0 to 1."""
     from nltk.translate.meteor_score import meteor_score
 
+    words = _Words(references)
     return [
-        float(meteor_score([_tokens(each) for each in own], _tokens(text), wordnet=_NoSynonyms()))
+        float(meteor_score([words(each) for each in own], words(text), wordnet=_NoSynonyms()))
         for text, own in zip(texts, references, strict=True)
     ]
 
@@ -134,5 +138,31 @@ def _sacrebleu(metric: BLEU | CHRF, texts: Sequence[str], references: References
     return Sums(np.array(statistics, dtype=np.float64), measure)
 
 
-def _tokens(text: str) -> list[str]:
-    return str(_TOKENIZE(text.strip())).split()
+def _tokenizer(references: References) -> str:
+    return tokenizer_of([each for own in references for each in own])
+
+
+class _Words:
+    """Splits texts into the words that BLEU counts, given the references."""
+
+    def __init__(self, references: References) -> None:
+        self._tokenize = BLEU(tokenize=_tokenizer(references)).tokenizer
+
+    def __call__(self, text: str) -> list[str]:
+        return str(self._tokenize(text.strip())).split()
+
+
+class _RougeWords:
+    """rouge-score's own words and stems; of a text with letters beyond a to z all words, those of a to z as stems."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._stems = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        if all(letter.isascii() or not letter.isalpha() for letter in text):
+            return list(self._stems.tokenize(text))
+        words = (part for word in split_words(text) for part in word.replace("’", "'").split("'"))
+        return [stem for word in words for stem in (self._stems.tokenize(word) if word.isascii() else [word])]

@@ -9,10 +9,11 @@ Rows are picked in the order of their content's hash, so a file sorted by date o
 same rows are picked in every run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from prefixkit.config import Recipe
-from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData
+from prefixkit.config import Format, Recipe
+from prefixkit.data import WORDS_PER_TOKEN, Example, PreparedData, ask
 from prefixkit.data.stream import window_size
 from prefixkit.errors import EvaluationError
 from prefixkit.evaluation.asking import asked_of
@@ -59,7 +60,7 @@ def evaluate(
     settings = recipe.evaluation
     wanted, contrast = pick(data.test, settings.heldout_rows), pick(data.contrast, settings.contrast_rows)
     systems = systems_to_compare(prefix, settings.instruction) if settings.baselines else [system_of(prefix)]
-    asked = asked_of(data.test, recipe)
+    asked = asked_of(data.test, recipe, ask=_asking(base, recipe))
     people = len(asked.people) if settings.baselines else 0
     compared = (1 if settings.bertscore_model is None else 2) * len(asked.references)
     size = len(wanted) + len(contrast) + 2 * len(asked.prompts) + compared
@@ -67,7 +68,8 @@ def evaluate(
     measures = Measures(settings)
     scores: dict[str, Score] = {}
     samples: list[Sample] = []
-    heldout = [_heldout(base, system, wanted, contrast, progress) for system in systems]
+    by_input = recipe.data.format in (Format.INPUT_TARGET, Format.MESSAGES)
+    heldout = [_heldout(base, system, wanted, contrast, progress, by_input=by_input) for system in systems]
     plain = {system.name: losses for system, losses in zip(systems, heldout, strict=True)}.get(SystemName.BASE)
     for system, losses in zip(systems, heldout, strict=True):
         found = measures.heldout(losses)
@@ -115,26 +117,40 @@ def check_context(base: Base, data: PreparedData, recipe: Recipe, *, prefix_toke
         DataError: the longest prompt and the new tokens do not fit, behind the prefix or behind the instruction.
         EvaluationError: a held-out text does not fit behind the instruction.
     """
-    wanted, asked = pick(data.test, recipe.evaluation.heldout_rows), asked_of(data.test, recipe)
+    settings, asked = recipe.evaluation, asked_of(data.test, recipe, ask=_asking(base, recipe))
+    rows = [*pick(data.test, settings.heldout_rows), *pick(data.contrast, settings.contrast_rows)]
     for system in systems_to_compare(None, recipe.evaluation.instruction):
         read = prefix_tokens if system.name is SystemName.BASE else 0  # the base model stands for the prefix here
-        check_examples(base, system.examples(base, wanted), prefix_tokens=read)
+        check_examples(base, system.examples(base, rows), prefix_tokens=read)
         writes = [(list(dict.fromkeys(asked.prompts)), recipe.generation.max_new_tokens, "generation.max_new_tokens")]
         if recipe.evaluation.latency_tokens:
             timed = recipe.evaluation.latency_tokens + 1
-            writes.append(([_first_prompt(data, recipe)], timed, "evaluation.latency_tokens"))
+            writes.append(([_first_prompt(base, data, recipe)], timed, "evaluation.latency_tokens"))
         for texts, new_tokens, setting in writes:
             source = system.source_tokens(base, recipe.data.max_tokens)
             if prompts := encode_prompts(base, system.prompts(texts), source_tokens=source):
                 check_length(base, prompts, max_new_tokens=new_tokens, prefix_tokens=read, setting=setting)
 
 
+def _asking(base: Base, recipe: Recipe) -> Callable[[str], str]:
+    return partial(ask, config=recipe.data, tokenizer=base.tokenizer, has_encoder=base.start_token_id is not None)
+
+
 def _heldout(
-    base: Base, system: System, wanted: Sequence[Example], contrast: Sequence[Example], progress: Progress
+    base: Base,
+    system: System,
+    wanted: Sequence[Example],
+    contrast: Sequence[Example],
+    progress: Progress,
+    *,
+    by_input: bool,
 ) -> HeldOutLosses:
+    """Return what rows cost a system; those with one input are not independent, and count together."""
+
     def measure(examples: Sequence[Example]) -> TokenLosses:
         told = progress.stage(f"{system.name}: held-out loss", len(examples))
-        return heldout_loss(base, system.examples(base, examples), prefix=system.prefix, on_progress=told)
+        losses = heldout_loss(base, system.examples(base, examples), prefix=system.prefix, on_progress=told)
+        return losses.summed_by([example.prompt for example in examples]) if by_input else losses
 
     return HeldOutLosses(measure(wanted), measure(contrast) if contrast else None)
 
@@ -144,17 +160,17 @@ def _latency(base: Base, systems: Sequence[System], data: PreparedData, recipe: 
     found = measure_latency(
         base,
         systems,
-        _first_prompt(data, recipe),
+        _first_prompt(base, data, recipe),
         tokens=settings.latency_tokens,
         source_tokens=recipe.data.max_tokens,
     )
     return {system.key + "seconds_per_token": found[system.name] for system in systems}
 
 
-def _first_prompt(data: PreparedData, recipe: Recipe) -> str:
+def _first_prompt(base: Base, data: PreparedData, recipe: Recipe) -> str:
     """Return what the timed tokens follow: the first of the prompts, or of the held-out rows."""
     given = recipe.evaluation.prompts
-    return given[0] if given else pick(data.test, 1)[0].prompt
+    return _asking(base, recipe)(given[0]) if given else pick(data.test, 1)[0].prompt
 
 
 def _train_judge(data: PreparedData, recipe: Recipe) -> tuple[SentimentJudge, str] | None:

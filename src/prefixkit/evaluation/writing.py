@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from prefixkit.config import Recipe
 from prefixkit.data import NO_LOSS, Example
+from prefixkit.data.encoding import Piece, encode_pieces
 from prefixkit.evaluation.asking import Asked
 from prefixkit.evaluation.bertscore import BertScorer
 from prefixkit.evaluation.copying import Copying, TrainingTexts
@@ -130,6 +130,13 @@ class Writing:
         return [self.training.compare(text, self.recipe.evaluation.novelty_n) for text in texts]
 
     def _opening_of(self, example: Example) -> str:
-        """Return the beginning of what follows the prompt, as many tokens as a system may write."""
-        *_, learned = [list(run) for learns, run in groupby(example.labels, lambda token: token != NO_LOSS) if learns]
+        """Return the beginning of what follows the prompt, as many tokens as a system may write.
+
+        What was learned of a long conversation may end before its last reply, to which the prompt leads up.
+        """
+        if example.last_reply is not None:
+            pieces = [(Piece(example.prompt, is_learned=False), Piece(example.last_reply, is_learned=True))]
+            ((_, answer),) = encode_pieces(pieces, self.base.tokenizer)
+            return decode(self.base, list(answer)[: self.recipe.generation.max_new_tokens])
+        learned = [token for token in example.labels if token != NO_LOSS]
         return decode(self.base, learned[: self.recipe.generation.max_new_tokens])

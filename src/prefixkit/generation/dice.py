@@ -23,6 +23,8 @@ from prefixkit.seeding import derive
 
 #: Likeliest tokens a nucleus is looked for in before more are sorted.
 _LIKELIEST = 256
+#: Probabilities that are sampled from at a time.
+_AT_ONCE = 1_000_000
 
 
 def roll(seed: int, places: Sequence[int], tokens: int) -> Float[Tensor, "b t"]:
@@ -51,6 +53,10 @@ def choose(
         top_k: sample from this many likeliest tokens.
         top_p: sample from the smallest set of tokens with this probability mass.
     """
+    rows = max(1, _AT_ONCE // logits.shape[1])
+    if len(logits) > rows:  # sums in float64 of a large batch would be the largest thing in memory
+        parts = zip(logits.split(rows), dice.split(rows), strict=True)
+        return torch.cat([choose(*part, top_k=top_k, top_p=top_p) for part in parts])
     weights = logits.softmax(dim=1)  # [b, v]
     if top_k is not None:
         kept, tokens = weights.topk(min(top_k, weights.shape[1]))  # [b, k]

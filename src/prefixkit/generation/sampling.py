@@ -1,5 +1,6 @@
 """Generating texts: many at once, or one as a stream."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -151,6 +152,10 @@ class _Stopped(StoppingCriteria):
         return torch.full((len(input_ids),), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
+#: What a tokenizer with byte fallback calls one byte of a character it has no token for.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
 def _stream(base: Base, row: list[int], settings: GenerationConfig, seed: int, prefix: Prefix | None) -> Iterator[str]:
     queue: SimpleQueue[int | BaseException | None] = SimpleQueue()
     stop = threading.Event()
@@ -182,6 +187,8 @@ def _pieces(base: Base, row: list[int], queue: "SimpleQueue[int | BaseException 
         if isinstance(item, BaseException):
             raise item
         new.append(item)
+        if _BYTE.fullmatch(str(base.tokenizer.convert_ids_to_tokens(item))):
+            continue  # what a run of bytes says, one more of them may unsay
         text = _continuation(base, row, new)
         if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield text[len(sent) :]

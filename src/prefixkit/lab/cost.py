@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prefixkit.compat import cpu_attention_flops
 from prefixkit.config import Recipe
-from prefixkit.data import Collator, Example, LengthGroupedSampler
+from prefixkit.data import Collator, Example, LengthGroupedSampler, longest_first
 from prefixkit.lab.run.loading import load_for
 from prefixkit.lab.run.memory import measure_footprint, mixed_precision
 from prefixkit.models import Base
@@ -81,10 +81,18 @@ def estimate_run(recipe: Recipe) -> tuple[Base, Cost]:
     """
     prepare_processor(recipe.train.threads)
     base, data = load_for(recipe)
-    return base, measure_cost(base, data.train, recipe, data.classes)
+    longest = longest_first(data, recipe.data.max_tokens)
+    return base, measure_cost(base, data.train, recipe, data.classes, longest=longest)
 
 
-def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classes: Sequence[str]) -> Cost:
+def measure_cost(
+    base: Base,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    classes: Sequence[str],
+    *,
+    longest: Sequence[Example] | None = None,
+) -> Cost:
     """Take a few steps of a recipe and tell what all of them cost. Nothing of them is kept.
 
     Args:
@@ -92,9 +100,11 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
         examples: what is to be learned from.
         recipe: how.
         classes: names of the labels, where labels are learned.
+        longest: examples as long as may come, the longest first; those to be learned from if left out.
     """
     train = recipe.train
-    footprint = measure_footprint(base, examples, recipe, classes)
+    footprint = measure_footprint(base, longest or examples, recipe, classes)
+    written = min(recipe.generation.batch_size, recipe.evaluation.samples)  # at a time, after training
     model = build_model(base, examples, recipe, classes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     lengths = [example.num_tokens for example in examples]
@@ -126,8 +136,8 @@ def measure_cost(base: Base, examples: Sequence[Example], recipe: Recipe, classe
         flops=flops * mean,
         seconds=seconds / tokens * mean,
         rate=matmul_rate(base, tokens=max(1, round(mean / train.accumulation))),
-        peak=footprint.peak(train.batch_size, recomputed=footprint.recomputed(train)),
-        peak_checkpointed=footprint.peak(train.batch_size, recomputed=footprint.layers),
+        peak=footprint.peak(train.batch_size, recomputed=footprint.recomputed(train), texts=written),
+        peak_checkpointed=footprint.peak(train.batch_size, recomputed=footprint.layers, texts=written),
         trained=sum(parameter.numel() for parameter in trained),
     )
 

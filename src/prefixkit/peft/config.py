@@ -127,9 +127,14 @@ class PrefixTuningConfig:
         """Return the configuration of a prefix.
 
         Raises:
-            ArtefactError: it belongs to an encoder.
+            ArtefactError: it belongs to an encoder, or has no virtual tokens.
         """
         base, states = prefix.card.base, prefix.states
+        if not states.num_virtual_tokens:
+            held = ", ".join(str(delta.method) for delta in prefix.deltas) or "nothing that was trained"
+            raise ArtefactError(
+                f"the artefact of {base.id} holds {held} and no prefix; attach it with prefixkit.attach"
+            )
         task = task_of(states.geometry)
         if task is None:
             raise ArtefactError(f"the prefix of {base.id} belongs to an encoder; {NOT_OFFERED}")

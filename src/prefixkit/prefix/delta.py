@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prefixkit.config import Biases, Method
@@ -31,6 +32,19 @@ class Delta:
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same change, with the same settings and numbers: an artefact may be loaded twice."""
+        if self is other:
+            return True
+        if not isinstance(other, Delta) or self.method is not other.method or self.settings != other.settings:
+            return False
+        return self.tensors.keys() == other.tensors.keys() and all(
+            _is_same(own, other.tensors[name]) for name, own in self.tensors.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.method, frozenset(self.tensors)))
+
     @property
     def flops_per_token(self) -> int:
         """Operations it adds to each token of text: two per number that is multiplied and summed up, one per other."""
@@ -42,3 +56,9 @@ class Delta:
     def num_parameters(self) -> int:
         """Numbers it holds."""
         return sum(tensor.numel() for tensor in self.tensors.values())
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        one.shape == other.shape and one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    )

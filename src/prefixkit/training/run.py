@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,14 +110,14 @@ def train_prefix(
     if stream is not None:
         learned = StreamedExamples(stream, recipe.train, folder / STREAM_NAME, writes=processes.is_first())
     at_start = copy.deepcopy(model.trained_state())
-    progress = Progress()
+    progress, tried = Progress(), set[Path]()
     try:
         with _own_surroundings():
             while True:
                 try:
                     return _run_once(model, base, learned, recipe, folder, measure, report, progress)
                 except DivergedError as error:
-                    progress = _roll_back(error, progress, recipe.train, folder)
+                    progress = _roll_back(error, progress, recipe.train, folder, tried)
                     model.load_trained_state(at_start)  # a checkpoint, if there is one, overwrites this
     finally:
         model.close()
@@ -210,14 +211,26 @@ def _outcome(model: PrefixModel, best: dict[str, Tensor], progress: Progress, st
     )
 
 
-def _roll_back(error: DivergedError, progress: Progress, config: TrainConfig, folder: Path) -> Progress:
-    """Decide what follows a divergence; returns the memory to go on with, or raises."""
+def _roll_back(
+    error: DivergedError, progress: Progress, config: TrainConfig, folder: Path, tried: set[Path]
+) -> Progress:
+    """Decide what follows a divergence; returns the memory to go on with, or raises.
+
+    A checkpoint that was gone back to once may have been saved after the step that did the damage, which shows only
+    later: the next time the one before it is taken.
+    """
     rollbacks = progress.rollbacks + 1
     if config.divergence.action is OnDivergence.STOP:
         raise error
     if rollbacks > config.divergence.max_rollbacks:
         raise DivergedError(f"{error} (gave up after {progress.rollbacks} rollbacks)") from None
     found = checkpoints(checkpoint_folder(folder))
+    while found and found[-1] in tried:
+        spoilt = found.pop()
+        if processes.is_first():
+            shutil.rmtree(spoilt)
+    processes.wait()
+    tried.update(found[-1:])
     log.warning("%s; going back to %s with half the learning rate", error, found[-1].name if found else "the start")
     return Progress(rollbacks=rollbacks)
 
@@ -245,7 +258,7 @@ def _batch_sampler(
 def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base, *, may_miss: bool) -> TrainingArguments:
     """Translate a recipe into transformers' settings; some of what is trained may have no part in a loss."""
     on_cpu = input_device(base.model).type == "cpu"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
@@ -274,6 +287,8 @@ def _arguments(config: TrainConfig, folder: Path, rate: float, base: Base, *, ma
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several it would make replicas, which read no prefix
+    return arguments
 
 
 def check_trackers(names: Sequence[str]) -> None:

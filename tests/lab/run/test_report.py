@@ -385,3 +385,9 @@ def test_sizes_and_times_read_like_speech():
 def test_a_measure_between_trained_arms_is_no_row_of_a_report() -> None:
     scores = {f"{system}{key}": 3.0 for system in ("", "base.") for key in ("heldout_nll_late", "late_gap")}
     assert [row.measure.key for row in compare(scores)] == ["heldout_nll_late"]
+
+
+def test_a_text_the_judge_knows_no_word_of_is_not_said_to_be_the_opposite_for_certain():
+    line = {"system": "prefix", "index": 0, "prompt": "", "text": "", "is_wanted": False, "probability": 0.0}
+    (row,) = sample_rows([line], wanted="positive")
+    assert row.texts["prefix"].verdict == "says nothing the judge knows"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prefixkit.config import validate_recipe
-from prefixkit.errors import ConfigError
+from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation.intervals import mean_interval
 from prefixkit.files import read_json
 from prefixkit.lab.sweep.local import on_this_machine
@@ -93,6 +93,11 @@ def test_a_failed_trial_is_told_and_the_others_go_on_and_nothing_runs_twice(
     assert kept["planned"] == 4
     assert [entry.get("error") is None for entry in kept["trials"]] == [True, True, False, False]
     assert summary([good], "heldout_nll")[0]["settings"] == {"train.learning_rate": "1e-2"}
+    record = read_json(trials[1].folder / "run.json")  # as where the file was mended between the two
+    (trials[1].folder / "run.json").write_text(json.dumps(record | {"data_hash": "another"}))
+    first, second = (trial.folder.name for trial in trials[:2])
+    with pytest.raises(SweepError, match=f"^{first} and {second} have other data than each other; sweep again with an"):
+        sum_up(results, "heldout_nll")
     started.clear()
     again = run_sweep(trials[:2], folder, on_this_machine(), report=quiet)
     assert started == []

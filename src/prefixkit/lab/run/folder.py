@@ -23,6 +23,8 @@ LIKELIEST = "likeliest.json"
 """In the folder ``training``: which examples `data.likeliest` chose."""
 ATTENTION = "attention.json"
 """Likewise: which attention is the fastest."""
+SIZES = ("batch_size", "accumulation", "gradient_checkpointing", "recomputed_layers")
+"""Settings of training that a memory budget chooses."""
 DIAGNOSIS, DIAGNOSIS_PAGE = "diagnosis.json", "diagnosis.html"
 _OWN = {
     RECIPE, RUN, SCORES, SAMPLES, PREDICTIONS, BY_TEXT, METRICS, REPORT, TRAINING, DIAGNOSIS, DIAGNOSIS_PAGE,
@@ -169,7 +171,17 @@ def _check_same(old: Recipe, new: Recipe) -> None:
     for section in ("model", "prefix", "method", "head", "data", "train"):
         for key, value in before[section].items():
             if after[section][key] != value:
+                if section == "train" and key in SIZES and _per_step(before) == _per_step(after):
+                    raise ConfigError(
+                        f"train.{key}: the run was started with {value!r}, not {after[section][key]!r}; if "
+                        "--memory-budget chose that, give it again with --resume"
+                    )
                 raise ConfigError(
                     f"{section}.{key}: the run was started with {value!r}, not {after[section][key]!r}; "
                     "resume with the same recipe, or start another run"
                 )
+
+
+def _per_step(recipe: dict[str, Any]) -> int:
+    """Return the rows per optimiser step."""
+    return int(recipe["train"]["batch_size"] * recipe["train"]["accumulation"])

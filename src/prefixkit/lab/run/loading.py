@@ -1,8 +1,11 @@
 """What a recipe reads: its base model and its data."""
 
+from itertools import pairwise
+
 from prefixkit import processes
-from prefixkit.config import Recipe
-from prefixkit.data import PreparedData, prepare
+from prefixkit.config import Format, Method, Recipe
+from prefixkit.data import NO_LOSS, PreparedData, prepare
+from prefixkit.errors import DataError
 from prefixkit.evaluation import check_context, check_metrics
 from prefixkit.models import Base, load_base_model
 from prefixkit.models.inspect import inspect_model
@@ -35,6 +38,19 @@ def load_for(recipe: Recipe) -> tuple[Base, PreparedData]:
         start=base.start_token_id,
         reads_both_ways=base.reads_both_ways,
     )
+    if recipe.method.kind is Method.INFIX and recipe.data.format is Format.MESSAGES:
+        _check_single_replies(data)
     if not data.classes:
         check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
+
+
+def _check_single_replies(data: PreparedData) -> None:
+    """Refuse conversations in which an infix would be learned before another reply than it is used before."""
+    for example in (*data.train, *data.validation, *data.test, *data.contrast):
+        learns = [token != NO_LOSS for token in example.labels]
+        if sum(now and not before for before, now in pairwise([False, *learns])) > 1:
+            raise DataError(
+                "method=infix stands before one reply, and several are learned of the conversation that ends "
+                f"{example.prompt[-60:]!r}; give conversations of one reply each, or use method=prefix"
+            )

@@ -27,6 +27,7 @@ from prefixkit.config import Recipe, TrainConfig
 from prefixkit.data import Collator, Example
 from prefixkit.errors import ConfigError
 from prefixkit.evaluation.loss import MOST_LOGITS
+from prefixkit.lab.run.folder import SIZES
 from prefixkit.models import Base
 from prefixkit.models.fingerprint import weights_hash
 from prefixkit.models.hardware import give_back_memory, held_memory_bytes, peak_memory_bytes
@@ -184,7 +185,8 @@ def measure_footprint(base: Base, examples: Sequence[Example], recipe: Recipe, c
     if not classes and not model.plain_head:
         passing += 3 * 4 * vocabulary * tokens  # all of them
     numbers = inspect_model(base.model).geometry.numbers_per_token
-    text = recipe.prefix.num_virtual_tokens + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
+    virtual = max(recipe.prefix.layer_lengths or [recipe.prefix.num_virtual_tokens])
+    text = virtual + 2 * recipe.data.max_tokens + recipe.generation.max_new_tokens
     trained = sum(number.nbytes for own in model.parts().values() for number in own)
     return Footprint(
         # What this pass leaves behind included: training finds it there.
@@ -245,15 +247,13 @@ def sized_like(recipe: Recipe, other: Recipe) -> Recipe:
     """Return a recipe with another's sizes, where both read as many rows per optimiser step."""
     if other.train.batch_size * other.train.accumulation != recipe.train.batch_size * recipe.train.accumulation:
         return recipe
-    names = ("batch_size", "accumulation", "gradient_checkpointing", "recomputed_layers")
-    train = {name: getattr(other.train, name) for name in names}
+    train = {name: getattr(other.train, name) for name in SIZES}
     return _with_sizes(recipe, train, {"batch_size": other.generation.batch_size})
 
 
 def _with_sizes(recipe: Recipe, train: dict[str, Any], generation: dict[str, Any]) -> Recipe:
-    sections = {"train": recipe.train.model_copy(update=train),
-                "generation": recipe.generation.model_copy(update=generation)}  # fmt: skip
-    return recipe.model_copy(update=sections)
+    made = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    return made.model_copy(update={"generation": recipe.generation.model_copy(update=generation)})
 
 
 def parse_bytes(text: str) -> int:

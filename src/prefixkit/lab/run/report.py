@@ -251,6 +251,8 @@ def _verdict(is_wanted: bool | None, probability: float | int | None, label: str
     if is_wanted is None:
         return ""
     words = label if is_wanted else f"not {label}"
+    if probability == 0:  # of a text without a word the judge knows
+        return "says nothing the judge knows"
     if probability is None:
         return words
     return f"{words} {probability if is_wanted else 1 - probability:.0%}"

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from prefixkit.errors import ConfigError
+from prefixkit.errors import ConfigError, SweepError
 from prefixkit.evaluation.intervals import Interval, mean_interval
 from prefixkit.files import write_json
-from prefixkit.lab.run.folder import locked, read_record
+from prefixkit.lab.run.folder import RUN, locked, read_record
 from prefixkit.lab.sweep.plan import Trial
 from prefixkit.lab.sweep.trial import SWEEP, Result, Runner, to_json
 from prefixkit.models.hardware import describe_machine
@@ -97,6 +97,7 @@ def sum_up(results: Sequence[Result], metric: str) -> list[Group]:
 
     Raises:
         ConfigError: no run has this measure.
+        SweepError: runs that should differ in their seed alone learned from other data, or on other base weights.
     """
     known = {key for result in results for key in result.scores}
     if known and metric not in known:
@@ -104,6 +105,8 @@ def sum_up(results: Sequence[Result], metric: str) -> list[Group]:
     groups: dict[tuple[tuple[str, str], ...], list[Result]] = {}
     for result in results:
         groups.setdefault(result.trial.settings, []).append(result)
+    for members in groups.values():
+        _check_alike(members)
     return [
         Group(
             settings,
@@ -127,3 +130,13 @@ def summary(groups: Sequence[Group], metric: str) -> list[dict[str, Any]]:
         }
         for group in groups
     ]
+
+
+def _check_alike(members: Sequence[Result]) -> None:
+    """Refuse to take runs together between which the data or the base model changed."""
+    for what, key in (("data", "data_hash"), ("base weights", "base_weights_hash")):
+        known = {str(read_record(each.trial.folder / RUN)[key]): each.trial.folder.name for each in members
+                 if each.error is None and key in read_record(each.trial.folder / RUN)}  # fmt: skip
+        if len(known) > 1:
+            first, second = list(known.values())[:2]
+            raise SweepError(f"{first} and {second} have other {what} than each other; sweep again with another --out")
