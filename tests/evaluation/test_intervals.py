@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from prefixkit.config import EvaluationConfig
 from prefixkit.evaluation import (
     Interval,
     Ratio,
@@ -18,6 +19,8 @@ from prefixkit.evaluation import (
     sums_interval,
 )
 from prefixkit.evaluation import intervals as module
+from prefixkit.evaluation.loss import TokenLosses
+from prefixkit.evaluation.measures import HeldOutLosses, Measures
 
 
 def test_a_ratio_weighs_its_items():
@@ -169,3 +172,11 @@ def test_the_influence_of_groups_gives_the_jackknifes_error():
 
 def test_an_interval_follows_an_increasing_function():
     assert Interval(0.0, 1.0).map(math.exp) == Interval(1.0, math.e)
+
+
+def test_a_single_text_says_nothing_of_others():
+    """A variance of 0 over texts would be certainty."""
+    measures = Measures(EvaluationConfig())
+    one = TokenLosses((3.0,), (2,))
+    assert measures.heldout(HeldOutLosses(one, TokenLosses((3.0, 4.0), (2, 2))))["heldout_nll"].influence == ()
+    assert measures.heldout(HeldOutLosses(one, TokenLosses((3.0, 4.0), (2, 2))))["steering_gap"].influence == ()

@@ -29,6 +29,7 @@ def test_ngrams_of_short_texts_are_none():
 def test_marks_belong_to_their_letters():
     """Hindi words that differ in a vowel sign alone, and letters written with their accents apart."""
     assert split_words("लड़का लड़की") == ["लड़का", "लड़की"]
+    assert split_words("x² ½ x") == ["x²", "½", "x"]
     assert split_words("मैं घर जाता हूँ") == ["मैं", "घर", "जाता", "हूँ"]
     apart = unicodedata.normalize("NFD", "café résumé naïve")
     assert split_words(apart) == split_words("café résumé naïve") == ["café", "résumé", "naïve"]
@@ -41,6 +42,7 @@ def test_marks_belong_to_their_letters():
         (["It was a film.", ""], "13a"),
         (["Фильм был хорош."], "13a"),
         (["电影很好 (OK)。"], "zh"),
+        (["我非常喜欢这部关于日本的电影，名字里有一个の字，朋友们也都说好看"], "zh"),
         (["映画はとても良かった。"], "char"),
         (["หนังดีมาก"], "char"),
         (["The film 電影 was shown in Taipei."], "13a"),

@@ -298,5 +298,7 @@ def test_an_artefact_without_virtual_tokens_has_no_configuration_of_a_prefix(
     delta = build_delta(base, MethodConfig.model_validate("bitfit"), torch.Generator().manual_seed(0)).materialise()
     prefix = Prefix.from_states(states, base=BaseCard(id="tiny", fingerprint=fingerprint(base)), deltas=[delta])
     prefix.without("prefix").save(tmp_path)
-    with pytest.raises(ArtefactError, match="the artefact of tiny holds bitfit and no prefix; attach it with prefixkit"):
+    with pytest.raises(
+        ArtefactError, match="the artefact of tiny holds bitfit and no prefix; attach it with prefixkit"
+    ):
         PrefixTuningConfig.from_pretrained(tmp_path)

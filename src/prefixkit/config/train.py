@@ -26,7 +26,8 @@ class DivergenceConfig(Section):
     """When a run counts as diverged, and what happens then."""
 
     action: OnDivergence = Field(OnDivergence.ROLLBACK, strict=False)
-    """stop: end with an error, the last checkpoint kept; rollback: return to it once with half the learning rate."""
+    """stop: end with an error, the last checkpoint kept; rollback: return to it, and the next time to
+    the one before it, with half the learning rate each time."""
     loss_ratio: float = Field(3.0, gt=1)
     """A loss above this many times the running median, and 2 nats above it, three steps in a row counts as exploded: a
     single batch of few learned tokens may be as hard, and mean nothing."""
@@ -40,7 +41,8 @@ class TrainConfig(Section):
     """How the prefix is trained."""
 
     seed: int = Field(0, ge=0)
-    """The run's one seed: initialisation, order of the data, dropout and generation derive from it."""
+    """The run's one seed: initialisation, order of the data and dropout derive from it; what is
+    generated and measured has evaluation.seed."""
     steps: int = Field(250, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(8, ge=1)

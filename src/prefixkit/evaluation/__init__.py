@@ -21,7 +21,7 @@ from prefixkit.evaluation.loss import TokenLosses, heldout_loss
 from prefixkit.evaluation.overlap import check_metrics
 from prefixkit.evaluation.picking import validation_rows
 from prefixkit.evaluation.protocol import check_context, evaluate
-from prefixkit.evaluation.repetition import repetition_rates
+from prefixkit.evaluation.repetition import repetition
 from prefixkit.evaluation.scores import Evaluation, Prediction, Sample, Score
 from prefixkit.evaluation.systems import System, SystemName
 
@@ -54,7 +54,7 @@ __all__ = [
     "label_losses",
     "left_out_values",
     "ratio_interval",
-    "repetition_rates",
+    "repetition",
     "share_interval",
     "sums_interval",
     "validation_rows",

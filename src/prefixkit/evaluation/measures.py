@@ -37,7 +37,7 @@ from prefixkit.evaluation.overlap import (
     word_nist_sums,
 )
 from prefixkit.evaluation.progress import OnTexts
-from prefixkit.evaluation.repetition import repetition_rates
+from prefixkit.evaluation.repetition import repetition
 from prefixkit.evaluation.scores import Score
 from prefixkit.seeding import derive
 
@@ -117,8 +117,9 @@ class Measures:
         Sets without a single n-gram of a measure's length have no score for it.
         """
         scores: Scores = {}
-        if rates := repetition_rates(texts):
-            scores["repetition"] = self._mean("repetition", rates)
+        repeated = repetition(texts)
+        if any(repeated.weights):
+            scores["repetition"] = self._ratio("repetition", repeated)
         for n in (1, 2, 3):
             distinct = Distinct(texts, n)
             if distinct.ngrams:
@@ -193,8 +194,9 @@ class Measures:
 
     def _difference(self, key: str, first: Ratio, second: Ratio) -> Score:
         interval = difference_interval(first, second, resamples=self.settings.bootstrap, seed=self._seed(key))
+        are_known = min(len(first.parts), len(second.parts)) > 1
         moved = np.concatenate([first.influence, -second.influence])
-        return Score(first.value - second.value, interval, _kept(moved))
+        return Score(first.value - second.value, interval, _kept(moved) if are_known else ())
 
     def _set(
         self, key: str, texts: Sequence[Any], statistic: Callable[[Sequence[int]], float], *, high: float
@@ -225,5 +227,5 @@ def _exp(score: Score) -> Score:
 
 
 def _kept(influence: Numbers) -> tuple[float, ...]:
-    """Return influences as a score keeps them; none of a measure that is undefined without some text."""
-    return tuple(influence.tolist()) if np.isfinite(influence).all() else ()
+    """Return influences as a score keeps them; none of a single text, or of a measure undefined without some text."""
+    return tuple(influence.tolist()) if len(influence) > 1 and np.isfinite(influence).all() else ()

@@ -8,7 +8,7 @@ import regex
 #: Kana and Chinese characters: scripts written without spaces.
 _SPACELESS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 #: Letters, digits and the marks that go on them, such as vowel signs, of other scripts.
-_LETTERS = rf"[[\w\p{{M}}]--[{_SPACELESS}]]+"
+_LETTERS = rf"[[\w\p{{M}}\p{{N}}]--[{_SPACELESS}]]+"
 #: One character without spaces, or a run of letters with apostrophes inside.
 _WORD = regex.compile(rf"(?V1)[{_SPACELESS}]\p{{M}}*|{_LETTERS}(?:['’]{_LETTERS})*")
 _LETTER = regex.compile(r"\p{L}")
@@ -17,6 +17,8 @@ _HAN, _OTHERS = (
     regex.compile(r"\p{Han}"),
     regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"),
 )
+#: How many Chinese characters one of another such script is, where a text is still Chinese.
+_MANY = 20
 
 Gram = tuple[str, ...]
 
@@ -45,4 +47,4 @@ def tokenizer_of(texts: Sequence[str]) -> str:
     letters, han, others = (sum(len(kind.findall(text)) for text in texts) for kind in (_LETTER, _HAN, _OTHERS))
     if 2 * (han + others) <= letters:
         return "13a"
-    return "char" if others else "zh"
+    return "char" if _MANY * others > han else "zh"

@@ -225,11 +225,12 @@ def _roll_back(
     if rollbacks > config.divergence.max_rollbacks:
         raise DivergedError(f"{error} (gave up after {progress.rollbacks} rollbacks)") from None
     found = checkpoints(checkpoint_folder(folder))
-    while found and found[-1] in tried:
+    if found and found[-1] in tried:
         spoilt = found.pop()
         if processes.is_first():
             shutil.rmtree(spoilt)
     processes.wait()
+    tried.clear()
     tried.update(found[-1:])
     log.warning("%s; going back to %s with half the learning rate", error, found[-1].name if found else "the start")
     return Progress(rollbacks=rollbacks)

@@ -132,10 +132,14 @@ def test_all_texts_alike_are_no_certainty() -> None:
 
 def test_draws_that_took_all_the_rows_there_are_count_once() -> None:
     """Four draws of 500 rows out of 500 are the same run four times."""
-    trials = tuple(TrialResult(Replicate(0, subset), outcome({"heldout_nll": 3.0})) for subset in range(4))
-    found = mean_of(replace(arm("a", []), trials=trials), "heldout_nll")
-    assert found is not None
-    assert found.repeats == 1
+    for rows, repeats in (("the same", 1), (None, 4)):
+        trials = tuple(
+            TrialResult(Replicate(0, subset), outcome({"heldout_nll": 3.0}, data_hash=str(subset), rows_hash=rows))
+            for subset in range(4)
+        )
+        found = mean_of(replace(arm("a", []), trials=trials), "heldout_nll")
+        assert found is not None
+        assert found.repeats == repeats
 
 
 def test_a_run_without_the_measure_is_a_lost_one() -> None:

@@ -16,6 +16,7 @@ from prefixkit.config import Attention, Method, Recipe
 from prefixkit.data import PreparedData, check_batch_size, longest_first
 from prefixkit.errors import ConfigError, DivergedError, TrainingError
 from prefixkit.evaluation import evaluate, evaluate_labels, heldout_loss, label_losses, validation_rows
+from prefixkit.evaluation.picking import hash_of_texts, pick
 from prefixkit.files import atomic_path, write_json, write_text
 from prefixkit.lab.run.agreement import check_alike, check_artefact, check_shared, check_unchanged
 from prefixkit.lab.run.attending import training_attention
@@ -281,6 +282,7 @@ def _record(recipe: Recipe, base: Base, data: PreparedData, outcome: Outcome, pr
         "flops_per_token": prefix.flops_per_token,
         "num_virtual_tokens": states.num_virtual_tokens,
         "data_hash": data.hash,
+        "rows_hash": None if data.stream is not None else hash_of_texts(pick(data.train, len(data.train))),
         "data_counts": asdict(data.counts),
         "machine": asdict(machine),
         "threads": torch.get_num_threads(),

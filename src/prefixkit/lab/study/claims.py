@@ -122,7 +122,7 @@ def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure, l
     match claim.test:
         case ClaimTest.RATIO:
             words = f"{arms[0].name} over {arms[1].name}, {label}"
-            moves = {_moves(measure, arms[0]), -_moves(measure, arms[1])}
+            moves = _moves(measure, arms[0]) | {-move for move in _moves(measure, arms[1])}
             return [_within(ratio(arms[0], arms[1], key, level=level), claim, words, Unit.RATIO, moves)]
         case ClaimTest.SPREAD:
             found = _within(spread(arms, key, level=level), claim, f"greatest over least {label}, less one", Unit.SHARE)
@@ -131,7 +131,7 @@ def _findings(claim: ClaimConfig, arms: Sequence[ArmResult], measure: Measure, l
         case ClaimTest.VALUE if len(arms) > 1:  # of runs that diverged
             return [_within(share_of(arms, key, level=level), claim, f"all {len(arms)} arms, {label}", measure.unit)]
         case ClaimTest.VALUE:
-            mean, moves = mean_of(arms[0], key, level=level), {_moves(measure, arms[0])}
+            mean, moves = mean_of(arms[0], key, level=level), _moves(measure, arms[0])
             return [_within(mean, claim, f"{arms[0].name}, {label}", measure.unit, moves)]
         case _:
             return [_better(first, second, measure, claim.margin, level) for first, second in pairwise(arms)]
@@ -154,9 +154,11 @@ def _better(first: ArmResult, second: ArmResult, measure: Measure, margin: float
     return _say(difference(first, second, measure.key, level=level), fairly, words, measure.unit)
 
 
-def _moves(measure: Measure, arm: ArmResult) -> int:
-    """Return where an arm's value may go at a rate that was not tried: 1 for up, -1 for down, 0 for nowhere."""
-    return 0 if not _may_improve(arm, measure) else 1 if measure.better is Better.HIGHER else -1
+def _moves(measure: Measure, arm: ArmResult) -> set[int]:
+    """Return where an arm's value may go at a rate that was not tried: 1 for up, -1 for down."""
+    if not _may_improve(arm, measure):
+        return set()
+    return {Better.HIGHER: {1}, Better.LOWER: {-1}, Better.NEITHER: {1, -1}}[measure.better]
 
 
 def _within(

@@ -42,6 +42,7 @@ class Outcome:
         error: why there is less; None where there is not.
         hardware: processor and threads it ran with; empty where that is not known.
         base_hash: of the base model's weights; None where that is not known.
+        rows_hash: of the rows it learned from, in whatever order; None where that is not known.
     """
 
     values: dict[str, float]
@@ -53,6 +54,7 @@ class Outcome:
     error: str | None
     hardware: str = ""
     base_hash: str | None = None
+    rows_hash: str | None = None
 
     @classmethod
     def failed(cls, reason: str, *, has_diverged: bool) -> "Outcome":
@@ -119,6 +121,7 @@ def read_outcome(trial: Trial, error: str | None, *, samples: int, items: Collec
         error=None,
         hardware=_hardware(run),
         base_hash=run["base_weights_hash"]["before"],
+        rows_hash=run.get("rows_hash"),
     )
 
 

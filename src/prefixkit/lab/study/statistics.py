@@ -204,7 +204,7 @@ def _repeats(
     """Return one value per independent repeat: the seeds', or, of several draws of the rows, each draw's mean."""
     draws: dict[Hashable, dict[int, list[float]]] = {}
     for replicate, own, value in zip(replicates, outcomes, values, strict=True):
-        hashes = tuple(outcome.data_hash for outcome in own)
+        hashes = tuple(outcome.rows_hash for outcome in own)
         draw = replicate.subset if None in hashes else hashes  # draws that took all the rows there are, are one
         draws.setdefault(draw, {}).setdefault(replicate.seed, []).append(value)
     means = [[float(np.mean(same)) for same in seeds.values()] for seeds in draws.values()]
