@@ -12,6 +12,7 @@
     ├── TrainingError        a run cannot start, go on, or be saved
     │   └── DivergedError           loss or gradients left the rails
     ├── EvaluationError      a measurement cannot be made
+    │   └── NotFiniteError          a loss is no number
     └── SweepError           some trials of a sweep failed
 
 A message says what is wrong, what was expected and what to do, the field's path first:
