@@ -169,6 +169,8 @@ def test_a_run_within_a_budget_says_what_was_chosen_and_is_resumed_with_it(
     again = train_run(recipe, other.folder, resume=True, memory_budget=10**12, report=lambda *_: None)
     assert read_recipe(again.folder).train.batch_size == 2
     assert again.prefix.card.content_hash == other.prefix.card.content_hash
+    with pytest.raises(ConfigError, match=r"^train\.batch_size: .*if --memory-budget chose that, give it"):
+        train_run(recipe, other.folder, resume=True, report=lambda *_: None)
     with pytest.raises(ConfigError, match="--memory-budget: 0.00 GB cannot be met: loading the base model and the"):
         train_run(recipe, tmp_path / "third", memory_budget=1000, report=lambda *_: None)
     assert not (tmp_path / "third").exists()

@@ -1,10 +1,11 @@
 """What a recipe reads: its base model and its data."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from prefixkit import processes
 from prefixkit.config import Format, Method, Recipe
-from prefixkit.data import NO_LOSS, PreparedData, prepare
+from prefixkit.data import NO_LOSS, Example, PreparedData, prepare
 from prefixkit.errors import DataError
 from prefixkit.evaluation import check_context, check_metrics
 from prefixkit.models import Base, load_base_model
@@ -39,15 +40,19 @@ def load_for(recipe: Recipe) -> tuple[Base, PreparedData]:
         reads_both_ways=base.reads_both_ways,
     )
     if recipe.method.kind is Method.INFIX and recipe.data.format is Format.MESSAGES:
-        _check_single_replies(data)
+        check_single_replies((*data.train, *data.validation, *data.test, *data.contrast))
     if not data.classes:
         check_context(base, data, recipe, prefix_tokens=positions)
     return base, data
 
 
-def _check_single_replies(data: PreparedData) -> None:
-    """Refuse conversations in which an infix would be learned before another reply than it is used before."""
-    for example in (*data.train, *data.validation, *data.test, *data.contrast):
+def check_single_replies(examples: Sequence[Example]) -> None:
+    """Refuse conversations in which an infix would be learned before another reply than it is used before.
+
+    Raises:
+        DataError: several replies are learned of one.
+    """
+    for example in examples:
         learns = [token != NO_LOSS for token in example.labels]
         if sum(now and not before for before, now in pairwise([False, *learns])) > 1:
             raise DataError(
