@@ -27,7 +27,7 @@ WITHOUT_A_BEST = ("seconds", "seconds_per_step", "peak_memory_bytes", "flops_per
 #: Of a run's record.
 COSTS = (
     Measure("seconds", "Training time", "Seconds of training, held-out losses included.", Better.LOWER, Unit.SECONDS),
-    Measure("seconds_per_step", "Time per step", "Seconds of training over its steps, held-out losses included.", Better.LOWER, Unit.SECONDS),
+    Measure("seconds_per_step", "Time per step", "Seconds of training over its steps.", Better.LOWER, Unit.SECONDS),
     Measure("peak_memory_bytes", "Peak memory", "Most memory of the process.", Better.LOWER, Unit.BYTES),
     Measure("flops_per_token", "Operations per token", "That what was trained adds to the base model's, for a token of "
             "text.", Better.LOWER, Unit.COUNT),
